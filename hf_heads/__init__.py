@@ -1,0 +1,40 @@
+"""hf-heads: re-parametrizes the attention heads of pretrained checkpoints and hands them back as ordinary ones.
+
+Importing this package is what lets `AutoModel.from_pretrained` load converted checkpoints.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from .errors import HeadsError
+from .registration import register
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "CollabSpec": "methods.collab",
+    "HeadsSpec": "methods.base",
+    "LowRankSpec": "methods.low_rank",
+    "convert": "convert",
+    "load_recipe": "recipes",
+    "methods": "methods",
+}
+
+__all__ = ["HeadsError", "__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'hf_heads' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register()

@@ -1,0 +1,274 @@
+"""`HeadsAttention`: the one forward that every method shares, mixed into the host's own attention class."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .adapters import AttentionSite, Kind, host_shape
+from .dense import AttentionShape, DenseAttention
+
+if TYPE_CHECKING:
+    from .methods.base import HeadsSpec
+
+
+class HeadsAttention(nn.Module):
+    """Attention with re-parametrized heads, in the place of a host's attention module.
+
+    A method derives from this class, names the host's projections that it replaces and makes queries, keys and
+    values; caches, masks, the choice of kernel and the output projection are the same for all methods. The class that
+    enters a model derives from the method's class *and* from the host's, because transformers finds the modules whose
+    attention weights it returns by `isinstance`.
+
+    Args:
+        host: the module that is replaced; its plain attributes and the projections that stay are taken over.
+        site: where the architecture keeps what.
+        kind: self, causal or cross.
+        output: the host's output projection, inside or outside of the module.
+        spec: the block's settings, resolved for its shape.
+    """
+
+    replaces: ClassVar[tuple[str, ...]] = ("query", "key")
+    layer_idx: int | None
+    scaling: float
+    config: Any
+
+    def __init__(self, host: nn.Module, site: AttentionSite, kind: Kind, output: nn.Linear, spec: HeadsSpec) -> None:
+        nn.Module.__init__(self)
+        for name, value in vars(host).items():
+            if not name.startswith("_"):
+                setattr(self, name, value)
+        before = host.shape if isinstance(host, HeadsAttention) else host_shape(host, site, output)
+        dropout = getattr(host, "attention_dropout", getattr(host, "dropout", 0.0))
+        self.attention_dropout = dropout.p if isinstance(dropout, nn.Dropout) else float(dropout)
+        self.is_causal = kind == "causal"
+        self.site = site
+        self.kind = kind
+        self.spec = spec
+        self.shape: AttentionShape = replace(before, heads=spec.heads or before.heads)
+        stays = {site.output} if site.output_inside else set()
+        if "value" not in self.replaces:
+            stays.add(site.value)
+        for name, child in host.named_children():
+            if name in stays or not any(True for _ in child.parameters()):
+                self.add_module(name, child)
+        if "value" not in self.replaces:
+            self.add_module(site.value, self._fitting_value(getattr(self, site.value, None)))
+        self.build(self.shape)
+
+    def _fitting_value(self, value: nn.Linear | None) -> nn.Linear:
+        """The host's value projection, or a new one where its size is not (or no longer) the block's."""
+        width = self.shape.heads * self.shape.value_dim
+        if value is not None and value.out_features == width:
+            return value
+        return nn.Linear(self.shape.key_width, width, bias=self.shape.bias)
+
+    # What a method brings.
+
+    def build(self, shape: AttentionShape) -> None:
+        """Create the method's parameters, uninitialised, on the current default device and in the default dtype."""
+        raise NotImplementedError
+
+    def init_weights(self) -> None:
+        """Start the parameters that are not in a Linear (those transformers initialises), for training from scratch."""
+
+    def project_query(self, hidden_states: Tensor) -> Tensor:
+        """(batch, target, query_width) to queries (batch, heads, target, width)."""
+        raise NotImplementedError
+
+    def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, source, key_width) to keys and values as they are cached.
+
+        Both have the same number of heads, since static caches hold equal numbers: (batch, n, source, any width).
+        """
+        raise NotImplementedError
+
+    def unpack_memory(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Cached keys and values to (batch, heads or 1, source, width) each, and an additive term on the scores."""
+        return key, value, None
+
+    def to_dense(self, output: nn.Linear) -> DenseAttention:
+        """The block as a neutral record, so that it can be converted again.
+
+        Raises:
+            HeadsError: the method's attention is not expressible as standard attention.
+        """
+        raise NotImplementedError
+
+    # What all methods share.
+
+    @property
+    def value_projection(self) -> nn.Linear:
+        """The host's value projection, for methods that keep it."""
+        return getattr(self, self.site.value)
+
+    def split_value(self, memory: Tensor) -> Tensor:
+        """The host's own values, (batch, heads, source, value_dim)."""
+        value = self.value_projection(memory)
+        return value.unflatten(-1, (self.spec.heads, -1)).transpose(1, 2)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention as the hosts call it.
+
+        Args:
+            hidden_states: (batch, target, query_width)
+            attention_mask: what transformers builds for the implementation at hand: additive, boolean or None.
+            past_key_values: a cache of transformers, of any kind.
+            kwargs: the key-side inputs of cross-attention under the host's name for them; the rest is not used.
+
+        Returns:
+            The block's output (batch, target, output_width), or the merged heads where the host projects outside of
+            the module, and the attention weights (batch, heads, target, source) in `eager`, else None.
+        """
+        memory = kwargs.pop(self.site.memory, None) if self.site.memory else None
+        query = self.project_query(hidden_states)
+        key, value = self._memory(hidden_states if memory is None else memory, memory is not None, past_key_values)
+        key, value, bias = self.unpack_memory(key, value)
+        context, weights = attend(
+            query,
+            key,
+            value,
+            scaling=self.scaling,
+            bias=bias,
+            mask=attention_mask,
+            causal=self.is_causal if kwargs.get("is_causal") is None else kwargs["is_causal"],
+            dropout=self.attention_dropout if self.training else 0.0,
+            implementation=self.config._attn_implementation,
+        )
+        context = context.transpose(1, 2).flatten(2)
+        if self.site.output_inside:
+            context = getattr(self, self.site.output)(context)
+        return context, weights
+
+    def _memory(self, source: Tensor, cross: bool, past_key_values: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values as cached: made from `source`, or taken from the cache where they are there already."""
+        if past_key_values is None:
+            return self.project_memory(source)
+        both = hasattr(past_key_values, "is_updated")  # an encoder-decoder pair of caches
+        cache = past_key_values
+        if both:
+            cache = past_key_values.cross_attention_cache if cross else past_key_values.self_attention_cache
+            if cross and past_key_values.is_updated.get(self.layer_idx):
+                layer = cache.layers[self.layer_idx]
+                return layer.keys, layer.values
+        key, value = cache.update(*self.project_memory(source), self.layer_idx)
+        if both and cross:
+            past_key_values.is_updated[self.layer_idx] = True
+        return key, value
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scaling: float,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+    implementation: str | None = "eager",
+) -> tuple[Tensor, Tensor | None]:
+    """Softmax attention with shared keys or values, an additive term on the scores, and any widths.
+
+    Args:
+        query: (batch, heads, target, width)
+        key: (batch, heads or 1, source, width)
+        value: (batch, heads or 1, source, value_dim)
+        scaling: factor on the scores; the additive term is not scaled.
+        bias: broadcastable to (batch, heads, target, source).
+        mask: additive or boolean (True attends), broadcastable to (batch, heads, target, source).
+        causal: the module is causal; only used when there is no mask, as in transformers.
+        dropout: probability of dropping an attention weight.
+        implementation: `eager` returns the weights; `sdpa` takes the fastest exact way.
+
+    Returns:
+        Context (batch, heads, target, value_dim) and the weights or None.
+    """
+    if implementation != "eager" and use_fused_kernel(query, key, value, bias):
+        return _fused(query, key, value, scaling, bias, mask, causal, dropout), None
+    weights = _scores(query, key, scaling)
+    if bias is not None:
+        weights = weights + bias
+    additive = _additive(mask, causal, weights)
+    if additive is not None:
+        weights = weights + additive
+    weights = weights.softmax(-1, dtype=torch.float32).to(value.dtype)
+    weights = nn.functional.dropout(weights, dropout, training=dropout > 0)
+    return _fold(weights, value), weights if implementation == "eager" else None
+
+
+def use_fused_kernel(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> bool:
+    """Whether torch's fused attention is the fastest exact way for these tensors.
+
+    Decided by measurement (`scripts/latency.py`), by shape and device alone, so that results repeat.
+    """
+    return bias is None and key.shape[1] == query.shape[1] and query.shape[-1] <= value.shape[-1]
+
+
+def _fold(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right, (batch, heads, target, a) and (batch, n, a, b); heads that share `right` become its rows."""
+    if right.shape[1] == left.shape[1]:
+        return left @ right
+    batch, heads, target, _ = left.shape
+    folded = left.reshape(batch, right.shape[1], -1, left.shape[-1]) @ right
+    return folded.view(batch, heads, target, right.shape[-1])
+
+
+def _scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """Scaled scores (batch, heads, target, source)."""
+    return _fold(query * scaling, key.mT)
+
+
+def _additive(mask: Tensor | None, causal: bool, scores: Tensor) -> Tensor | None:
+    """The mask as something to add to the scores; a causal one is built where transformers leaves it to the kernel."""
+    target, source = scores.shape[-2:]
+    if mask is None:
+        if not causal or target == 1:
+            return None
+        mask = torch.ones(target, source, dtype=torch.bool, device=scores.device).tril()
+    if mask.dtype == torch.bool:
+        return torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return mask
+
+
+def _fused(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    causal: bool,
+    dropout: float,
+) -> Tensor:
+    """Torch's fused attention; queries and keys are padded to the values' width, since it wants equal widths."""
+    target, source = query.shape[-2], key.shape[-2]
+    if bias is not None:
+        bias = bias.expand(*query.shape[:3], source)
+        additive = _additive(mask, causal, bias)
+        mask, causal = bias if additive is None else bias + additive, False
+    if causal and mask is None and target > 1 and source > target:
+        key, value = key[:, :, :target], value[:, :, :target]  # an empty static cache beyond the prompt
+    missing = value.shape[-1] - query.shape[-1]
+    if missing > 0:
+        query, key = nn.functional.pad(query, (0, missing)), nn.functional.pad(key, (0, missing))
+    heads = query.shape[1]
+    return nn.functional.scaled_dot_product_attention(
+        query,
+        key.expand(-1, heads, -1, -1),
+        value.expand(-1, heads, -1, -1),
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=causal and mask is None and target > 1,
+        scale=scaling,
+    )

@@ -1,0 +1,255 @@
+"""Conversion of a model in memory: statistics, weights, new modules, refit, block by block."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from . import auto
+from .adapters import Block, find_blocks
+from .calibration import Batch, collect_statistics, refit_output, share_weights
+from .dense import DenseAttention
+from .errors import HeadsError
+from .methods import HeadsSpec, get_method
+from .methods.base import BlockProfile
+from .moments import BlockStatistics
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """What happened to one block.
+
+    Attributes:
+        name: the block's name inside the base model.
+        kind: self, causal or cross.
+        spec: the settings, resolved.
+        parameters, parameters_before: of the block, output projection included.
+        cache, cache_before: numbers per token in a key-value cache.
+        error: relative error of the decomposition in the norm that it minimised.
+        refit_gain: share of the output's squared error that the refit removed on data it was not fitted to, or None.
+    """
+
+    name: str
+    kind: str
+    spec: HeadsSpec
+    parameters: int
+    parameters_before: int
+    cache: int
+    cache_before: int
+    error: float
+    refit_gain: float | None
+
+
+@dataclass
+class Report:
+    """What a conversion did, in numbers; `to_dict` gives plain JSON."""
+
+    blocks: list[BlockReport] = field(default_factory=list)
+    model_parameters: int = 0
+    model_parameters_before: int = 0
+    calibration: str = "none"
+    seconds: float = 0.0
+    drift: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON and the model card."""
+        return {
+            "blocks": [
+                {**{name: value for name, value in vars(block).items() if name != "spec"}, **block.spec.to_config()}
+                for block in self.blocks
+            ],
+            "attention_parameters": sum(block.parameters for block in self.blocks),
+            "attention_parameters_before": sum(block.parameters_before for block in self.blocks),
+            "model_parameters": self.model_parameters,
+            "model_parameters_before": self.model_parameters_before,
+            "cache_per_token": sum(block.cache for block in self.blocks),
+            "cache_per_token_before": sum(block.cache_before for block in self.blocks),
+            "calibration": self.calibration,
+            "seconds": round(self.seconds, 1),
+            "drift": self.drift,
+        }
+
+
+def convert(
+    model: PreTrainedModel,
+    spec: HeadsSpec | dict[str, HeadsSpec],
+    *,
+    calibration: Sequence[Batch] | None = None,
+    blocks: str | None = None,
+    refit: bool = True,
+    inplace: bool = False,
+    progress: Progress | None = None,
+) -> tuple[PreTrainedModel, Report]:
+    """Re-parametrize the attention heads of a model.
+
+    Args:
+        model: any model of an architecture with an adapter, native or converted before.
+        spec: the settings for all blocks, such as `CollabSpec(rank=96)`, or a mapping from block name patterns to
+            settings, of which the first that matches a block counts.
+        calibration: batches of keyword arguments of the model's forward, such as a tokenizer returns them, with masks
+            where there is padding; read several times. None works from the weights alone.
+        blocks: comma-separated shell patterns of the blocks to convert; a leading `!` leaves out. None takes all.
+        refit: refit output projections to the original's outputs, where cross-validation says that it helps.
+        inplace: change `model` itself instead of a copy.
+        progress: called with (what, done, total).
+
+    Returns:
+        The converted model, and what was done in numbers.
+
+    Raises:
+        HeadsError: no adapter, settings that do not fit, weights that are not finite, empty calibration data.
+    """
+    started = time.perf_counter()
+    report = Report(model_parameters_before=_count(model))
+    specs_by_pattern = spec if isinstance(spec, dict) else {blocks or "*": spec}
+    chosen = _choose(model, specs_by_pattern, blocks)
+    if calibration is not None:
+        calibration = list(calibration)
+        if not calibration:
+            raise HeadsError("the calibration data is empty")
+        report.calibration = "given batches"
+    for block in chosen.values():
+        _check_finite(block[0])
+
+    original = share_weights(model)
+    converted = model if inplace else copy.deepcopy(model)
+    modes = converted.training, converted.config._attn_implementation
+    auto.adopt(converted)
+    for one in (original, converted):
+        one.eval()
+    specs = _plan(original, chosen, calibration, progress)
+    done = auto.block_specs(converted)
+    for index, name in enumerate(chosen):
+        if progress:
+            progress(f"converting {name}", index, len(chosen))
+        report.blocks.append(_convert_block(converted, original, name, specs[name], calibration, refit))
+        done = {**done, name: specs[name]}
+    auto.set_specs(converted, done)
+    converted.train(modes[0])
+    if progress:
+        progress("converted", len(chosen), len(chosen))
+    report.model_parameters = _count(converted)
+    report.seconds = time.perf_counter() - started
+    return converted, report
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _choose(
+    model: PreTrainedModel, specs: dict[str, HeadsSpec], blocks: str | None
+) -> dict[str, tuple[Block, HeadsSpec]]:
+    """The blocks to convert, each with its settings before planning."""
+    allowed = {block.name for block in find_blocks(model, blocks)}
+    chosen: dict[str, tuple[Block, HeadsSpec]] = {}
+    for pattern, spec in specs.items():
+        for block in find_blocks(model, pattern):
+            if block.name in allowed and block.name not in chosen:
+                chosen[block.name] = (block, spec)
+    order = [block.name for block in find_blocks(model)]
+    return {name: chosen[name] for name in order if name in chosen}
+
+
+def _check_finite(block: Block) -> None:
+    if not auto.read_block(block).finite():
+        raise HeadsError(f"the weights of {block.name} contain NaN or Inf; this checkpoint is damaged")
+
+
+def _plan(
+    original: PreTrainedModel,
+    chosen: dict[str, tuple[Block, HeadsSpec]],
+    calibration: Sequence[Batch] | None,
+    progress: Progress | None,
+) -> dict[str, HeadsSpec]:
+    """Resolved settings of every block; settings that spread a total over blocks see all their blocks at once."""
+    groups: dict[HeadsSpec, list[str]] = {}
+    for name, (_, spec) in chosen.items():
+        groups.setdefault(spec, []).append(name)
+    blocks = {block.name: block for block in find_blocks(original)}
+    planned: dict[str, HeadsSpec] = {}
+    for spec, names in groups.items():
+        profiles = {}
+        for index, name in enumerate(names):
+            dense = auto.read_block(blocks[name])
+            spec.resolve(dense.shape, name)
+            statistics = BlockStatistics.uninformed(dense.shape)
+            if calibration is not None and spec.needs_profiles():
+                if progress:
+                    progress(f"profiling {name}", index, len(names))
+                statistics = collect_statistics(original, blocks[name], dense, calibration)
+            profiles[name] = BlockProfile(dense.shape, dense, statistics)
+        planned.update(spec.plan(profiles))
+    return planned
+
+
+def _convert_block(
+    model: PreTrainedModel,
+    original: PreTrainedModel,
+    name: str,
+    spec: HeadsSpec,
+    calibration: Sequence[Batch] | None,
+    refit: bool,
+) -> BlockReport:
+    """Convert one block of `model` in place."""
+    method = get_method(spec.method)
+    block = {block.name: block for block in find_blocks(model)}[name]
+    before = block.module.spec.parameters(block.module.shape) if isinstance(block.module, auto.HeadsAttention) else None
+    cache_before = block.module.spec.cache_per_token(block.module.shape) if isinstance(block.module, auto.HeadsAttention) else None
+    dense = auto.read_block(block)
+    statistics = (
+        BlockStatistics.uninformed(dense.shape)
+        if calibration is None
+        else collect_statistics(model, block, dense, calibration)
+    )
+    made = method.from_dense(dense, statistics, spec)
+    module = auto.replace_block(model, block, spec)
+    block = {block.name: block for block in find_blocks(model)}[name]
+    load_weights(block, made.weights)
+    gain = None
+    if refit and calibration is not None and made.error > 1e-6:
+        (original_block,) = (one for one in find_blocks(original) if one.name == name)
+        fitted = refit_output(model, block, original, original_block, calibration)
+        if fitted is not None:
+            load_weights(block, {"output.weight": fitted.weight, "output.bias": fitted.bias})
+            gain = fitted.gain
+    return BlockReport(
+        name,
+        block.kind,
+        spec,
+        spec.parameters(module.shape),
+        dense.shape.parameters if before is None else before,
+        spec.cache_per_token(module.shape),
+        dense.shape.cache_per_token if cache_before is None else cache_before,
+        made.error,
+        gain,
+    )
+
+
+def load_weights(block: Block, weights: dict[str, torch.Tensor]) -> None:
+    """Give a block new tensors; `value.*` and `output.*` are the host's own projections, wherever they are.
+
+    Parameters are replaced, not written into: a projection may share its tensors with the original model.
+    """
+    for name, tensor in weights.items():
+        owner, _, leaf = name.rpartition(".")
+        if owner == "output":
+            module: nn.Module = block.output
+        elif owner == "value":
+            module = getattr(block.module, block.site.value)
+        else:
+            module = block.module.get_submodule(owner)
+        before = getattr(module, leaf)
+        if before.shape != tensor.shape:
+            raise HeadsError(f"{block.name}: {name} has shape {tuple(tensor.shape)}, expected {tuple(before.shape)}")
+        new = tensor.detach().to(device=block.output.weight.device, dtype=before.dtype).contiguous().clone()
+        setattr(module, leaf, nn.Parameter(new, requires_grad=before.requires_grad))

@@ -1,0 +1,136 @@
+"""What a method is: a spec (its settings), an attention class (its forward) and `from_dense` (its conversion)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Self
+
+from torch import Tensor
+
+from ..attention import HeadsAttention
+from ..dense import AttentionShape, DenseAttention
+from ..errors import HeadsError
+from ..moments import BlockStatistics
+
+
+def option(default: Any, text: str, *, stored: bool = True, choices: tuple[str, ...] | None = None) -> Any:
+    """A field of a spec: also an option of the command line, and an entry of the config unless `stored` is False."""
+    return field(default=default, metadata={"help": text, "stored": stored, "choices": choices})
+
+
+@dataclass(frozen=True)
+class BlockProfile:
+    """What planning knows of a block before anything is converted."""
+
+    shape: AttentionShape
+    dense: DenseAttention
+    statistics: BlockStatistics
+
+
+@dataclass(frozen=True)
+class HeadsSpec:
+    """One block's settings. Fields are the command's options and, once resolved, the config's entries."""
+
+    method: ClassVar[str]
+    heads: int | None = option(None, "number of heads; the host's when not given", stored=True)
+
+    def resolve(self, shape: AttentionShape, where: str = "the block") -> Self:
+        """The same settings with all that depends on the block's shape filled in and checked.
+
+        Raises:
+            HeadsError: the settings do not fit the shape; the message names the limit.
+        """
+        if self.heads not in (None, shape.heads):
+            raise HeadsError(f"{self.method} keeps the number of heads, which is {shape.heads} in {where}")
+        return dataclasses.replace(self, heads=shape.heads)
+
+    def plan(self, blocks: Mapping[str, BlockProfile]) -> dict[str, Self]:
+        """Settings for every block of a model, for methods that spread a total over the blocks."""
+        return {name: self.resolve(block.shape, name) for name, block in blocks.items()}
+
+    def needs_profiles(self) -> bool:
+        """Whether `plan` wants statistics of all blocks of the original model first."""
+        return False
+
+    def parameters(self, shape: AttentionShape) -> int:
+        """Parameters of a block with these (resolved) settings, output projection included."""
+        raise NotImplementedError
+
+    def cache_per_token(self, shape: AttentionShape) -> int:
+        """Numbers kept per token in a key-value cache."""
+        raise NotImplementedError
+
+    def to_config(self) -> dict[str, Any]:
+        """The entry of `config.json`."""
+        stored = {
+            item.name: getattr(self, item.name) for item in fields(self) if item.metadata.get("stored", True)
+        }
+        return {"method": self.method, **{name: value for name, value in stored.items() if value is not None}}
+
+    @classmethod
+    def from_mapping(cls, entries: Mapping[str, Any], where: str = "heads") -> Self:
+        """A spec from an entry of `config.json` or of a recipe, without its `method`.
+
+        Raises:
+            HeadsError: an unknown name or a value of the wrong type.
+        """
+        known = {item.name: item for item in fields(cls)}
+        for name, value in entries.items():
+            if name not in known:
+                raise HeadsError(f"{where}: {cls.method} has no setting '{name}'. Known: {', '.join(known)}")
+            choices = known[name].metadata.get("choices")
+            if choices and value not in choices:
+                raise HeadsError(f"{where}: {name} is {value!r}, expected one of {', '.join(choices)}")
+            wanted: tuple[type, ...] = (str,) if choices else _types(known[name].type)
+            if value is not None and (type(value) not in wanted):
+                names = " or ".join(kind.__name__ for kind in wanted)
+                raise HeadsError(f"{where}: {name} is {value!r}, expected {names}")
+        return cls(**entries)
+
+
+def _types(annotation: Any) -> tuple[type, ...]:
+    """The plain types that an annotation of a spec's field allows."""
+    kinds: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
+    found = [kinds[part.strip()] for part in str(annotation).split("|") if part.strip() in kinds]
+    return tuple([*found, int] if float in found else found)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What `from_dense` hands back.
+
+    Attributes:
+        weights: the new module's tensors by name; `value.*` and `output.*` stand for the host's own projections.
+        error: the relative error of what was decomposed, in the norm that was minimised; 0 is lossless.
+    """
+
+    weights: dict[str, Tensor]
+    error: float
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method, complete.
+
+    Attributes:
+        spec: its settings.
+        attention: its forward, a class to be mixed into the host's attention class.
+        from_dense: weights and statistics of a block and a resolved spec to the new module's weights.
+        title: one line that says what it does.
+        paper: where it comes from.
+        reason_against: by model type, why the method cannot be used there.
+    """
+
+    spec: type[HeadsSpec]
+    attention: type[HeadsAttention]
+    from_dense: Callable[[DenseAttention, BlockStatistics, Any], Converted]
+    title: str
+    paper: str
+    reason_against: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The name of the method in commands, recipes and configs."""
+        return self.spec.method

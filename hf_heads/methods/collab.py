@@ -1,0 +1,132 @@
+"""Collaborative heads: one key/query space for all heads, mixed per head (arXiv 2006.16362)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from ..adapters import read_value_output
+from ..attention import HeadsAttention
+from ..decompositions import cp, tucker
+from ..dense import AttentionShape, DenseAttention
+from ..moments import BlockStatistics
+from .base import Converted, Method, option
+from .shared_rank import RankSpec, content_bias, whitened_factors
+
+
+@dataclass(frozen=True)
+class CollabSpec(RankSpec):
+    """Collaborative heads.
+
+    score_h(x, y) = scale * (x U) G_h (y V)^T + y c_h, with U and V shared by all heads, (width, rank) each. In the CP
+    form G_h is a diagonal, the head's mixing vector; in the Tucker form a rank x rank matrix.
+
+    Attributes:
+        rank: R, width of the shared space; heads * head_dim is lossless.
+        form: cp (a mixing vector per head) or tucker (a mixing matrix per head).
+    """
+
+    method: ClassVar[str] = "collab"
+    form: str = option("cp", "how heads mix the shared space", choices=("cp", "tucker"))
+
+    def resolve(self, shape: AttentionShape, where: str = "the block") -> Self:
+        spec = super().resolve(shape, where)
+        # Beyond the inputs' width the Tucker factors would have more columns than rows and say nothing more.
+        if self.form == "tucker" and spec.rank is not None:
+            return dataclasses.replace(spec, rank=min(spec.rank, shape.query_width, shape.key_width))
+        return spec
+
+    def parameters(self, shape: AttentionShape) -> int:
+        assert self.rank is not None
+        core = self.rank if self.form == "cp" else self.rank**2
+        shared = self.rank * (shape.query_width + shape.key_width)
+        return shared + shape.heads * (core + shape.key_width) + shape.value_parameters
+
+    def cache_per_token(self, shape: AttentionShape) -> int:
+        assert self.rank is not None
+        return self.rank + shape.heads + shape.heads * shape.value_dim
+
+
+class CollabAttention(HeadsAttention):
+    """Attention over one shared key per position; queries are the shared query, reweighted for each head."""
+
+    spec: CollabSpec
+
+    def build(self, shape: AttentionShape) -> None:
+        rank, heads = self.spec.rank, shape.heads
+        assert rank is not None
+        self.shared_query = nn.Linear(shape.query_width, rank, bias=False)
+        self.shared_key = nn.Linear(shape.key_width, rank, bias=False)
+        self.content_bias = nn.Linear(shape.key_width, heads, bias=False)
+        self.mixing = nn.Parameter(torch.empty((heads, rank) if self.spec.form == "cp" else (heads, rank, rank)))
+
+    def init_weights(self) -> None:
+        # Scores start with the variance that heads of width head_dim would give.
+        rank = self.mixing.shape[-1]
+        terms = rank if self.spec.form == "cp" else rank**2
+        init.normal_(self.mixing, mean=0.0, std=(self.shape.head_dim / terms) ** 0.5)
+
+    def project_query(self, hidden_states: Tensor) -> Tensor:
+        # (batch, 1, target, rank): the shared query, then reweighted for each head
+        shared = self.shared_query(hidden_states)[:, None]
+        return shared * self.mixing[:, None] if self.spec.form == "cp" else shared @ self.mixing
+
+    def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        key = torch.cat([self.shared_key(memory), self.content_bias(memory)], -1)
+        return key[:, None], self.value_projection(memory)[:, None]
+
+    def unpack_memory(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        heads = self.shape.heads
+        value = value.squeeze(1).unflatten(-1, (heads, -1)).transpose(1, 2)
+        shared, bias = key[..., :-heads], key[..., -heads:]
+        return shared, value, bias.transpose(1, 3).squeeze(-1)[:, :, None]
+
+    def to_dense(self, output: nn.Linear) -> DenseAttention:
+        mixing = self.mixing.detach()
+        heads, rank = mixing.shape[:2]
+        shared = self.shared_query.weight.detach().T
+        zeros = shared.new_zeros(heads, rank)
+        return DenseAttention(
+            query=shared * mixing[:, None] if self.spec.form == "cp" else shared @ mixing,
+            key=self.shared_key.weight.detach().T.expand(heads, -1, -1),
+            query_bias=zeros,
+            key_bias=zeros,
+            content_bias=self.content_bias.weight.detach(),
+            scale=self.scaling,
+            **read_value_output(self.value_projection, output, heads),
+        )
+
+
+def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: CollabSpec) -> Converted:
+    """Shared factors, mixing and content bias of a block, from its weights and what the data says about its inputs."""
+    assert spec.rank is not None
+    query, key = whitened_factors(dense, statistics)
+    factors = cp(query, key, spec.rank) if spec.form == "cp" else tucker(query, key, (spec.rank, spec.rank))
+    core = factors.core
+    if (weights := statistics.head_weights) is not None:
+        core = core / weights.view(-1, *[1] * (core.ndim - 1))
+    u = statistics.query.square_root()[1] @ factors.query
+    v = statistics.key.square_root()[1] @ factors.key
+    mean = statistics.query.mean @ u
+    approximated = (core * mean if spec.form == "cp" else mean @ core) @ v.T
+    weights_by_name = {
+        "shared_query.weight": u.T / dense.scale,  # the host's scale is applied to the scores once more
+        "shared_key.weight": v.T,
+        "content_bias.weight": content_bias(dense, statistics, approximated),
+        "mixing": core,
+    }
+    return Converted(weights_by_name, factors.error)
+
+
+METHOD = Method(
+    CollabSpec,
+    CollabAttention,
+    from_dense,
+    "one shared query-key space, a mixing vector (cp) or matrix (tucker) per head",
+    "Cordonnier, Loukas, Jaggi 2020, arXiv 2006.16362",
+)

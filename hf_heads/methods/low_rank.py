@@ -1,0 +1,99 @@
+"""Per-head low rank: narrower queries and keys, head by head; the rival of collaborative heads at equal parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters import read_value_output, split_heads
+from ..attention import HeadsAttention
+from ..decompositions import low_rank
+from ..dense import AttentionShape, DenseAttention
+from ..moments import BlockStatistics
+from .base import Converted, Method
+from .shared_rank import RankSpec, content_bias, whitened_factors
+
+
+@dataclass(frozen=True)
+class LowRankSpec(RankSpec):
+    """Queries and keys of width rank / heads per head; heads * head_dim is lossless."""
+
+    method: ClassVar[str] = "low-rank"
+
+    def step(self, shape: AttentionShape) -> int:
+        return shape.heads
+
+    def parameters(self, shape: AttentionShape) -> int:
+        assert self.rank is not None
+        return self.rank * (shape.query_width + 1 + shape.key_width) + shape.value_parameters
+
+    def cache_per_token(self, shape: AttentionShape) -> int:
+        assert self.rank is not None
+        return self.rank + shape.heads * shape.value_dim
+
+
+class LowRankAttention(HeadsAttention):
+    """Standard attention with narrow queries and keys."""
+
+    spec: LowRankSpec
+
+    def build(self, shape: AttentionShape) -> None:
+        rank = self.spec.rank
+        assert rank is not None
+        self.narrow_query = nn.Linear(shape.query_width, rank)
+        self.narrow_key = nn.Linear(shape.key_width, rank, bias=False)
+
+    def project_query(self, hidden_states: Tensor) -> Tensor:
+        return self.narrow_query(hidden_states).unflatten(-1, (self.shape.heads, -1)).transpose(1, 2)
+
+    def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        key = self.narrow_key(memory).unflatten(-1, (self.shape.heads, -1)).transpose(1, 2)
+        return key, self.split_value(memory)
+
+    def to_dense(self, output: nn.Linear) -> DenseAttention:
+        heads = self.shape.heads
+        query, key = split_heads(self.narrow_query.weight.detach(), heads), split_heads(self.narrow_key.weight.detach(), heads)
+        query_bias = self.narrow_query.bias.detach().view(heads, -1)
+        return DenseAttention(
+            query=query,
+            key=key,
+            query_bias=query_bias,
+            key_bias=torch.zeros_like(query_bias),
+            content_bias=key.new_zeros(heads, key.shape[1]),
+            scale=self.scaling,
+            **read_value_output(self.value_projection, output, heads),
+        )
+
+
+def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: LowRankSpec) -> Converted:
+    """Narrow queries and keys of a block; the bias that the narrow keys can express is the best one in their span."""
+    assert spec.rank is not None
+    heads = dense.shape.heads
+    query, key = whitened_factors(dense, statistics)
+    narrow_query, narrow_key, error = low_rank(query, key, spec.rank // heads)
+    if (weights := statistics.head_weights) is not None:
+        narrow_query = narrow_query / weights[:, None, None]
+    u = statistics.query.square_root()[1] @ narrow_query
+    key_root, key_inverse = statistics.key.square_root()
+    v = key_inverse @ narrow_key
+    approximated = torch.einsum("d,hdr,hkr->hk", statistics.query.mean, u, v)
+    target = content_bias(dense, statistics, approximated) @ key_root
+    bias = torch.linalg.lstsq(narrow_key, target[..., None]).solution[..., 0]
+    weights_by_name = {
+        "narrow_query.weight": u.transpose(1, 2).flatten(0, 1) / dense.scale,
+        "narrow_query.bias": bias.flatten() / dense.scale,
+        "narrow_key.weight": v.transpose(1, 2).flatten(0, 1),
+    }
+    return Converted(weights_by_name, error)
+
+
+METHOD = Method(
+    LowRankSpec,
+    LowRankAttention,
+    from_dense,
+    "narrower queries and keys, head by head",
+    "Eckart, Young 1936; the per-head baseline of arXiv 2006.16362",
+)

@@ -1,0 +1,152 @@
+"""What the methods with a query-key rank share: whitening, ranks from a total or from an energy, checks."""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from ..decompositions import tail_energy
+from ..dense import AttentionShape, DenseAttention
+from ..errors import HeadsError
+from ..moments import BlockStatistics
+from .base import BlockProfile, HeadsSpec, option
+
+
+@dataclass(frozen=True)
+class RankSpec(HeadsSpec):
+    """Settings of a method whose size is a query-key rank summed over the heads."""
+
+    rank: int | None = option(None, "width of the query-key space, all heads together")
+    energy: float | None = option(
+        None, "instead of a rank: keep this share (0-1) of each block's query-key energy", stored=False
+    )
+    allocate: bool = option(False, "spread rank x blocks over the blocks by where it saves most", stored=False)
+
+    def step(self, shape: AttentionShape) -> int:
+        """Ranks are multiples of this."""
+        return 1
+
+    def lossless_rank(self, shape: AttentionShape) -> int:
+        """The rank at which nothing is lost."""
+        return min(shape.heads * shape.head_dim, shape.heads * min(shape.query_width, shape.key_width))
+
+    def resolve(self, shape: AttentionShape, where: str = "the block") -> Self:
+        spec = super().resolve(shape, where)
+        limit, step = self.lossless_rank(shape), self.step(shape)
+        if self.energy is not None:
+            if not 0 < self.energy <= 1:
+                raise HeadsError(f"energy {self.energy} is not a share between 0 and 1")
+            if self.rank is not None or self.allocate:
+                raise HeadsError("energy chooses the ranks itself; leave out rank and allocate")
+            return spec
+        if self.rank is None:
+            raise HeadsError(f"{self.method} needs a rank: from {step} to {limit} (lossless) in {where}")
+        if self.rank < 1:
+            raise HeadsError(f"rank {self.rank} is not positive; {where} takes {step} to {limit} (lossless)")
+        if self.rank > limit:
+            raise HeadsError(
+                f"rank {self.rank} exceeds heads x head_dim = {limit} of {where}; {limit} is already lossless"
+            )
+        if self.rank % step:
+            raise HeadsError(
+                f"rank {self.rank} is not a multiple of {step}, the number of heads of {where}; "
+                f"try {max(step, self.rank // step * step)} or {min(limit, (self.rank // step + 1) * step)}"
+            )
+        return spec
+
+    def needs_profiles(self) -> bool:
+        return self.allocate or self.energy is not None
+
+    def plan(self, blocks: Mapping[str, BlockProfile]) -> dict[str, Self]:
+        specs = super().plan(blocks)
+        if not self.needs_profiles():
+            return specs
+        tails = {name: tail_energy(*whitened_factors(block.dense, block.statistics)) for name, block in blocks.items()}
+        if self.energy is not None:
+            ranks = {
+                name: self._energy_rank(tails[name], blocks[name].shape, self.energy) for name in blocks
+            }
+        else:
+            weights = {name: _block_weight(block.statistics) for name, block in blocks.items()}
+            ranks = self._allocate({name: weights[name] * tails[name] for name in blocks}, blocks)
+        return {
+            name: dataclasses.replace(spec, rank=ranks[name], energy=None, allocate=False)
+            for name, spec in specs.items()
+        }
+
+    def _energy_rank(self, tail: Tensor, shape: AttentionShape, energy: float) -> int:
+        """The smallest rank that keeps the share `energy` of what the tail starts with."""
+        step = self.step(shape)
+        enough = (tail[::step] <= (1 - energy) * tail[0] + 1e-12 * tail[0]).nonzero()[0, 0]
+        return max(step, int(enough) * step)
+
+    def _allocate(self, tails: Mapping[str, Tensor], blocks: Mapping[str, BlockProfile]) -> dict[str, int]:
+        """Greedy spread of rank x blocks: each step of rank goes where it saves most of the weighted energy."""
+        assert self.rank is not None
+        steps = {name: max(self.step(block.shape), _GRAIN) for name, block in blocks.items()}
+        limits = {name: self.lossless_rank(block.shape) for name, block in blocks.items()}
+        ranks = {name: min(steps[name], limits[name]) for name in blocks}
+        budget = self.rank * len(blocks) - sum(ranks.values())
+
+        def gain(name: str) -> float:
+            after = min(ranks[name] + steps[name], limits[name])
+            spent = after - ranks[name]
+            return float(tails[name][ranks[name]] - tails[name][after]) / spent if spent else 0.0
+
+        queue = [(-gain(name), name) for name in blocks]
+        heapq.heapify(queue)
+        while queue:
+            _, name = heapq.heappop(queue)
+            spent = min(steps[name], limits[name] - ranks[name])
+            if 0 < spent <= budget:
+                ranks[name] += spent
+                budget -= spent
+                heapq.heappush(queue, (-gain(name), name))
+        return ranks
+
+
+_GRAIN = 4  # ranks are spread in steps of at least this, so that matrix widths stay friendly
+
+
+def _block_weight(statistics: BlockStatistics) -> float:
+    """How much a block's score error moves the model: its heads' reach against what its output is added to."""
+    if statistics.head_energy is None:
+        return 1.0
+    return float(statistics.head_energy.mean()) / statistics.output_energy
+
+
+def whitened_factors(dense: DenseAttention, statistics: BlockStatistics) -> tuple[Tensor, Tensor]:
+    """Per-head factors S_q A_h and S_k B_h whose products the methods approximate, weighted by head.
+
+    A_h = scale * W_Q,h and B_h = W_K,h; S is the square root of the centred covariance of either side's inputs.
+    (heads, query_width, head_dim) and (heads, key_width, head_dim) in float64.
+    """
+    query_root, _ = statistics.query.square_root()
+    key_root, _ = statistics.key.square_root()
+    query = query_root @ (dense.query.double().cpu() * dense.scale)
+    weights = statistics.head_weights
+    if weights is not None:
+        query = query * weights[:, None, None]
+    return query, key_root @ dense.key.double().cpu()
+
+
+def content_bias(dense: DenseAttention, statistics: BlockStatistics, approximated: Tensor) -> Tensor:
+    """What is left for a term y c_h that depends on the key alone, (heads, key_width).
+
+    c_h = B_h b_q,h + the block's own content bias, and what the approximation gets wrong for the mean query:
+    (A_h B_h^T - approximation_h)^T E[x].
+
+    Args:
+        approximated: (heads, key_width), approximation_h^T E[x].
+    """
+    double = dense.double()
+    key = double.key.cpu()
+    mean_query = torch.einsum("d,hde->he", statistics.query.mean, double.query.cpu()) + double.query_bias.cpu()
+    exact = dense.scale * torch.einsum("hde,he->hd", key, mean_query) + double.content_bias.cpu()
+    return exact - approximated
