@@ -17,7 +17,7 @@ _PUBLIC = {
     "CollabSpec": "methods.collab",
     "HeadsSpec": "methods.base",
     "LowRankSpec": "methods.low_rank",
-    "convert": "convert",
+    "convert": "conversion",
     "load_recipe": "recipes",
     "methods": "methods",
 }

@@ -20,7 +20,7 @@ from transformers.conversion_mapping import (
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from . import models as _models  # noqa: F401  the home of the made classes: transformers reads its source
-from .adapters import ADAPTERS, AttentionAdapter, Block, adapter_of, base_prefix, find_blocks, read_host
+from .adapters import ADAPTERS, AttentionAdapter, Block, adapter_of, base_prefix, find_blocks, host_shape, read_host
 from .attention import HeadsAttention
 from .configuration import PREFIX, HeadsConfig, config_class, derived_config
 from .dense import DenseAttention
@@ -42,7 +42,7 @@ class HeadsModel(PreTrainedModel):
             if isinstance(block.module, HeadsAttention):
                 for module in [*block.module.modules(), block.output]:
                     if not any(parameter.is_meta for parameter in module.parameters()):
-                        module._is_hf_initialized = False
+                        module._is_hf_initialized = False  # type: ignore[assignment]
                         self._initialize_weights(module)
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -58,7 +58,8 @@ class HeadsModel(PreTrainedModel):
             HeadsError: attention weights are missing, left over or of another shape than `config.json` says.
         """
         try:
-            model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+            loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+            model, info = loaded
         except RuntimeError as error:
             if "size mismatch" in str(error) or "ignore_mismatched_sizes" in str(error):
                 raise HeadsError(f"the weights have other shapes than config.json says: {_last_line(error)}") from error
@@ -111,9 +112,14 @@ def auto_classes(adapter: AttentionAdapter) -> dict[str, str]:
     return found
 
 
-@cache
-def derive(config: type[HeadsConfig]) -> None:
+_derived: set[str] = set()
+
+
+def derive(config: type[Any]) -> None:
     """Make and register the model classes of a derived config class; done once, when a first config is built."""
+    if config.model_type in _derived:
+        return
+    _derived.add(config.model_type)
     adapter = ADAPTERS[config.model_type.removeprefix(PREFIX)]
     for auto_name, native_name in auto_classes(adapter).items():
         model = model_class(getattr(adapter.modeling, native_name))
@@ -135,18 +141,22 @@ def _register_processors(adapter: AttentionAdapter, config: type[HeadsConfig]) -
             mapping.register(config, found, exist_ok=True)
 
 
-@cache
+_made: dict[str, Any] = {}  # the classes made so far, by name
+
+
 def model_class(native: type[PreTrainedModel]) -> type[HeadsModel]:
     """The derived class of one of the host's model classes, `HeadsBertModel` for `BertModel`."""
-    adapter = ADAPTERS[native.config_class.model_type]
     name = f"Heads{native.__name__}"
+    if name in _made:
+        return _made[name]
+    adapter = ADAPTERS[native.config_class.model_type]  # type: ignore[union-attr]
     namespace = {
         "__module__": "hf_heads.models",
         "__qualname__": name,
         "__doc__": f"{native.__name__} with re-parametrized attention heads.",
         "config_class": config_class(adapter),
     }
-    made = type(name, (HeadsModel, native), namespace)
+    made = _made[name] = type(name, (HeadsModel, native), namespace)
     # Renamings of checkpoint keys are looked up by class name, then by model type.
     for own, host in ((name, native.__name__), (PREFIX + adapter.model_type, adapter.model_type)):
         if (mapping := get_checkpoint_conversion_mapping(host)) is not None:
@@ -154,17 +164,19 @@ def model_class(native: type[PreTrainedModel]) -> type[HeadsModel]:
     return made
 
 
-@cache
 def attention_class(native: type[nn.Module], method: str) -> type[HeadsAttention]:
     """The class that takes the place of a host's attention class, `CollabBertSelfAttention` for BERT and collab."""
     mixin = get_method(method).attention
     name = _attention_prefix(mixin) + native.__name__
+    if name in _made:
+        return _made[name]
     namespace = {
         "__module__": "hf_heads.models",
         "__qualname__": name,
         "__doc__": f"{mixin.__name__} in the place of {native.__name__}.",
     }
-    return type(name, (mixin, native), namespace)
+    made = _made[name] = type(name, (mixin, native), namespace)
+    return made
 
 
 def _attention_prefix(mixin: type[HeadsAttention]) -> str:
@@ -262,6 +274,14 @@ def read_block(block: Block) -> DenseAttention:
     return read_host(block.module, block.site, block.output)
 
 
+def block_size(block: Block) -> tuple[int, int]:
+    """Parameters of a block, output projection included, and the numbers that it caches per token."""
+    if isinstance(block.module, HeadsAttention):
+        return block.module.spec.parameters(block.module.shape), block.module.spec.cache_per_token(block.module.shape)
+    shape = host_shape(block.module, block.site, block.output)
+    return shape.parameters, shape.cache_per_token
+
+
 def block_specs(model: PreTrainedModel) -> dict[str, HeadsSpec]:
     """The settings of the converted blocks of a model."""
     return model.config.block_specs() if isinstance(model.config, HeadsConfig) else {}
@@ -288,10 +308,9 @@ def set_specs(model: PreTrainedModel, specs: dict[str, HeadsSpec]) -> None:
     config.architectures = [f"Heads{native_model(type(model)).__name__}"]
     for module in model.modules():
         if getattr(module, "config", None) is before or isinstance(module, (PreTrainedModel, HeadsAttention)):
-            module.config = config  # type: ignore[assignment]
+            module.config = config
 
 
 def native_model(made: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """The host's model class behind a derived one."""
-    return next(base for base in made.__mro__ if not issubclass(base, HeadsModel)) if issubclass(made, HeadsModel) else made
-
+    """The host's model class behind a derived one; a host's own class is its own."""
+    return next(base for base in made.__mro__ if issubclass(base, PreTrainedModel) and not issubclass(base, HeadsModel))

@@ -45,10 +45,12 @@ def _run_to(model: PreTrainedModel, module: nn.Module, batch: Batch, see: Callab
 
 def _rows(states: Tensor, mask: Tensor | None) -> Tensor:
     """The vectors at positions that are no padding, (count, width)."""
-    return states.flatten(0, 1) if mask is None else states[mask.bool().to(states.device)]
+    return states.flatten(0, -2) if mask is None else states[mask.bool().to(states.device)]
 
 
-def collect_statistics(model: PreTrainedModel, block: Block, dense: DenseAttention, batches: Iterable[Batch]) -> BlockStatistics:
+def collect_statistics(
+    model: PreTrainedModel, block: Block, dense: DenseAttention, batches: Iterable[Batch]
+) -> BlockStatistics:
     """Moments of a block's inputs, and how far each head's attention moves its output.
 
     Args:
@@ -158,7 +160,7 @@ def refit_output(
     grams = torch.zeros(_FOLDS, width, width, dtype=torch.float64)
     crosses = torch.zeros(_FOLDS, width, linear.out_features, dtype=torch.float64)
     errors = torch.zeros(_FOLDS, dtype=torch.float64)
-    for index, batch in enumerate(batches):
+    for batch in batches:
         mask = batch.get(block.site.query_mask)
         seen: dict[str, Tensor] = {}
 
@@ -174,15 +176,14 @@ def refit_output(
 
         _run_to(original, original_block.module, batch, see_original)
         _run_to(model, block.module, batch, see)
-        context = _rows(seen["context"], mask).double()
-        wanted = _rows(seen["target"], mask).double() - context @ weight.double().T - bias.double()
-        context = torch.cat([context, context.new_ones(context.shape[0], 1)], -1)
-        fold = index % _FOLDS
-        grams[fold] += (context.T @ context).cpu()
-        crosses[fold] += (context.T @ wanted).cpu()
-        errors[fold] += wanted.square().sum().cpu()
-    if len(batches) < _FOLDS:
-        return None
+        for fold in range(_FOLDS):  # whole sequences are left out together
+            rows = None if mask is None else mask[fold::_FOLDS]
+            context = _rows(seen["context"][fold::_FOLDS], rows).double()
+            wanted = _rows(seen["target"][fold::_FOLDS], rows).double() - context @ weight.double().T - bias.double()
+            context = torch.cat([context, context.new_ones(context.shape[0], 1)], -1)
+            grams[fold] += (context.T @ context).cpu()
+            crosses[fold] += (context.T @ wanted).cpu()
+            errors[fold] += wanted.square().sum().cpu()
     ridge, gain = _cross_validate(grams, crosses, errors)
     if ridge is None:
         return None
@@ -234,3 +235,39 @@ def share_weights(model: PreTrainedModel) -> PreTrainedModel:
     """A second model of the same structure over the same tensors: changing modules of one leaves the other alone."""
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     return copy.deepcopy(model, shared)
+
+
+def thin(batch: Batch, every: int) -> dict[str, Tensor]:
+    """One example in `every` of a batch."""
+    return {name: value[::every] for name, value in batch.items()}
+
+
+def relative_drift(model: PreTrainedModel, original: PreTrainedModel, batches: Iterable[Batch]) -> float:
+    """Mean squared difference of two models' first outputs, as a share of the original output's variance."""
+    difference, outputs = 0.0, None
+    for batch in batches:
+        with torch.no_grad():
+            here, there = (main_output(one, batch)[0] for one in (model, original))
+        mask = output_mask(batch, there)
+        here, there = _rows(here, mask).double(), _rows(there, mask).double()
+        outputs = outputs or Moments(there.shape[-1])
+        outputs.update(there)
+        difference += float((here - there).square().sum())
+    if outputs is None:
+        return 0.0
+    return difference / outputs.weight / float(outputs.covariance.trace().clamp_min(1e-300))
+
+
+def main_output(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, bool]:
+    """The model's main output, and whether it is logits (else the last hidden state of a model without a head)."""
+    outputs = model(**{name: value.to(model.device) for name, value in batch.items()})
+    return (outputs["logits"], True) if "logits" in outputs else (outputs[0], False)
+
+
+def output_mask(batch: Batch, output: Tensor) -> Tensor | None:
+    """The mask that fits the positions of an output (batch, length, width); None when it has no positions."""
+    for name in ("decoder_attention_mask", "attention_mask"):
+        mask = batch.get(name)
+        if mask is not None and output.ndim == 3 and mask.shape == output.shape[:2]:
+            return mask
+    return None

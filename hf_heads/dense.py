@@ -11,7 +11,7 @@ Methods read this record and never the host's modules; architectures write it an
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -88,7 +88,7 @@ class DenseAttention:
     scale: float
 
     def __post_init__(self) -> None:
-        heads, query_width, head_dim = self.query.shape
+        heads, _, head_dim = self.query.shape
         key_width, value_dim, width = self.key.shape[1], self.value.shape[2], self.output.shape[2]
         expected = {
             "key": (heads, key_width, head_dim),
@@ -114,12 +114,10 @@ class DenseAttention:
 
     def double(self) -> DenseAttention:
         """The same weights in float64 on the same device."""
-        return DenseAttention(
-            **{
-                field.name: value.double() if isinstance(value := getattr(self, field.name), Tensor) else value
-                for field in fields(self)
-            }
-        )
+        tensors = {
+            item.name: value.double() for item in fields(self) if isinstance(value := getattr(self, item.name), Tensor)
+        }
+        return replace(self, **tensors)  # type: ignore[arg-type]
 
     def finite(self) -> bool:
         """Whether no weight is NaN or infinite."""

@@ -22,11 +22,17 @@ def option(default: Any, text: str, *, stored: bool = True, choices: tuple[str, 
 
 @dataclass(frozen=True)
 class BlockProfile:
-    """What planning knows of a block before anything is converted."""
+    """What planning knows of a block before anything is converted.
+
+    Attributes:
+        trial: converts this block alone with the given settings and returns how far the model's output then is from
+            the original's, as a share of its variance; None without data.
+    """
 
     shape: AttentionShape
     dense: DenseAttention
     statistics: BlockStatistics
+    trial: Callable[[Any], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,9 +70,7 @@ class HeadsSpec:
 
     def to_config(self) -> dict[str, Any]:
         """The entry of `config.json`."""
-        stored = {
-            item.name: getattr(self, item.name) for item in fields(self) if item.metadata.get("stored", True)
-        }
+        stored = {item.name: getattr(self, item.name) for item in fields(self) if item.metadata.get("stored", True)}
         return {"method": self.method, **{name: value for name, value in stored.items() if value is not None}}
 
     @classmethod

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from ..adapters import read_value_output, split_heads
 from ..attention import HeadsAttention
-from ..decompositions import low_rank
+from ..decompositions import head_svd, low_rank
 from ..dense import AttentionShape, DenseAttention
 from ..moments import BlockStatistics
 from .base import Converted, Method
-from .shared_rank import RankSpec, content_bias, whitened_factors
+from .shared_rank import RankSpec
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,11 @@ class LowRankSpec(RankSpec):
 
     def step(self, shape: AttentionShape) -> int:
         return shape.heads
+
+    def tail(self, dense: DenseAttention, statistics: BlockStatistics) -> Tensor:
+        values = head_svd(*augmented_factors(dense, statistics)[:2])[1].square()
+        lost = values.flip(1).cumsum(1).flip(1).sum(0)  # by width per head; the last entry is next to nothing
+        return torch.cat([lost[:-1].repeat_interleave(dense.shape.heads), lost[-1:]])
 
     def parameters(self, shape: AttentionShape) -> int:
         assert self.rank is not None
@@ -55,7 +60,10 @@ class LowRankAttention(HeadsAttention):
 
     def to_dense(self, output: nn.Linear) -> DenseAttention:
         heads = self.shape.heads
-        query, key = split_heads(self.narrow_query.weight.detach(), heads), split_heads(self.narrow_key.weight.detach(), heads)
+        query, key = (
+            split_heads(self.narrow_query.weight.detach(), heads),
+            split_heads(self.narrow_key.weight.detach(), heads),
+        )
         query_bias = self.narrow_query.bias.detach().view(heads, -1)
         return DenseAttention(
             query=query,
@@ -68,26 +76,45 @@ class LowRankAttention(HeadsAttention):
         )
 
 
-def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: LowRankSpec) -> Converted:
-    """Narrow queries and keys of a block; the bias that the narrow keys can express is the best one in their span."""
-    assert spec.rank is not None
-    heads = dense.shape.heads
-    query, key = whitened_factors(dense, statistics)
-    narrow_query, narrow_key, error = low_rank(query, key, spec.rank // heads)
-    if (weights := statistics.head_weights) is not None:
-        narrow_query = narrow_query / weights[:, None, None]
-    u = statistics.query.square_root()[1] @ narrow_query
+def augmented_factors(dense: DenseAttention, statistics: BlockStatistics) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Whitened factors of the scores with their biases: a query [x, 1] against a key y.
+
+    [x, 1] is whitened by its second moment and y by its covariance, so that truncating the singular values is the
+    best use of the rank for scores and biases together.
+
+    Returns:
+        (heads, query_width + 1, head_dim + 1), (heads, key_width, head_dim + 1), and the inverses of either whitening.
+    """
+    double = dense.double()
+    heads, width, head_dim = dense.query.shape
+    query = torch.zeros(heads, width + 1, head_dim + 1, dtype=torch.float64)
+    query[:, :width, :head_dim] = double.query.cpu() * dense.scale
+    query[:, width, :head_dim] = double.query_bias.cpu() * dense.scale
+    query[:, width, head_dim] = 1.0
+    key = torch.cat([double.key.cpu(), double.content_bias.cpu()[..., None]], -1)
+    # [x, 1] = [x - m, 1] L with L = [[I, 0], [m, 1]]: whitening x and adding the mean's row afterwards.
+    root, inverse = statistics.query.square_root()
+    mean = statistics.query.mean
+    query_root, query_inverse = (torch.zeros(width + 1, width + 1, dtype=torch.float64) for _ in range(2))
+    query_root[:width, :width], query_root[width, :width], query_root[width, width] = root, mean, 1.0
+    query_inverse[:width, :width], query_inverse[width, width] = inverse, 1.0
+    query_inverse[width, :width] = -mean @ inverse
     key_root, key_inverse = statistics.key.square_root()
-    v = key_inverse @ narrow_key
-    approximated = torch.einsum("d,hdr,hkr->hk", statistics.query.mean, u, v)
-    target = content_bias(dense, statistics, approximated) @ key_root
-    bias = torch.linalg.lstsq(narrow_key, target[..., None]).solution[..., 0]
-    weights_by_name = {
-        "narrow_query.weight": u.transpose(1, 2).flatten(0, 1) / dense.scale,
-        "narrow_query.bias": bias.flatten() / dense.scale,
+    return query_root @ query, key_root @ key, query_inverse, key_inverse
+
+
+def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: LowRankSpec) -> Converted:
+    """Narrow queries and keys of a block: the best ones for its scores, biases included, head by head."""
+    assert spec.rank is not None
+    query, key, query_inverse, key_inverse = augmented_factors(dense, statistics)
+    narrow_query, narrow_key, error = low_rank(query, key, spec.rank // dense.shape.heads)
+    u, v = query_inverse @ narrow_query, key_inverse @ narrow_key
+    weights = {
+        "narrow_query.weight": u[:, :-1].transpose(1, 2).flatten(0, 1) / dense.scale,
+        "narrow_query.bias": u[:, -1].flatten() / dense.scale,
         "narrow_key.weight": v.transpose(1, 2).flatten(0, 1),
     }
-    return Converted(weights_by_name, error)
+    return Converted(weights, error)
 
 
 METHOD = Method(

@@ -67,18 +67,19 @@ class RankSpec(HeadsSpec):
         specs = super().plan(blocks)
         if not self.needs_profiles():
             return specs
-        tails = {name: tail_energy(*whitened_factors(block.dense, block.statistics)) for name, block in blocks.items()}
+        tails = {name: self.tail(block.dense, block.statistics) for name, block in blocks.items()}
         if self.energy is not None:
-            ranks = {
-                name: self._energy_rank(tails[name], blocks[name].shape, self.energy) for name in blocks
-            }
+            ranks = {name: self._energy_rank(tails[name], blocks[name].shape, self.energy) for name in blocks}
         else:
-            weights = {name: _block_weight(block.statistics) for name, block in blocks.items()}
-            ranks = self._allocate({name: weights[name] * tails[name] for name in blocks}, blocks)
+            ranks = self._allocate({name: self._losses(blocks[name], tails[name]) for name in blocks}, blocks)
         return {
             name: dataclasses.replace(spec, rank=ranks[name], energy=None, allocate=False)
             for name, spec in specs.items()
         }
+
+    def tail(self, dense: DenseAttention, statistics: BlockStatistics) -> Tensor:
+        """Energy that is lost at every rank from 0 to the lossless one."""
+        return tail_energy(*whitened_factors(dense, statistics))
 
     def _energy_rank(self, tail: Tensor, shape: AttentionShape, energy: float) -> int:
         """The smallest rank that keeps the share `energy` of what the tail starts with."""
@@ -86,8 +87,30 @@ class RankSpec(HeadsSpec):
         enough = (tail[::step] <= (1 - energy) * tail[0] + 1e-12 * tail[0]).nonzero()[0, 0]
         return max(step, int(enough) * step)
 
-    def _allocate(self, tails: Mapping[str, Tensor], blocks: Mapping[str, BlockProfile]) -> dict[str, int]:
-        """Greedy spread of rank x blocks: each step of rank goes where it saves most of the weighted energy."""
+    def _losses(self, block: BlockProfile, tail: Tensor) -> Tensor:
+        """What a block loses at every rank, comparable between blocks.
+
+        With data: how far the whole model's output drifts when this block alone is converted, measured at half, all
+        and twice the mean rank, the logarithm interpolated. Without: the energy of its weights that is lost.
+        """
+        assert self.rank is not None
+        limit, step = self.lossless_rank(block.shape), self.step(block.shape)
+        if block.trial is None:
+            return tail[: limit + 1]
+        points = sorted({min(limit, max(step, round(self.rank * share / step) * step)) for share in (0.5, 1, 2)})
+        plain = dataclasses.replace(self, heads=block.shape.heads, allocate=False)
+        measured = [block.trial(dataclasses.replace(plain, rank=point)) for point in points]
+        logs = torch.tensor(measured, dtype=torch.float64).clamp_min(1e-12).log()
+        ranks = torch.arange(limit + 1, dtype=torch.float64)
+        if len(points) == 1:
+            return tail[: limit + 1] / tail[points[0]].clamp_min(1e-300) * measured[0]
+        knots = torch.tensor(points, dtype=torch.float64)
+        left = torch.searchsorted(knots, ranks).clamp(1, len(points) - 1) - 1
+        slope = (logs[left + 1] - logs[left]) / (knots[left + 1] - knots[left])
+        return (logs[left] + slope.clamp_max(0) * (ranks - knots[left])).exp()
+
+    def _allocate(self, losses: Mapping[str, Tensor], blocks: Mapping[str, BlockProfile]) -> dict[str, int]:
+        """Greedy spread of rank x blocks: each step of rank goes where it saves most."""
         assert self.rank is not None
         steps = {name: max(self.step(block.shape), _GRAIN) for name, block in blocks.items()}
         limits = {name: self.lossless_rank(block.shape) for name, block in blocks.items()}
@@ -97,7 +120,7 @@ class RankSpec(HeadsSpec):
         def gain(name: str) -> float:
             after = min(ranks[name] + steps[name], limits[name])
             spent = after - ranks[name]
-            return float(tails[name][ranks[name]] - tails[name][after]) / spent if spent else 0.0
+            return float(losses[name][ranks[name]] - losses[name][after]) / spent if spent else 0.0
 
         queue = [(-gain(name), name) for name in blocks]
         heapq.heapify(queue)
@@ -112,13 +135,6 @@ class RankSpec(HeadsSpec):
 
 
 _GRAIN = 4  # ranks are spread in steps of at least this, so that matrix widths stay friendly
-
-
-def _block_weight(statistics: BlockStatistics) -> float:
-    """How much a block's score error moves the model: its heads' reach against what its output is added to."""
-    if statistics.head_energy is None:
-        return 1.0
-    return float(statistics.head_energy.mean()) / statistics.output_energy
 
 
 def whitened_factors(dense: DenseAttention, statistics: BlockStatistics) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,12 +15,14 @@ from transformers import PreTrainedModel
 
 from . import auto
 from .adapters import Block, find_blocks
-from .calibration import Batch, collect_statistics, refit_output, share_weights
+from .calibration import Batch, collect_statistics, refit_output, relative_drift, share_weights, thin
 from .dense import DenseAttention
 from .errors import HeadsError
 from .methods import HeadsSpec, get_method
 from .methods.base import BlockProfile
 from .moments import BlockStatistics
+
+_TRIAL_SHARE = 4  # trials read one sequence in so many: they compare blocks, they do not fit anything
 
 Progress = Callable[[str, int, int], None]
 
@@ -58,7 +61,7 @@ class Report:
     model_parameters_before: int = 0
     calibration: str = "none"
     seconds: float = 0.0
-    drift: dict[str, float] = field(default_factory=dict)
+    drift: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON and the model card."""
@@ -182,14 +185,42 @@ def _plan(
         for index, name in enumerate(names):
             dense = auto.read_block(blocks[name])
             spec.resolve(dense.shape, name)
-            statistics = BlockStatistics.uninformed(dense.shape)
+            statistics, trial = BlockStatistics.uninformed(dense.shape), None
             if calibration is not None and spec.needs_profiles():
                 if progress:
                     progress(f"profiling {name}", index, len(names))
                 statistics = collect_statistics(original, blocks[name], dense, calibration)
-            profiles[name] = BlockProfile(dense.shape, dense, statistics)
+                trial = partial(_trial, original, name, dense, statistics, calibration)
+            profiles[name] = BlockProfile(dense.shape, dense, statistics, trial)
         planned.update(spec.plan(profiles))
     return planned
+
+
+def _trial(
+    original: PreTrainedModel,
+    name: str,
+    dense: DenseAttention,
+    statistics: BlockStatistics,
+    calibration: Sequence[Batch],
+    spec: HeadsSpec,
+) -> float:
+    """How far the model's output drifts when one block alone is converted, before any refit."""
+    model = share_weights(original)
+    auto.adopt(model)
+    _install(model, name, spec, get_method(spec.method).from_dense(dense, statistics, spec).weights)
+    return relative_drift(model, original, [thin(batch, _TRIAL_SHARE) for batch in calibration])
+
+
+def _install(model: PreTrainedModel, name: str, spec: HeadsSpec, weights: dict[str, torch.Tensor]) -> Block:
+    """Swap the block called `name` for a module with these weights; returns the block as it is now."""
+    auto.replace_block(model, _block(model, name), spec)
+    block = _block(model, name)
+    load_weights(block, weights)
+    return block
+
+
+def _block(model: PreTrainedModel, name: str) -> Block:
+    return next(block for block in find_blocks(model) if block.name == name)
 
 
 def _convert_block(
@@ -201,35 +232,31 @@ def _convert_block(
     refit: bool,
 ) -> BlockReport:
     """Convert one block of `model` in place."""
-    method = get_method(spec.method)
-    block = {block.name: block for block in find_blocks(model)}[name]
-    before = block.module.spec.parameters(block.module.shape) if isinstance(block.module, auto.HeadsAttention) else None
-    cache_before = block.module.spec.cache_per_token(block.module.shape) if isinstance(block.module, auto.HeadsAttention) else None
+    block = _block(model, name)
     dense = auto.read_block(block)
+    parameters_before, cache_before = auto.block_size(block)
     statistics = (
         BlockStatistics.uninformed(dense.shape)
         if calibration is None
         else collect_statistics(model, block, dense, calibration)
     )
-    made = method.from_dense(dense, statistics, spec)
-    module = auto.replace_block(model, block, spec)
-    block = {block.name: block for block in find_blocks(model)}[name]
-    load_weights(block, made.weights)
+    made = get_method(spec.method).from_dense(dense, statistics, spec)
+    block = _install(model, name, spec, made.weights)
     gain = None
     if refit and calibration is not None and made.error > 1e-6:
-        (original_block,) = (one for one in find_blocks(original) if one.name == name)
-        fitted = refit_output(model, block, original, original_block, calibration)
+        fitted = refit_output(model, block, original, _block(original, name), calibration)
         if fitted is not None:
             load_weights(block, {"output.weight": fitted.weight, "output.bias": fitted.bias})
             gain = fitted.gain
+    parameters, cache = auto.block_size(block)
     return BlockReport(
         name,
         block.kind,
         spec,
-        spec.parameters(module.shape),
-        dense.shape.parameters if before is None else before,
-        spec.cache_per_token(module.shape),
-        dense.shape.cache_per_token if cache_before is None else cache_before,
+        parameters,
+        parameters_before,
+        cache,
+        cache_before,
         made.error,
         gain,
     )

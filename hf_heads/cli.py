@@ -1,0 +1,458 @@
+"""The command line: parses, prints, exits. No maths, and nothing slow is imported before a command needs it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+from .errors import HeadsError
+
+if TYPE_CHECKING:
+    from .methods import HeadsSpec
+    from .recipes import Recipe
+
+_SOURCE = "a hub id, a folder, or package:NAME for a checkpoint inside an installed Python package"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 well, 1 failed, 2 wrong usage."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = build_parser(methods=bool(arguments) and arguments[0] == "convert")
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run(options, parser))
+    except HeadsError as error:
+        print(f"hf-heads: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("hf-heads: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if os.environ.get("HF_HEADS_DEBUG"):
+            raise
+        text = " ".join(str(error).split())[:300]
+        print(
+            f"hf-heads: error: {type(error).__name__}: {text} (unexpected; HF_HEADS_DEBUG=1 shows where)",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def build_parser(methods: bool = True) -> argparse.ArgumentParser:
+    """The parser; the options of the methods take seconds to import and are left out unless asked for."""
+    parser = argparse.ArgumentParser(
+        prog="hf-heads",
+        description="Re-parametrize the attention heads of pretrained Transformers checkpoints.",
+        epilog="Every command explains itself with --help.",
+    )
+    parser.add_argument("--version", action="version", version=f"hf-heads {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_convert(commands, methods)
+    _add_inspect(commands)
+    _add_verify(commands)
+    _add_list(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Callable[..., int], text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command.set_defaults(run=run)
+    command.add_argument("--json", action="store_true", help="print one JSON object for machines instead of a table")
+    return command
+
+
+def _add_calibration(command: argparse.ArgumentParser, option: str, text: str) -> None:
+    command.add_argument(option, dest="calibrate", metavar="SRC", help=text)
+    command.add_argument(
+        "--columns", metavar="A,B", type=_names, help="columns of the data to read (found if left out)"
+    )
+    command.add_argument(
+        "--calibration-samples", metavar="N", type=_positive, help="how many examples to read (default 512)"
+    )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+# convert
+
+
+def _add_convert(commands: Any, methods: bool) -> None:
+    command = _command(
+        commands, "convert", _convert, "convert a checkpoint's attention heads and write an ordinary checkpoint"
+    )
+    command.add_argument("source", metavar="SOURCE", nargs="?", help=f"{_SOURCE}; the recipe's base if left out")
+    command.add_argument("--to", metavar="METHOD", help="what to convert to; `hf-heads list` shows the methods")
+    if methods:
+        for name, (item, used_by) in _method_options().items():
+            _add_option(command, name, item, used_by)
+    _add_calibration(
+        command,
+        "--calibrate",
+        "data to calibrate on: anything `datasets` loads (a hub id, a .jsonl, .csv, .tsv, .parquet or .txt file, a "
+        "folder of images); `random` (the default) makes its own, `none` looks at the weights alone",
+    )
+    command.add_argument(
+        "--blocks",
+        metavar="PATTERN",
+        help="shell patterns of the blocks to convert, comma-separated; !PATTERN leaves out",
+    )
+    command.add_argument("--recipe", metavar="FILE", help="a TOML recipe (see conversions/) that says all of this")
+    command.add_argument("--no-refit", action="store_true", help="leave the output projections as they are")
+    command.add_argument("--revision", metavar="REV", help="commit, branch or tag of a source on the hub")
+    command.add_argument(
+        "--output", metavar="DIR", help="folder to write (default: a name made of source and settings)"
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace the output folder if it exists")
+    command.add_argument(
+        "--device", default="auto", help="where to compute: auto, cpu, cuda, cuda:1, ... (default auto)"
+    )
+    command.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights written (default: the source's)"
+    )
+    command.add_argument("--seed", type=int, help="of the choice or making of calibration data (default 0)")
+
+
+def _method_options() -> dict[str, tuple[dataclasses.Field[Any], list[str]]]:
+    """The fields of all methods' settings by name, with the methods that have them."""
+    from .methods import methods
+
+    found: dict[str, tuple[dataclasses.Field[Any], list[str]]] = {}
+    for name, method in methods.items():
+        for item in dataclasses.fields(method.spec):
+            if item.name != "heads":
+                found.setdefault(item.name, (item, []))[1].append(name)
+    return found
+
+
+def _add_option(command: argparse.ArgumentParser, name: str, item: dataclasses.Field[Any], used_by: list[str]) -> None:
+    flag = "--" + name.replace("_", "-")
+    text = f"{item.metadata['help']} [{', '.join(used_by)}]"
+    kind = str(item.type)
+    if "bool" in kind:
+        command.add_argument(flag, action="store_true", default=None, help=text)
+    elif "float" in kind:
+        command.add_argument(flag, type=float, metavar="X", help=text)
+    elif "int" in kind:
+        command.add_argument(flag, type=_positive, metavar="N", help=text)
+    else:
+        command.add_argument(flag, choices=item.metadata["choices"], help=text)
+
+
+def _convert(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from .checkpoint import check_output, resolve_source
+
+    _quiet()
+    from .checkpoint_conversion import CalibrationChoice, convert_checkpoint, default_output
+    from .recipes import load_recipe
+
+    recipe = load_recipe(options.recipe) if options.recipe else None
+    specs = _specs(options, parser, recipe)
+    base = CalibrationChoice() if recipe is None else recipe.calibration
+    changes = {
+        "source": options.calibrate,
+        "columns": options.columns,
+        "samples": options.calibration_samples,
+        "seed": options.seed,
+    }
+    choice = dataclasses.replace(base, **{name: value for name, value in changes.items() if value is not None})
+    given = options.source or (recipe.source if recipe else None)
+    if given is None:
+        parser.error("convert: SOURCE is missing: " + _SOURCE)
+    if options.output is not None:
+        check_output(Path(options.output), options.overwrite)
+    source = resolve_source(given, options.revision or (recipe.revision if recipe else None))
+    if recipe is not None:
+        source = dataclasses.replace(source, base_model=recipe.base)
+    output = Path(options.output) if options.output else default_output(source, list(specs.values()))
+    dtype = None
+    if options.dtype:
+        import torch
+
+        dtype = getattr(torch, options.dtype)
+    with _progress(not options.json) as progress:
+        report = convert_checkpoint(
+            source,
+            specs,
+            output,
+            calibration=choice,
+            blocks=options.blocks or (recipe.blocks if recipe else None),
+            refit=not options.no_refit,
+            overwrite=options.overwrite,
+            device=_device(options.device),
+            dtype=dtype,
+            recipe=recipe.text if recipe else None,
+            progress=progress,
+        )
+    if options.json:
+        print(json.dumps({"output": str(output), **report.to_dict()}))
+    else:
+        _print_report(report.to_dict(), output)
+    return 0
+
+
+def _specs(options: argparse.Namespace, parser: argparse.ArgumentParser, recipe: Recipe | None) -> dict[str, HeadsSpec]:
+    """The settings that the options ask for, on top of the recipe's."""
+    from .methods import get_method, methods
+
+    given = {name: value for name in _method_options() if (value := getattr(options, name)) is not None}
+    if recipe is not None:
+        if options.to or given:
+            parser.error("convert: the recipe says the method and its settings; leave out --to and " + _flags(given))
+        return recipe.specs
+    if options.to is None:
+        parser.error(f"convert: --to is missing. Methods: {', '.join(methods)}")
+    if options.to not in methods:
+        parser.error(f"convert: unknown method '{options.to}'. Methods: {', '.join(methods)}")
+    spec = get_method(options.to).spec
+    own = {item.name for item in dataclasses.fields(spec)}
+    if foreign := {name: value for name, value in given.items() if name not in own}:
+        parser.error(f"convert: {options.to} has no {_flags(foreign)}")
+    return {"*": spec(**given)}
+
+
+def _flags(names: Any) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names) or "its settings"
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise HeadsError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from None
+    return name
+
+
+def _print_report(record: dict[str, Any], output: Path) -> None:
+    from .report import percent, settings_text
+
+    table = _table("block", "settings", ">parameters", ">before", ">error", ">refit gain")
+    for block in record["blocks"]:
+        gain = "" if block["refit_gain"] is None else f"{100 * block['refit_gain']:.1f} %"
+        table.add_row(
+            block["name"],
+            settings_text(block),
+            f"{block['parameters']:,}",
+            f"{block['parameters_before']:,}",
+            f"{block['error']:.4f}",
+            gain,
+        )
+    console = _console()
+    console.print(table)
+    for label, key in (
+        ("attention parameters", "attention_parameters"),
+        ("model parameters", "model_parameters"),
+        ("cached numbers per token", "cache_per_token"),
+    ):
+        before, after = record[f"{key}_before"], record[key]
+        console.print(f"{label:26} {before:>14,} -> {after:>14,}  ({percent(before, after)})")
+    for inputs, drift in record["drift"].items():
+        label = "drift on random inputs" if inputs == "random" else "drift on held-out data"
+        console.print(
+            f"{label:26} " + ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in drift.items())
+        )
+    console.print(f"{'calibration':26} {record['calibration']}", markup=False, highlight=False)
+    console.print(f"written to {output} in {record['seconds']:.0f} s", markup=False, highlight=False)
+
+
+# inspect
+
+
+def _add_inspect(commands: Any) -> None:
+    command = _command(commands, "inspect", _inspect, "show what every attention block of a checkpoint is")
+    command.add_argument("source", metavar="DIR_OR_ID", help=_SOURCE)
+
+
+def _inspect(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from .checkpoint import resolve_source
+
+    _quiet()
+    from .report import percent, settings_text
+    from .verification import inspect
+
+    found = inspect(resolve_source(options.source))
+    if options.json:
+        print(json.dumps(found))
+        return 0
+    table = _table("block", "kind", "settings", ">parameters", ">before", ">cache/token", ">before")
+    for block in found["blocks"]:
+        settings = f"standard, {block['heads']} heads" if block["method"] == "standard" else settings_text(block)
+        table.add_row(
+            block["name"],
+            block["kind"],
+            settings,
+            *(f"{block[name]:,}" for name in ("parameters", "parameters_before", "cache", "cache_before")),
+        )
+    console = _console()
+    console.print(table)
+    for label, name in (("attention parameters", "parameters"), ("key-value cache per token", "cache")):
+        after, before = (sum(block[key] for block in found["blocks"]) for key in (name, f"{name}_before"))
+        console.print(f"{label:26} {before:>14,} -> {after:>14,}  ({percent(before, after)})")
+    return 0
+
+
+# verify
+
+
+def _add_verify(commands: Any) -> None:
+    command = _command(
+        commands, "verify", _verify, "compare a converted checkpoint with its original: files, sizes and outputs"
+    )
+    command.add_argument("folder", metavar="DIR", help="the converted checkpoint")
+    command.add_argument("--against", metavar="SOURCE", help="the original (default: the one that DIR names)")
+    command.add_argument("--recipe", metavar="FILE", help="also check the figures of this recipe's [expect]")
+    _add_calibration(command, "--data", "inputs to compare on, as for convert --calibrate (default: random ones)")
+    command.add_argument("--min-cosine", type=float, metavar="X", help="fail when the outputs' cosine is below this")
+    command.add_argument("--tolerance", type=float, metavar="X", help="fail when any output differs by more than this")
+
+
+def _verify(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    _quiet()
+    from .checkpoint_conversion import CalibrationChoice
+    from .recipes import load_recipe
+    from .verification import verify
+
+    folder = Path(options.folder)
+    if not folder.is_dir():
+        raise HeadsError(f"'{folder}' is no folder")
+    data = None
+    if options.calibrate:
+        data = CalibrationChoice(options.calibrate, options.columns, options.calibration_samples or 512)
+    verdict = verify(
+        folder,
+        options.against,
+        data=data,
+        expect=load_recipe(options.recipe).expect if options.recipe else None,
+        min_cosine=options.min_cosine,
+        tolerance=options.tolerance,
+    )
+    if options.json:
+        print(json.dumps({"figures": verdict.figures, "failures": verdict.failures}))
+    else:
+        console = _console()
+        for name, value in verdict.figures.items():
+            text = f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+            console.print(f"{name.replace('_', ' '):26} {text}")
+        for failure in verdict.failures:
+            console.print(f"FAILED {failure}", style="red", markup=False, soft_wrap=True)
+        if not verdict.failures:
+            console.print("files and figures are as they should be", style="green")
+    return 1 if verdict.failures else 0
+
+
+# list
+
+
+def _add_list(commands: Any) -> None:
+    _command(commands, "list", _list, "show the methods and the architectures that they work on")
+
+
+def _list(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from .adapters import ADAPTERS, REFUSED
+    from .methods import methods
+
+    pairs = {
+        name: {
+            **{model_type: method.reason_against.get(model_type, "yes") for model_type in ADAPTERS},
+            **{model_type: method.reason_against.get(model_type, reason) for model_type, reason in REFUSED.items()},
+        }
+        for name, method in methods.items()
+    }
+    if options.json:
+        print(json.dumps(pairs))
+        return 0
+    console = _console()
+    table = _table("method", *ADAPTERS, "what it does")
+    for name, method in methods.items():
+        table.add_row(name, *(pairs[name][model_type] for model_type in ADAPTERS), method.title)
+    console.print(table)
+    by_reason: dict[str, list[str]] = {}
+    for model_type, reason in REFUSED.items():
+        by_reason.setdefault(reason, []).append(model_type)
+    for reason, model_types in by_reason.items():
+        console.print(f"not {', '.join(model_types)}: {reason}", highlight=False)
+    return 0
+
+
+# printing
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=160)
+    return console
+
+
+def _table(*columns: str) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE)
+    for column in columns:
+        right = column.startswith(">")
+        table.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
+    return table
+
+
+def _quiet() -> None:
+    """Leave the screen to us: no progress bars or load reports of the libraries below."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+@contextmanager
+def _progress(wanted: bool) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A progress bar with the time left, on a terminal; nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not wanted or not console.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def report(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        yield report
+
+
+if __name__ == "__main__":
+    sys.exit(main())
