@@ -127,7 +127,7 @@ def derive(config: type[Any]) -> None:
     _register_processors(adapter, config)
 
 
-def _register_processors(adapter: AttentionAdapter, config: type[HeadsConfig]) -> None:
+def _register_processors(adapter: AttentionAdapter, config: type[Any]) -> None:
     """Let tokenizers and processors load from a folder of a derived type, as they do for the host's type."""
     from transformers.models.auto import image_processing_auto, processing_auto, tokenization_auto
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from .adapters import Block
 from .dense import DenseAttention
+from .errors import HeadsError
 from .moments import BlockStatistics, Moments
 
 Batch = Mapping[str, Tensor]
@@ -82,7 +83,11 @@ def collect_statistics(
             count += rows.shape[0]
 
         _run_to(model, block.module, batch, see)
-    count = max(count, 1.0)
+    if not count:
+        raise HeadsError(
+            f"the calibration data never reaches {block.name}: leave it out (blocks '!{block.name}'), give data that "
+            "does, or work from the weights alone"
+        )
     return BlockStatistics(query, key, energy / count, max(residual / count, 1e-12))
 
 

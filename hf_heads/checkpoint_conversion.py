@@ -84,7 +84,7 @@ def calibration_data(source: Source, model: PreTrainedModel, choice: Calibration
     """Batches for a model by a `CalibrationChoice` other than `none`."""
 
     def generate(batch: Batch) -> Tensor:
-        length = batch["input_ids"].shape[1] + 8
+        length = min(batch["input_ids"].shape[1] + 8, model.config.max_position_embeddings - 1)
         inputs = {name: value.to(model.device) for name, value in batch.items()}
         return model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=length).cpu()  # type: ignore[operator]
 

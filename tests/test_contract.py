@@ -1,0 +1,253 @@
+"""The contract that every method keeps on every architecture; the points are those of the design."""
+
+from __future__ import annotations
+
+import copy
+import filecmp
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForSeq2SeqLM, PreTrainedModel
+
+import hf_heads
+from hf_heads import CollabSpec, HeadsSpec, LowRankSpec, auto
+from hf_heads.adapters import ADAPTERS, find_blocks, read_host
+from hf_heads.attention import HeadsAttention
+from hf_heads.checkpoint import Source
+from hf_heads.checkpoint_conversion import CalibrationChoice, convert_checkpoint
+from tests.twins import HEADS, TWINS, WIDTH, Twin, logits, randomize
+
+# Every method with settings that lose nothing and settings that do.
+LOSSLESS = {
+    "collab-cp": CollabSpec(rank=WIDTH),
+    "collab-tucker": CollabSpec(rank=WIDTH, form="tucker"),
+    "low-rank": LowRankSpec(rank=WIDTH),
+}
+LOSSY = {
+    "collab-cp": CollabSpec(rank=10),
+    "collab-tucker": CollabSpec(rank=10, form="tucker"),
+    "low-rank": LowRankSpec(rank=3 * HEADS),
+}
+
+
+@pytest.fixture(params=TWINS)
+def twin(request: pytest.FixtureRequest) -> Twin:
+    return TWINS[request.param]
+
+
+@pytest.fixture(params=LOSSY)
+def method(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=["eager", "sdpa"])
+def implementation(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def convert(twin: Twin, spec: HeadsSpec, implementation: str = "eager") -> PreTrainedModel:
+    return hf_heads.convert(twin.model(implementation), spec, calibration=[twin.inputs()])[0]
+
+
+def heads_blocks(model: PreTrainedModel) -> list[HeadsAttention]:
+    return [block.module for block in find_blocks(model)]
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_01_lossless_settings_give_the_hosts_logits(twin: Twin, method: str, implementation: str, calibrated: bool):
+    model = twin.model(implementation)
+    batches = [twin.inputs()] if calibrated else None
+    converted, report = hf_heads.convert(model, LOSSLESS[method], calibration=batches)
+    assert all(isinstance(module, HeadsAttention) for module in heads_blocks(converted))
+    assert converted.config._attn_implementation == implementation
+    assert (logits(converted, twin.inputs()) - logits(model, twin.inputs())).abs().max() < 1e-5
+    assert all(block.error < 1e-5 for block in report.blocks)
+
+
+def test_01_lossy_settings_change_the_logits_and_eager_agrees_with_sdpa(twin: Twin, method: str):
+    converted = convert(twin, LOSSY[method])
+    eager = logits(converted, twin.inputs())
+    converted.set_attn_implementation("sdpa")
+    assert (logits(converted, twin.inputs()) - eager).abs().max() < 1e-5
+    assert (eager - logits(twin.model(), twin.inputs())).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("model_type", "auto_name"),
+    [(name, auto_name) for name, adapter in ADAPTERS.items() for auto_name in auto.auto_classes(adapter)],
+)
+def test_02_every_auto_class_loads_to_the_bit(model_type: str, auto_name: str, method: str, tmp_path: Path):
+    twin = TWINS[model_type]
+    native = getattr(ADAPTERS[model_type].modeling, auto.auto_classes(ADAPTERS[model_type])[auto_name])
+    model = native(copy.deepcopy(twin.model().config))
+    randomize(model)
+    converted = hf_heads.convert(model.eval(), LOSSY[method])[0]
+    converted.save_pretrained(tmp_path)
+    loaded, info = auto.auto_mappings()[auto_name].from_pretrained(
+        tmp_path, output_loading_info=True, attn_implementation="eager"
+    )
+    assert type(loaded) is auto.model_class(native)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    inputs = twin.inputs()
+    if auto_name == "AutoModelForMultipleChoice":
+        inputs = {name: value[:, None] for name, value in inputs.items()}
+    if auto_name == "AutoModelForMaskedImageModeling":
+        inputs["bool_masked_pos"] = torch.arange(16).expand(3, -1) % 2 == 0
+    if model_type == "marian" and auto_name == "AutoModelForCausalLM":
+        inputs = {"input_ids": inputs["input_ids"]}
+    with torch.no_grad():
+        wanted, found = (one(**inputs, return_dict=True).to_tuple() for one in (converted, loaded))
+    tensors = [(a, b) for a, b in zip(wanted, found, strict=True) if isinstance(a, torch.Tensor)]
+    assert tensors
+    # The same bits in other places of memory may take another path through a matrix product.
+    assert all((a - b).abs().max() < 1e-6 for a, b in tensors)
+    state = loaded.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in converted.state_dict().items())
+
+
+def test_02_a_task_class_loads_the_base_models_attention(twin: Twin, method: str, tmp_path: Path):
+    converted = convert(twin, LOSSY[method])
+    converted.save_pretrained(tmp_path)
+    base = AutoModel.from_pretrained(tmp_path)
+    for ours, theirs in zip(heads_blocks(base), heads_blocks(converted), strict=True):
+        for (name, tensor), (_, wanted) in zip(ours.state_dict().items(), theirs.state_dict().items(), strict=True):
+            assert torch.equal(tensor, wanted), name
+
+
+def test_03_attentions_come_out_and_sum_to_one(twin: Twin, method: str):
+    converted = convert(twin, LOSSY[method])
+    with torch.no_grad():
+        outputs = converted(**twin.inputs(), output_attentions=True)
+    kinds = {name: value for name, value in outputs.items() if "attentions" in name}
+    assert sum(len(value) for value in kinds.values()) == len(find_blocks(converted))
+    for weights in (one for value in kinds.values() for one in value):
+        assert weights.shape[1] == HEADS
+        assert (weights.sum(-1) - 1).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_04_generation_is_the_same_with_every_cache(method: str, implementation: str, beams: int, tmp_path: Path):
+    convert(TWINS["marian"], LOSSY[method]).save_pretrained(tmp_path)
+    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, attn_implementation=implementation)
+    inputs = {name: value for name, value in TWINS["marian"].inputs().items() if not name.startswith("decoder")}
+    settings = dict(num_beams=beams, do_sample=False, max_new_tokens=8)
+    without = model.generate(**inputs, **settings, use_cache=False)
+    assert without.shape[1] > 3
+    assert torch.equal(model.generate(**inputs, **settings), without)
+    static = model.generate(**inputs, **settings, cache_implementation="static", disable_compile=True)
+    assert torch.equal(static, without)
+
+
+def test_04_a_causal_decoder_generates_the_same_with_a_cache(method: str, implementation: str):
+    model = convert(TWINS["bert-decoder"], LOSSY[method], implementation)
+    inputs = {"input_ids": TWINS["bert-decoder"].inputs()["input_ids"][:, :4]}
+    settings = dict(do_sample=False, max_new_tokens=6, pad_token_id=0)
+    assert torch.equal(model.generate(**inputs, **settings), model.generate(**inputs, **settings, use_cache=False))
+
+
+def test_05_every_parameter_gets_a_finite_gradient(twin: Twin, method: str, implementation: str):
+    converted = convert(twin, LOSSY[method], implementation).train()
+    converted(**twin.inputs())[0].square().mean().backward()
+    for module in heads_blocks(converted):
+        for name, parameter in module.named_parameters():
+            assert parameter.grad is not None, name
+            assert torch.isfinite(parameter.grad).all(), name
+            assert parameter.grad.abs().max() > 0 or name.endswith("k_proj.bias"), name
+
+
+def checkpoint(twin: Twin, folder: Path) -> Source:
+    twin.model().save_pretrained(folder)
+    return Source(str(folder), folder)
+
+
+def calibration(twin: Twin) -> CalibrationChoice:
+    """Made data; a decoder that nobody feeds has no calibration data for its cross-attention."""
+    return CalibrationChoice("none") if twin.name == "bert-decoder" else CalibrationChoice(samples=24)
+
+
+def test_06_converting_twice_gives_identical_bytes(twin: Twin, method: str, tmp_path: Path):
+    source = checkpoint(twin, tmp_path / "source")
+    for name in ("one", "two"):
+        convert_checkpoint(source, LOSSY[method], tmp_path / name, calibration=calibration(twin))
+    for file in ("model.safetensors", "config.json"):
+        assert filecmp.cmp(tmp_path / "one" / file, tmp_path / "two" / file, shallow=False)
+
+
+def test_07_the_parameter_count_is_the_specs_formula(twin: Twin, method: str):
+    converted, report = hf_heads.convert(twin.model(), LOSSY[method])
+    for block, row in zip(find_blocks(converted), report.blocks, strict=True):
+        owned = {id(p): p.numel() for part in (block.module, block.output) for p in part.parameters()}
+        assert sum(owned.values()) == row.parameters < row.parameters_before or method == "collab-tucker"
+        assert sum(owned.values()) == row.parameters
+    assert report.model_parameters == sum(parameter.numel() for parameter in converted.parameters())
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_08_the_source_model_is_unchanged(twin: Twin, method: str, calibrated: bool):
+    model = twin.model().train()
+    before = copy.deepcopy(model.state_dict())
+    classes = [type(module) for module in model.modules()]
+    converted, _ = hf_heads.convert(model, LOSSY[method], calibration=[twin.inputs()] if calibrated else None)
+    assert [type(module) for module in model.modules()] == classes
+    assert model.training and converted.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    mine = {parameter.data_ptr() for parameter in converted.parameters()}
+    assert not mine & {parameter.data_ptr() for parameter in model.parameters()}
+
+
+def test_09_bfloat16_is_finite(twin: Twin, method: str, implementation: str):
+    converted = convert(twin, LOSSY[method], implementation).to(torch.bfloat16)
+    inputs = {
+        name: value.to(torch.bfloat16) if value.is_floating_point() else value for name, value in twin.inputs().items()
+    }
+    assert torch.isfinite(logits(converted, inputs)).all()
+
+
+def test_10_training_from_scratch_starts_finite_and_not_constant(twin: Twin, method: str):
+    converted = convert(twin, LOSSY[method])
+    fresh = type(converted)._from_config(copy.deepcopy(converted.config)).eval()
+    found = logits(fresh, twin.inputs())
+    assert torch.isfinite(found).all()
+    assert found.std(0).max() > 1e-4
+    for block in find_blocks(fresh):
+        for name, parameter in block.module.named_parameters():
+            assert torch.isfinite(parameter).all(), name
+            if name.endswith("weight") or name == "mixing":
+                assert 0 < parameter.std() < 2, name
+
+
+def test_11_every_tensor_outside_the_attention_is_the_originals(twin: Twin, method: str, tmp_path: Path):
+    source = checkpoint(twin, tmp_path / "source")
+    convert_checkpoint(source, LOSSY[method], tmp_path / "out", calibration=calibration(twin))
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("source", "out"))
+    attention = ("query", "key", "value", "q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "attention.output.dense")
+    outside = {name for name in before if not any(f"{part}." in name for part in attention)}
+    assert len(outside) > 10
+    assert outside <= set(after)
+    assert all(torch.equal(before[name], after[name]) for name in outside)
+    new = ("shared_query", "shared_key", "mixing", "content_bias", "narrow_query", "narrow_key")
+    rest = {name for name in set(after) - outside if not any(part in name for part in new)}
+    assert rest <= set(before)  # what stays of the attention kept its names
+
+
+def test_the_record_computes_what_the_host_computes(twin: Twin):
+    """The formula of `DenseAttention`, written out, against the host's own attention module."""
+    model = twin.model()
+    generator = torch.Generator().manual_seed(7)
+    x, y = (torch.randn(2, length, WIDTH, generator=generator) for length in (5, 6))
+    for block in find_blocks(model):
+        if block.kind == "causal":
+            continue
+        dense = read_host(block.module, block.site, block.output)
+        memory = y if block.kind == "cross" else x
+        with torch.no_grad():
+            weights = dense.scores(x, memory).softmax(-1)
+            context = weights @ dense.values(memory)
+            wanted = torch.einsum("bhte,hed->btd", context, dense.output) + dense.output_bias
+            inputs = {block.site.memory: memory} if block.kind == "cross" else {}
+            found = block.module(x, **inputs)[0]
+            if not block.site.output_inside:
+                found = block.output(found)
+        assert (found - wanted).abs().max() < 1e-5

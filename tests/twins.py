@@ -1,0 +1,145 @@
+"""Tiny twins of every architecture, made in memory: all biases non-zero, a padding mask present."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertLMHeadModel,
+    MarianConfig,
+    MarianMTModel,
+    PreTrainedModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+HEADS, WIDTH, LAYERS = 4, 32, 2
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A tiny model of an architecture with random weights, and inputs for it."""
+
+    name: str
+    model_type: str
+    make: Callable[[], PreTrainedModel]
+    inputs: Callable[[], dict[str, Tensor]]
+
+    def model(self, implementation: str = "eager") -> PreTrainedModel:
+        model = self.make()
+        randomize(model)
+        model.set_attn_implementation(implementation)
+        return model.eval()
+
+
+def randomize(model: PreTrainedModel, seed: int = 0) -> None:
+    """Every parameter random, norms around one, so that nothing can be right because it is zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "embed_positions" in name:
+                continue  # Marian's are computed, and never saved
+            norm = "norm" in name.lower() and name.endswith("weight")
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * (0.1 if norm else 0.2) + float(norm))
+
+
+def bert_config(**changes: Any) -> BertConfig:
+    return BertConfig(
+        vocab_size=99,
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        intermediate_size=48,
+        max_position_embeddings=40,
+        **changes,
+    )
+
+
+def vit_config() -> ViTConfig:
+    return ViTConfig(
+        image_size=16,
+        patch_size=4,
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        intermediate_size=48,
+        num_labels=5,
+        encoder_stride=4,
+    )
+
+
+def marian_config() -> MarianConfig:
+    return MarianConfig(
+        vocab_size=99,
+        decoder_vocab_size=99,
+        d_model=WIDTH,
+        encoder_layers=LAYERS,
+        decoder_layers=LAYERS,
+        encoder_attention_heads=HEADS,
+        decoder_attention_heads=HEADS,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        max_position_embeddings=40,
+        pad_token_id=98,
+        decoder_start_token_id=98,
+        eos_token_id=0,
+        forced_eos_token_id=None,
+    )
+
+
+def _ids(batch: int, length: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, 98, (batch, length), generator=generator)
+    mask = torch.ones(batch, length, dtype=torch.long)
+    mask[1, length - 3 :] = 0
+    return ids, mask
+
+
+def _text() -> dict[str, Tensor]:
+    ids, mask = _ids(3, 9, 1)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _decoder() -> dict[str, Tensor]:
+    memory = torch.randn(3, 7, WIDTH, generator=torch.Generator().manual_seed(2))
+    return {**_text(), "encoder_hidden_states": memory, "encoder_attention_mask": _ids(3, 7, 3)[1]}
+
+
+def _text_to_text() -> dict[str, Tensor]:
+    ids, mask = _ids(3, 6, 4)
+    return {**_text(), "decoder_input_ids": ids, "decoder_attention_mask": mask}
+
+
+def _image() -> dict[str, Tensor]:
+    return {"pixel_values": torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(5))}
+
+
+TWINS = {
+    twin.name: twin
+    for twin in (
+        Twin("bert", "bert", lambda: BertForMaskedLM(bert_config()), _text),
+        Twin(
+            "bert-decoder",
+            "bert",
+            lambda: BertLMHeadModel(bert_config(is_decoder=True, add_cross_attention=True)),
+            _decoder,
+        ),
+        Twin("vit", "vit", lambda: ViTForImageClassification(vit_config()), _image),
+        Twin("marian", "marian", lambda: MarianMTModel(marian_config()), _text_to_text),
+    )
+}
+
+
+def logits(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+    """The model's main output where there is no padding."""
+    with torch.no_grad():
+        output = model(**inputs)[0]
+    mask = inputs.get("decoder_attention_mask", inputs.get("attention_mask"))
+    fits = mask is not None and output.ndim == 3 and mask.shape == output.shape[:2]
+    return output[mask.bool()] if fits else output
