@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,16 +108,14 @@ def read_examples(
     import datasets
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs, it also raises
     dataset = _open(source, datasets)
-    features = dataset.column_names or list(next(iter(dataset), {}))
+    features = _reading(source, lambda: dataset.column_names or list(next(iter(dataset), {})))
     if not features:
         raise HeadsError(f"the data '{source}' is empty")
     if columns and (unknown := [name for name in columns if name not in features]):
         raise HeadsError(f"'{source}' has no column '{unknown[0]}'. Columns: {', '.join(features)}")
-    try:
-        rows = list(dataset.shuffle(seed=seed, buffer_size=10_000).take(count))
-    except Exception as error:
-        raise HeadsError(f"cannot read '{source}': {_first_line(error)}") from None
+    rows = _reading(source, lambda: list(dataset.shuffle(seed=seed, buffer_size=10_000).take(count)))
     if not rows:
         raise HeadsError(f"the data '{source}' is empty")
     kind = "image" if modality == "image" else "text"
@@ -160,6 +159,13 @@ def _open(source: str, datasets: Any) -> Any:
         raise
     except Exception as error:
         raise HeadsError(f"cannot load '{source}' as data: {_first_line(error)}") from None
+
+
+def _reading(source: str, read: Callable[[], list[Any]]) -> list[Any]:
+    try:
+        return read()
+    except Exception as error:
+        raise HeadsError(f"cannot read '{source}': {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:

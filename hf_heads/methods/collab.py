@@ -12,7 +12,7 @@ from transformers import initialization as init
 
 from ..adapters import read_value_output
 from ..attention import HeadsAttention
-from ..decompositions import cp, tucker
+from ..decompositions import SharedFactors, cp, tucker
 from ..dense import AttentionShape, DenseAttention
 from ..moments import BlockStatistics
 from .base import Converted, Method, option
@@ -110,17 +110,27 @@ def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: CollabS
     core = factors.core
     if (weights := statistics.head_weights) is not None:
         core = core / weights.view(-1, *[1] * (core.ndim - 1))
-    u = statistics.query.square_root()[1] @ factors.query
-    v = statistics.key.square_root()[1] @ factors.key
-    mean = statistics.query.mean @ u
-    approximated = (core * mean if spec.form == "cp" else mean @ core) @ v.T
-    weights_by_name = {
-        "shared_query.weight": u.T / dense.scale,  # the host's scale is applied to the scores once more
-        "shared_key.weight": v.T,
+    unwhitened = SharedFactors(
+        statistics.query.square_root()[1] @ factors.query,
+        core,
+        statistics.key.square_root()[1] @ factors.key,
+        factors.error,
+    )
+    return Converted(weights_from_factors(dense, statistics, unwhitened), factors.error)
+
+
+def weights_from_factors(
+    dense: DenseAttention, statistics: BlockStatistics, factors: SharedFactors
+) -> dict[str, Tensor]:
+    """The module's tensors from factors of scale * W_Q,h W_K,h^T; the content bias absorbs their error on average."""
+    mean = statistics.query.mean.to(factors.query) @ factors.query
+    approximated = (factors.core * mean if factors.core.ndim == 2 else mean @ factors.core) @ factors.key.T
+    return {
+        "shared_query.weight": factors.query.T / dense.scale,  # the host's scale is applied to the scores once more
+        "shared_key.weight": factors.key.T,
         "content_bias.weight": content_bias(dense, statistics, approximated),
-        "mixing": core,
+        "mixing": factors.core,
     }
-    return Converted(weights_by_name, factors.error)
 
 
 METHOD = Method(

@@ -1,0 +1,35 @@
+# make demo: convert a real BERT and see what was lost and gained. make test: everything that must hold.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+DEMO := out/all-MiniLM-L6-v2-collab-96
+RECIPE := conversions/all-MiniLM-L6-v2-collab-96.toml
+
+.PHONY: demo test slow-test clean
+
+demo: $(VENV)/.demo
+	$(BIN)/hf-heads convert --recipe $(RECIPE) --output $(DEMO) --overwrite
+	$(BIN)/hf-heads verify $(DEMO) --recipe $(RECIPE)
+	$(BIN)/python examples/sentence_similarity.py --model $(DEMO)
+
+# Two workers with one thread each: tiny models gain nothing from more.
+test: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+slow-test: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	scripts/install_torch.sh $(BIN)/python
+
+$(VENV)/.demo $(VENV)/.test: $(VENV)/.%: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -e ".[$*]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) out

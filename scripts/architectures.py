@@ -1,0 +1,98 @@
+"""Quality of converted Marian and ViT checkpoints: BLEU and accuracy by what they were calibrated on.
+
+    python scripts/architectures.py --marian DIR --pairs-train train.jsonl --pairs-dev val.jsonl \\
+        --vit DIR --images-train calibration.parquet --images-dev dev.parquet
+
+Writes scripts/results/architectures.json.
+"""
+
+from __future__ import annotations
+
+import datasets
+import sacrebleu
+import torch
+from common import parser, read_jsonl, save, start
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
+
+import hf_heads
+from hf_heads import CollabSpec, LowRankSpec
+from hf_heads.checkpoint import resolve_source
+from hf_heads.checkpoint_conversion import CalibrationChoice, calibration_data, load_source
+from hf_heads.drift import measure_drift
+
+
+@torch.no_grad()
+def bleu(model: PreTrainedModel, folder: str, rows: list[dict]) -> float:
+    """BLEU of beam search with 4 beams."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]["en"]))
+    found = [""] * len(rows)
+    for begin in range(0, len(order), 64):
+        part = order[begin : begin + 64]
+        inputs = tokenizer([rows[index]["en"] for index in part], padding=True, return_tensors="pt")
+        ids = model.generate(**inputs, num_beams=4, max_new_tokens=60)
+        for index, text in zip(part, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
+            found[index] = text
+    return sacrebleu.corpus_bleu(found, [[row["de"] for row in rows]]).score
+
+
+@torch.no_grad()
+def accuracy(model: PreTrainedModel, pixels: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of right classes in per cent."""
+    found = torch.cat([model(pixel_values=part).logits.argmax(-1) for part in pixels.split(100)])
+    return 100 * float((found == labels).float().mean())
+
+
+def main() -> None:
+    options = parser(__doc__)
+    for name in ("marian", "pairs-train", "pairs-dev", "vit", "images-train", "images-dev"):
+        options.add_argument(f"--{name}", required=True)
+    options.add_argument("--sentences", type=int, default=500, help="how many pairs to translate (default 500)")
+    options = options.parse_args()
+    start(options)
+    rows: list[dict] = []
+
+    rows_dev = read_jsonl(options.pairs_dev)[: options.sentences]
+    images = datasets.load_dataset("parquet", data_files=options.images_dev, split="train")
+    processor = AutoImageProcessor.from_pretrained(options.vit)
+    pixels = torch.cat(
+        [processor(image.convert("RGB"), return_tensors="pt")["pixel_values"] for image in images["image"]]
+    )
+    labels = torch.tensor(images["label"])
+    tasks = {
+        "marian": (options.marian, options.pairs_train, ("en", "de"), lambda m: bleu(m, options.marian, rows_dev)),
+        "vit": (options.vit, options.images_train, None, lambda m: accuracy(m, pixels, labels)),
+    }
+    for name, (folder, data, columns, score) in tasks.items():
+        source = resolve_source(folder)
+        model = load_source(source)
+        width = model.config.hidden_size
+        heads = model.config.num_attention_heads
+        held_out = calibration_data(source, model, CalibrationChoice(data, columns, 512, 1)).held_out
+        base = score(model)
+        rows.append({"model": name, "label": "original", "score": base})
+        print(name, "original", f"{base:.2f}", flush=True)
+        specs = {
+            f"collab R = {width // 2}": CollabSpec(rank=width // 2),
+            f"collab R = {width // 4}": CollabSpec(rank=width // 4),
+            f"low-rank R = {width // 4 // heads * heads}": LowRankSpec(rank=width // 4 // heads * heads),
+        }
+        for kind, choice in {
+            "data": CalibrationChoice(data, columns),
+            "random": CalibrationChoice("random"),
+            "none": None,
+        }.items():
+            batches = None if choice is None else calibration_data(source, model, choice).batches
+            for label, spec in specs.items():
+                converted, _ = hf_heads.convert(model, spec, calibration=batches)
+                row = {"model": name, "label": label, "calibration": kind, "score": score(converted)}
+                row |= measure_drift(converted, model, held_out).to_dict()
+                rows.append(row)
+                print(
+                    name, label, kind, f"{row['score']:.2f} kl {row['kl']:.4f} agree {row['agreement']:.3f}", flush=True
+                )
+    save("architectures", {"sentences": len(rows_dev), "images": len(labels), "rows": rows}, options)
+
+
+if __name__ == "__main__":
+    main()

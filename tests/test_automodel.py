@@ -1,0 +1,203 @@
+"""The road to AutoModel, and what it rests on in transformers."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertModel
+
+import hf_heads
+from hf_heads import CollabSpec, HeadsError, auto
+from hf_heads.adapters import find_blocks
+from tests.conftest import save_tokenizer
+from tests.twins import TWINS, bert_config, logits, marian_config, vit_config
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    converted, _ = hf_heads.convert(TWINS["bert"].model(), CollabSpec(rank=10))
+    converted.save_pretrained(tmp_path / "converted")
+    save_tokenizer(tmp_path / "converted")
+    return tmp_path / "converted"
+
+
+def python(program: str, folder: Path) -> str:
+    """What a fresh Python prints."""
+    environment = {**os.environ, "HF_MODULES_CACHE": str(folder.parent / "modules"), "HF_HUB_OFFLINE": "1"}
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert found.returncode == 0, found.stderr[-2000:]
+    return found.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "from transformers import AutoConfig",
+        "from transformers import AutoModel",
+        "from transformers import BertConfig",
+        "from transformers import BertModel",
+        "from transformers import AutoTokenizer",
+        "from transformers import Trainer",
+    ],
+)
+@pytest.mark.parametrize("before", [True, False])
+def test_any_order_of_imports_works(folder: Path, first: str, before: bool):
+    lines = ["import hf_heads", first] if before else [first, "import hf_heads"]
+    program = "\n".join([*lines, "from transformers import AutoConfig as A", f"c = A.from_pretrained({str(folder)!r})"])
+    assert python(program + "\nprint(type(c).__name__)", folder) == "HeadsBertConfig"
+
+
+def test_importing_hf_heads_imports_nothing_else(folder: Path):
+    program = "import sys, hf_heads; print(*(n for n in ('torch', 'transformers', 'datasets') if n in sys.modules))"
+    assert python(program, folder) == ""
+
+
+def test_without_hf_heads_the_load_fails_loudly(folder: Path):
+    program = f"""
+from transformers import AutoModel
+try:
+    AutoModel.from_pretrained({str(folder)!r}, trust_remote_code=False)
+except Exception as error:
+    print("heads_bert" in str(error) or "trust_remote_code" in str(error))
+"""
+    assert python(program, folder) == "True"
+
+
+def test_trust_remote_code_reaches_hf_heads(folder: Path):
+    program = f"""
+from transformers import AutoModel, AutoModelForSequenceClassification as C
+print(*(type(c.from_pretrained({str(folder)!r}, trust_remote_code=True)).__name__ for c in (AutoModel, C)))
+"""
+    assert python(program, folder).splitlines()[-1] == "HeadsBertModel HeadsBertForSequenceClassification"
+
+
+def test_native_classes_refuse(folder: Path):
+    with pytest.raises(ValueError, match="import hf_heads"):
+        BertModel.from_pretrained(folder)
+
+
+def test_the_config_checks_types(folder: Path):
+    config = AutoConfig.from_pretrained(folder)
+    assert config.model_type == "heads_bert" and config.heads["format"] == 1
+    assert not hasattr(config, "fusion_config")
+    for wrong in (3, [1], "text"):
+        with pytest.raises(Exception, match="heads"):
+            type(config)(heads=wrong)
+
+
+def test_saving_again_keeps_everything(folder: Path, tmp_path: Path):
+    AutoModel.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "heads_remote.py").is_file()
+    with pytest.raises(ValueError, match="import hf_heads"):
+        BertModel.from_pretrained(tmp_path / "again")
+    wanted, found = (AutoModel.from_pretrained(path) for path in (folder, tmp_path / "again"))
+    inputs = TWINS["bert"].inputs()
+    assert torch.equal(logits(wanted, inputs), logits(found, inputs))
+
+
+def test_sharded_and_in_bfloat16(folder: Path, tmp_path: Path):
+    model = AutoModel.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    again = AutoModel.from_pretrained(tmp_path / "shards")
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert AutoModel.from_pretrained(folder, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_copies_and_pickles(folder: Path):
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    inputs = TWINS["bert"].inputs()
+    wanted = logits(model.eval(), inputs)
+    assert torch.equal(logits(copy.deepcopy(model), inputs), wanted)
+    assert torch.equal(logits(pickle.loads(pickle.dumps(model)), inputs), wanted)
+
+
+def test_classes_are_found_by_name():
+    from hf_heads import models
+
+    for name in ("HeadsMarianEncoder", "HeadsBertConfig", "CollabMarianAttention", "LowRankViTAttention"):
+        assert getattr(models, name).__name__ == name
+    with pytest.raises(AttributeError):
+        _ = models.HeadsNonsense
+
+
+def test_tokenizers_load_from_a_converted_folder(folder: Path):
+    from transformers import AutoTokenizer
+
+    assert AutoTokenizer.from_pretrained(folder)("word1 word2")["input_ids"] == [2, 6, 7, 3]
+
+
+def test_resize_gradient_checkpointing_and_inner_classes(folder: Path):
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert type(model.bert) is auto.model_class(BertModel)
+    model.resize_token_embeddings(120)
+    model.gradient_checkpointing_enable()
+    model.train()
+    model(**TWINS["bert"].inputs()).logits.sum().backward()
+    assert all(block.module.mixing.grad is not None for block in find_blocks(model))
+
+
+@pytest.mark.parametrize("wrap", [lambda m: torch.compile(m, backend="eager", fullgraph=True)], ids=["compile"])
+def test_torch_compile_traces_the_whole_model(folder: Path, wrap: Callable):
+    model = AutoModel.from_pretrained(folder).eval()
+    inputs = TWINS["bert"].inputs()
+    assert (logits(wrap(model), inputs) - logits(model, inputs)).abs().max() < 1e-5
+
+
+def test_torch_export(folder: Path):
+    model = AutoModel.from_pretrained(folder).eval()
+    inputs = TWINS["bert"].inputs()
+    exported = torch.export.export(model, (), kwargs=inputs, strict=False)
+    with torch.no_grad():
+        found = exported.module()(**inputs)[0]
+    mask = inputs["attention_mask"].bool()
+    assert (found[mask] - logits(model, inputs)).abs().max() < 1e-5
+
+
+def test_lora_by_peft_on_the_documented_names(folder: Path):
+    peft = pytest.importorskip("peft")
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    settings = peft.LoraConfig(target_modules=["shared_query", "shared_key", "value"], r=2)
+    wrapped = peft.get_peft_model(model, settings)
+    trainable = [name for name, parameter in wrapped.named_parameters() if parameter.requires_grad]
+    assert any("shared_query" in name for name in trainable)
+    wrapped(**TWINS["bert"].inputs()).logits.sum().backward()
+
+
+def test_inplace_patches_the_model_at_hand():
+    model = TWINS["marian"].model()
+    wanted = logits(model, TWINS["marian"].inputs())
+    converted, _ = hf_heads.convert(model, CollabSpec(rank=32), inplace=True)
+    assert converted is model and type(model).__name__ == "HeadsMarianMTModel"
+    assert type(model.model.encoder).__name__ == "HeadsMarianEncoder"
+    assert (logits(model, TWINS["marian"].inputs()) - wanted).abs().max() < 1e-5
+
+
+def test_blocks_of_one_kind_only():
+    model = TWINS["marian"].model()
+    _, report = hf_heads.convert(model, CollabSpec(rank=10), blocks="*.encoder_attn")
+    assert {block.kind for block in report.blocks} == {"cross"}
+    _, report = hf_heads.convert(model, CollabSpec(rank=10), blocks="!*.encoder_attn")
+    assert {block.kind for block in report.blocks} == {"self", "causal"}
+    mixed = {"encoder.*": CollabSpec(rank=8), "*": CollabSpec(rank=20)}
+    assert {block.spec.rank for block in hf_heads.convert(model, mixed)[1].blocks} == {8, 20}
+
+
+def test_a_section_that_names_no_block_is_refused():
+    config = auto.derived_config(bert_config(), {"encoder.layer.7.attention.self": CollabSpec(heads=4, rank=8)})
+    with pytest.raises(HeadsError, match=r"encoder\.layer\.7"):
+        AutoModel.from_config(config)
+
+
+@pytest.mark.parametrize("make", [bert_config, vit_config, marian_config])
+def test_an_empty_section_is_the_host(make: Callable):
+    config = auto.derived_config(make(), {})
+    assert type(AutoModel.from_config(config)).__name__.startswith("Heads")
