@@ -2,8 +2,7 @@
 
     pip install hf-heads pillow
     hf-heads convert google/vit-base-patch16-224 --to collab --rank 256 --output vit-collab
-    python examples/classify_images_vit.py --model vit-collab --train photos/train --dev photos/dev \
-        --output vit-collab-photos
+    python examples/classify_images_vit.py --model vit-collab --train photos/train --dev photos/dev --output vit-photos
 
 The data are two folders with one subfolder of images per class, or two parquet files with the columns `image` and
 `label` (0, 1, ...) as `datasets` writes them.

@@ -2,10 +2,10 @@
 
     pip install hf-heads sacrebleu sentencepiece
     hf-heads convert Helsinki-NLP/opus-mt-en-de --to collab --rank 256 --output opus-collab
-    python examples/translate_marian.py --model opus-collab --train train.jsonl --dev dev.jsonl --columns en,de \
-        --output opus-collab-tuned
+    python examples/translate_marian.py --model opus-collab --train train.jsonl --dev dev.jsonl --output opus-tuned
 
-The files need a column for the source texts and one for their translations, such as {"en": "Hello.", "de": "Hallo."}.
+The files need a column for the source texts and one for their translations, such as {"en": "Hello.", "de": "Hallo."};
+--columns gives their names.
 
 An interrupted run goes on with --resume. The result is an ordinary checkpoint: after `import hf_heads`,
 `AutoModelForSeq2SeqLM.from_pretrained` loads it.

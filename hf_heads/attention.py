@@ -194,25 +194,72 @@ def attend(
     Returns:
         Context (batch, heads, target, value_dim) and the weights or None.
     """
-    if implementation != "eager" and use_fused_kernel(query, key, value, bias):
-        return _fused(query, key, value, scaling, bias, mask, causal, dropout), None
-    weights = _scores(query, key, scaling)
-    if bias is not None:
-        weights = weights + bias
-    additive = _additive(mask, causal, weights)
-    if additive is not None:
-        weights = weights + additive
-    weights = weights.softmax(-1, dtype=torch.float32).to(value.dtype)
+    if implementation != "eager" and fused_is_faster(query, key, value, bias):
+        return _fused(query, key, value, scaling, mask, causal, dropout), None
+    additive = _additive(mask, causal, query, key)
+    if implementation != "eager" and pieces_are_faster(query):
+        return _in_pieces(query, key, value, scaling, bias, additive), None
+    weights = _weights(query, key, scaling, bias, additive).to(value.dtype)
     weights = nn.functional.dropout(weights, dropout, training=dropout > 0)
     return _fold(weights, value), weights if implementation == "eager" else None
 
 
-def use_fused_kernel(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> bool:
-    """Whether torch's fused attention is the fastest exact way for these tensors.
+# Which exact way is the fastest was measured (scripts/latency.py). It is decided by shape, device and gradient mode
+# alone, never by a stopwatch at run time, so that results repeat.
 
-    Decided by measurement (`scripts/latency.py`), by shape and device alone, so that results repeat.
-    """
+_PIECE = 2**18  # scores of a piece: with their exponentials they stay in a core's cache
+
+
+def fused_is_faster(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> bool:
+    """Whether torch's fused attention wins: it wants a key for every head, equal widths and no additive term."""
     return bias is None and key.shape[1] == query.shape[1] and query.shape[-1] <= value.shape[-1]
+
+
+def pieces_are_faster(query: Tensor) -> bool:
+    """Whether to make the scores piece by piece: on a CPU, where nothing keeps them for a backward pass."""
+    return query.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def _weights(query: Tensor, key: Tensor, scaling: float, bias: Tensor | None, additive: Tensor | None) -> Tensor:
+    """Attention weights (batch, heads, target, source), the softmax in float32."""
+    scores = _fold(query * scaling, key.mT)
+    for term in (bias, additive):
+        if term is not None:
+            scores = scores + term if torch.is_grad_enabled() else scores.add_(term)
+    return scores.softmax(-1, dtype=torch.float32)
+
+
+def _in_pieces(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, bias: Tensor | None, additive: Tensor | None
+) -> Tensor:
+    """The same as softmax attention at once, over pieces of the batch, or of one example's targets, at a time."""
+    batch, heads, target, _ = query.shape
+    source = key.shape[-2]
+    output = value.new_empty(batch, heads, target, value.shape[-1])
+    examples = max(1, _PIECE // (heads * target * source))
+    targets = target if heads * target * source <= _PIECE else max(16, _PIECE // (heads * source))
+    for first in range(0, batch, examples):
+        rows = slice(first, first + examples)
+        for begin in range(0, target, targets):
+            columns = slice(begin, begin + targets)
+            weights = _weights(
+                query[rows, :, columns],
+                key[rows],
+                scaling,
+                _part(bias, rows, columns),
+                _part(additive, rows, columns),
+            )
+            output[rows, :, columns] = _fold(weights.to(value.dtype), value[rows])
+    return output
+
+
+def _part(term: Tensor | None, rows: slice, columns: slice) -> Tensor | None:
+    """A piece of something broadcastable to (batch, heads, target, source)."""
+    if term is None:
+        return None
+    term = term[(None,) * (4 - term.ndim)]
+    term = term if term.shape[0] == 1 else term[rows]
+    return term if term.shape[2] == 1 else term[:, :, columns]
 
 
 def _fold(left: Tensor, right: Tensor) -> Tensor:
@@ -224,51 +271,29 @@ def _fold(left: Tensor, right: Tensor) -> Tensor:
     return folded.view(batch, heads, target, right.shape[-1])
 
 
-def _scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """Scaled scores (batch, heads, target, source)."""
-    return _fold(query * scaling, key.mT)
-
-
-def _additive(mask: Tensor | None, causal: bool, scores: Tensor) -> Tensor | None:
+def _additive(mask: Tensor | None, causal: bool, query: Tensor, key: Tensor) -> Tensor | None:
     """The mask as something to add to the scores; a causal one is built where transformers leaves it to the kernel."""
-    target, source = scores.shape[-2:]
+    target, source = query.shape[-2], key.shape[-2]
     if mask is None:
         if not causal or target == 1:
             return None
-        mask = torch.ones(target, source, dtype=torch.bool, device=scores.device).tril()
+        mask = torch.ones(target, source, dtype=torch.bool, device=query.device).tril()
     if mask.dtype == torch.bool:
-        return torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, torch.finfo(scores.dtype).min)
+        return torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
     return mask
 
 
 def _fused(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scaling: float,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    causal: bool,
-    dropout: float,
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None, causal: bool, dropout: float
 ) -> Tensor:
     """Torch's fused attention; queries and keys are padded to the values' width, since it wants equal widths."""
     target, source = query.shape[-2], key.shape[-2]
-    if bias is not None:
-        bias = bias.expand(*query.shape[:3], source)
-        additive = _additive(mask, causal, bias)
-        mask, causal = bias if additive is None else bias + additive, False
-    if causal and mask is None and target > 1 and source > target:
+    causal = causal and mask is None and target > 1
+    if causal and source > target:
         key, value = key[:, :, :target], value[:, :, :target]  # an empty static cache beyond the prompt
     missing = value.shape[-1] - query.shape[-1]
     if missing > 0:
         query, key = nn.functional.pad(query, (0, missing)), nn.functional.pad(key, (0, missing))
-    heads = query.shape[1]
     return nn.functional.scaled_dot_product_attention(
-        query,
-        key.expand(-1, heads, -1, -1),
-        value.expand(-1, heads, -1, -1),
-        attn_mask=mask,
-        dropout_p=dropout,
-        is_causal=causal and mask is None and target > 1,
-        scale=scaling,
+        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scaling
     )

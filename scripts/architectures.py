@@ -20,6 +20,8 @@ from hf_heads.checkpoint import resolve_source
 from hf_heads.checkpoint_conversion import CalibrationChoice, calibration_data, load_source
 from hf_heads.drift import measure_drift
 
+SHARES = {"marian": (4, 8), "vit": (4, 8, 16)}  # of the width
+
 
 @torch.no_grad()
 def bleu(model: PreTrainedModel, folder: str, rows: list[dict]) -> float:
@@ -67,16 +69,14 @@ def main() -> None:
         source = resolve_source(folder)
         model = load_source(source)
         width = model.config.hidden_size
-        heads = model.config.num_attention_heads
         held_out = calibration_data(source, model, CalibrationChoice(data, columns, 512, 1)).held_out
         base = score(model)
         rows.append({"model": name, "label": "original", "score": base})
         print(name, "original", f"{base:.2f}", flush=True)
-        specs = {
-            f"collab R = {width // 2}": CollabSpec(rank=width // 2),
-            f"collab R = {width // 4}": CollabSpec(rank=width // 4),
-            f"low-rank R = {width // 4 // heads * heads}": LowRankSpec(rank=width // 4 // heads * heads),
-        }
+        specs: dict[str, hf_heads.HeadsSpec] = {}
+        for share in SHARES[name]:
+            specs[f"collab R = {width // share}"] = CollabSpec(rank=width // share)
+            specs[f"low-rank R = {width // share}"] = LowRankSpec(rank=width // share)
         for kind, choice in {
             "data": CalibrationChoice(data, columns),
             "random": CalibrationChoice("random"),
@@ -89,7 +89,7 @@ def main() -> None:
                 row |= measure_drift(converted, model, held_out).to_dict()
                 rows.append(row)
                 print(
-                    name, label, kind, f"{row['score']:.2f} kl {row['kl']:.4f} agree {row['agreement']:.3f}", flush=True
+                    name, label, kind, f"{row['score']:.2f} kl {row['kl']:.6f} agree {row['agreement']:.3f}", flush=True
                 )
     save("architectures", {"sentences": len(rows_dev), "images": len(labels), "rows": rows}, options)
 
