@@ -19,13 +19,14 @@ _PUBLIC = {
     "LowRankSpec": "methods.low_rank",
     "convert": "conversion",
     "load_recipe": "recipes",
-    "methods": "methods",
 }
 
-__all__ = ["HeadsError", "__version__", *_PUBLIC]
+__all__ = ["HeadsError", "__version__", "methods", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "methods":
+        return importlib.import_module(".methods", __name__)
     if name not in _PUBLIC:
         raise AttributeError(f"module 'hf_heads' has no attribute '{name}'")
     value = getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)

@@ -25,7 +25,7 @@ from .attention import HeadsAttention
 from .configuration import PREFIX, HeadsConfig, config_class, derived_config
 from .dense import DenseAttention
 from .errors import HeadsError
-from .methods import HeadsSpec, get_method, methods
+from .methods import HeadsSpec, all_methods, get_method
 
 
 class HeadsModel(PreTrainedModel):
@@ -79,7 +79,8 @@ def check_loaded(model: PreTrainedModel, info: dict[str, Any]) -> None:
         HeadsError: names the first such weight.
     """
     prefix = base_prefix(model)
-    inside = tuple(prefix + block.name + "." for block in find_blocks(model))
+    names = [(prefix + block.name, block.site) for block in find_blocks(model)]
+    inside = tuple(f"{start}." for name, site in names for start in (name, site.output_name(name)))
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         for key in info[kind]:
             name = key if isinstance(key, str) else key[0]
@@ -200,11 +201,11 @@ def class_by_name(name: str) -> type | None:
         native = getattr(adapter.modeling, name.removeprefix("Heads"), None)
         if name.startswith("Heads") and isinstance(native, type) and issubclass(native, PreTrainedModel):
             return model_class(native)
-        for method in methods.values():
-            prefix = _attention_prefix(method.attention)
+        for method in all_methods():
+            prefix = _attention_prefix(get_method(method).attention)
             native = getattr(adapter.modeling, name.removeprefix(prefix), None)
             if name.startswith(prefix) and isinstance(native, type) and issubclass(native, nn.Module):
-                return attention_class(native, method.name)
+                return attention_class(native, method)
     return None
 
 

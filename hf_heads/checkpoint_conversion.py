@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from .adapters import adapter_of, base_prefix, find_blocks
 from .calibration import share_weights
 from .checkpoint import Source, Weights, copy_companions, finished_folder, write_weights
 from .configuration import PREFIX
-from .conversion import Progress, Report, convert
+from .conversion import Progress, Report, choose_blocks, convert
 from .data import HELD_OUT, Batch, Data, load_data
 from .drift import measure_drift
 from .errors import HeadsError
@@ -142,6 +142,7 @@ def convert_checkpoint(
         if progress:
             progress("loading", 0, 1)
         model = load_source(source, device)
+        choose_blocks(model, spec, blocks)  # says what does not fit before the calibration data takes its time
         names = tensor_names(model, Weights(source.folder))
         data = None if choice.source == "none" else calibration_data(source, model, choice)
         original = share_weights(model)
@@ -257,9 +258,8 @@ def _write(folder: Path, source: Source, model: PreTrainedModel, names: TensorNa
     model.config.dtype = kept
 
 
-def default_output(source: Source, specs: Sequence[HeadsSpec]) -> Path:
+def default_output(source: Source, spec: HeadsSpec) -> Path:
     """A folder name that says what it holds, such as `bert-base-uncased-collab-256`."""
-    spec = specs[0]
     settings = {name: value for name, value in vars(spec).items() if name not in ("heads", "form") and value}
     parts = [
         str(value) if name == "rank" else name if value is True else f"{name}-{value}"

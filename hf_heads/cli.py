@@ -134,11 +134,11 @@ def _add_convert(commands: Any, methods: bool) -> None:
 
 def _method_options() -> dict[str, tuple[dataclasses.Field[Any], list[str]]]:
     """The fields of all methods' settings by name, with the methods that have them."""
-    from .methods import methods
+    from .methods import all_methods, get_method
 
     found: dict[str, tuple[dataclasses.Field[Any], list[str]]] = {}
-    for name, method in methods.items():
-        for item in dataclasses.fields(method.spec):
+    for name in all_methods():
+        for item in dataclasses.fields(get_method(name).spec):
             if item.name != "heads":
                 found.setdefault(item.name, (item, []))[1].append(name)
     return found
@@ -183,7 +183,7 @@ def _convert(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     source = resolve_source(given, options.revision or (recipe.revision if recipe else None))
     if recipe is not None:
         source = dataclasses.replace(source, base_model=recipe.base)
-    output = Path(options.output) if options.output else default_output(source, list(specs.values()))
+    output = Path(options.output) if options.output else default_output(source, list(specs.values())[-1])
     dtype = None
     if options.dtype:
         import torch
@@ -212,7 +212,7 @@ def _convert(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
 
 def _specs(options: argparse.Namespace, parser: argparse.ArgumentParser, recipe: Recipe | None) -> dict[str, HeadsSpec]:
     """The settings that the options ask for, on top of the recipe's."""
-    from .methods import get_method, methods
+    from .methods import all_methods, get_method
 
     given = {name: value for name in _method_options() if (value := getattr(options, name)) is not None}
     if recipe is not None:
@@ -220,9 +220,9 @@ def _specs(options: argparse.Namespace, parser: argparse.ArgumentParser, recipe:
             parser.error("convert: the recipe says the method and its settings; leave out --to and " + _flags(given))
         return recipe.specs
     if options.to is None:
-        parser.error(f"convert: --to is missing. Methods: {', '.join(methods)}")
-    if options.to not in methods:
-        parser.error(f"convert: unknown method '{options.to}'. Methods: {', '.join(methods)}")
+        parser.error(f"convert: --to is missing. Methods: {', '.join(all_methods())}")
+    if options.to not in all_methods():
+        parser.error(f"convert: unknown method '{options.to}'. Methods: {', '.join(all_methods())}")
     spec = get_method(options.to).spec
     own = {item.name for item in dataclasses.fields(spec)}
     if foreign := {name: value for name, value in given.items() if name not in own}:
@@ -372,8 +372,9 @@ def _add_list(commands: Any) -> None:
 
 def _list(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from .adapters import ADAPTERS, REFUSED
-    from .methods import methods
+    from .methods import all_methods, get_method
 
+    methods = {name: get_method(name) for name in all_methods()}
     pairs = {
         name: {
             **{model_type: method.reason_against.get(model_type, "yes") for model_type in ADAPTERS},

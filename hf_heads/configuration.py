@@ -44,7 +44,8 @@ class HeadsConfig:
     model_type: str
 
     def __post_init__(self, **kwargs: Any) -> None:
-        kwargs.pop("fusion_config", None)
+        for name in ("fusion_config", "auto_map"):  # for those who load the file without us
+            kwargs.pop(name, None)
         super().__post_init__(**kwargs)  # type: ignore[misc]
         self.block_specs()
         from .auto import derive

@@ -113,8 +113,7 @@ def convert(
     """
     started = time.perf_counter()
     report = Report(model_parameters_before=_count(model))
-    specs_by_pattern = spec if isinstance(spec, dict) else {blocks or "*": spec}
-    chosen = _choose(model, specs_by_pattern, blocks)
+    chosen = choose_blocks(model, spec, blocks)
     if calibration is not None:
         calibration = list(calibration)
         if not calibration:
@@ -149,18 +148,25 @@ def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _choose(
-    model: PreTrainedModel, specs: dict[str, HeadsSpec], blocks: str | None
+def choose_blocks(
+    model: PreTrainedModel, spec: HeadsSpec | dict[str, HeadsSpec], blocks: str | None = None
 ) -> dict[str, tuple[Block, HeadsSpec]]:
-    """The blocks to convert, each with its settings before planning."""
+    """The blocks to convert, in the order in which they run, each with its settings before planning.
+
+    Raises:
+        HeadsError: nothing is chosen, or settings do not fit a block.
+    """
     allowed = {block.name for block in find_blocks(model, blocks)}
-    chosen: dict[str, tuple[Block, HeadsSpec]] = {}
-    for pattern, spec in specs.items():
-        for block in find_blocks(model, pattern):
-            if block.name in allowed and block.name not in chosen:
-                chosen[block.name] = (block, spec)
-    order = [block.name for block in find_blocks(model)]
-    return {name: chosen[name] for name in order if name in chosen}
+    specs = spec if isinstance(spec, dict) else {"*": spec}
+    found = {
+        block.name: (block, one)
+        for pattern, one in reversed(specs.items())  # so that the first pattern that matches has the last word
+        for block in find_blocks(model, pattern)
+        if block.name in allowed
+    }
+    for name, (block, one) in found.items():
+        one.resolve(auto.read_block(block).shape, name)
+    return {block.name: found[block.name] for block in find_blocks(model) if block.name in found}
 
 
 def _check_finite(block: Block) -> None:
@@ -184,7 +190,6 @@ def _plan(
         profiles = {}
         for index, name in enumerate(names):
             dense = auto.read_block(blocks[name])
-            spec.resolve(dense.shape, name)
             statistics, trial = BlockStatistics.uninformed(dense.shape), None
             if calibration is not None and spec.needs_profiles():
                 if progress:

@@ -41,7 +41,9 @@ def model_card(source: Source, record: dict[str, Any], recipe: str | None) -> st
         "",
         title,
         "",
-        f"Made from `{source.given}`" + (f" at `{source.revision}`" if source.revision else "") + f" with {versions}.",
+        f"Made from `{source.base_model or source.name}`"
+        + (f" at `{source.revision}`" if source.revision else "")
+        + f" with {versions}.",
         "",
         *(f"- **{name}**: {get_method(name).title} ({get_method(name).paper})." for name in names),
         "",

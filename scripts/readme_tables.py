@@ -73,7 +73,7 @@ def latency() -> list[str]:
         (row["method"], row["batch"], row["length"]): f"{row['ratio']:.2f} ({row['work_ratio']:.2f})" for row in rows
     }
     body = [[label, *(cell[label, *shape] for shape in shapes)] for label in labels]
-    lines = table(["original's time / converted's", *(f"{batch} × {length}" for batch, length in shapes)], body)
+    lines = table(["original's time / converted's", *(f"{batch} x {length}" for batch, length in shapes)], body)
     return [*lines, *circumstances(results, "python scripts/latency.py")]
 
 

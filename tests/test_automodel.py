@@ -201,3 +201,30 @@ def test_a_section_that_names_no_block_is_refused():
 def test_an_empty_section_is_the_host(make: Callable):
     config = auto.derived_config(make(), {})
     assert type(AutoModel.from_config(config)).__name__.startswith("Heads")
+
+
+def test_other_packages_register_methods_by_entry_point(monkeypatch: pytest.MonkeyPatch):
+    import dataclasses
+
+    from hf_heads import methods
+    from hf_heads.methods.low_rank import METHOD, LowRankAttention, LowRankSpec
+
+    @dataclasses.dataclass(frozen=True)
+    class MineSpec(LowRankSpec):
+        method = "mine"
+
+    class MineAttention(LowRankAttention):
+        pass
+
+    class Point:
+        name = "mine"
+
+        def load(self) -> methods.Method:
+            return dataclasses.replace(METHOD, spec=MineSpec, attention=MineAttention)
+
+    monkeypatch.setattr(methods, "entry_points", lambda group: [Point()])
+    assert list(hf_heads.methods) == ["collab", "low-rank", "mine"]
+    assert hf_heads.methods["mine"].name == "mine" and "mine" in hf_heads.methods
+    converted, _ = hf_heads.convert(TWINS["bert"].model(), MineSpec(rank=8))
+    assert type(find_blocks(converted)[0].module).__name__ == "MineBertSelfAttention"
+    methods._load.cache_clear()

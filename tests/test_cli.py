@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoTokenizer, BertModel, LlamaConfig, Llama
 
 from hf_heads import checkpoint
 from tests.conftest import Outcome
+from tests.twins import TWINS
 
 Run = Callable[..., Outcome]
 FAST = ("--calibration-samples", 24)
@@ -51,6 +52,18 @@ def test_the_model_card_tells_what_was_lost_and_gained(run: Run, bert_folder: Pa
     assert "license: apache-2.0" in card and "low-rank" in card and "import hf_heads" in card
     assert f"{found.json['attention_parameters']:,}" in card
     assert f"{found.json['drift']['random']['cosine']:.4f}" in card
+
+
+def test_the_sources_precision_is_kept_unless_another_is_asked_for(run: Run, bert_folder: Path, tmp_path: Path):
+    TWINS["bert"].model().to(torch.bfloat16).save_pretrained(bert_folder)
+    options = ("--to", "collab", "--rank", 8, "--calibrate", "none")
+    assert run("convert", bert_folder, *options, "--output", tmp_path / "same").code == 0
+    tensors = load_file(tmp_path / "same" / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    assert AutoModel.from_pretrained(tmp_path / "same", dtype="auto").dtype == torch.bfloat16
+    assert run("convert", bert_folder, *options, "--output", tmp_path / "other", "--dtype", "float32").code == 0
+    assert AutoModel.from_pretrained(tmp_path / "other", dtype="auto").dtype == torch.float32
+    assert run("verify", tmp_path / "same").code == 0
 
 
 def test_no_output_makes_a_telling_name(run: Run, bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,11 +1,16 @@
-"""The methods: built in, one file each, or registered by another package under the entry point `hf_heads.methods`."""
+"""The methods: built in, one file each, or registered by another package under the entry point `hf_heads.methods`.
+
+The package is itself a mapping from names to methods: `list(hf_heads.methods)`, `hf_heads.methods["collab"]`.
+"""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import entry_points
+from types import ModuleType
 
 from ..errors import HeadsError
 from .base import HeadsSpec, Method
@@ -13,23 +18,22 @@ from .base import HeadsSpec, Method
 _BUILT_IN = {"collab": "collab", "low-rank": "low_rank"}
 
 
-class _Methods(Mapping[str, Method]):
-    """Methods by name; a method's file is imported when it is first asked for."""
+class _Methods(ModuleType):
+    """This package as a mapping; a method's file is imported when it is first asked for."""
 
     def __getitem__(self, name: str) -> Method:
-        if name not in self._names():
+        if name not in self:
             raise KeyError(name)
         return _load(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names())
+        return iter(all_methods())
+
+    def __contains__(self, name: object) -> bool:
+        return name in all_methods()
 
     def __len__(self) -> int:
-        return len(self._names())
-
-    @staticmethod
-    def _names() -> list[str]:
-        return sorted({*_BUILT_IN, *(point.name for point in entry_points(group="hf_heads.methods"))})
+        return len(all_methods())
 
 
 @cache
@@ -43,18 +47,23 @@ def _load(name: str) -> Method:
     return method
 
 
-methods: Mapping[str, Method] = _Methods()
-
-
 def get_method(name: object) -> Method:
     """The method called `name`.
 
     Raises:
         HeadsError: there is none.
     """
-    if name not in methods:
-        raise HeadsError(f"unknown method {name!r}. Known: {', '.join(methods)}")
-    return methods[str(name)]
+    known = all_methods()
+    if name not in known:
+        raise HeadsError(f"unknown method {name!r}. Known: {', '.join(known)}")
+    return _load(str(name))
 
 
-__all__ = ["HeadsSpec", "Method", "get_method", "methods"]
+def all_methods() -> list[str]:
+    """The names of all methods."""
+    return sorted({*_BUILT_IN, *(point.name for point in entry_points(group="hf_heads.methods"))})
+
+
+sys.modules[__name__].__class__ = _Methods
+
+__all__ = ["HeadsSpec", "Method", "all_methods", "get_method"]
