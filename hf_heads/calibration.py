@@ -63,32 +63,29 @@ def collect_statistics(
     shape = dense.shape
     query = Moments(shape.query_width)
     key = Moments(shape.key_width) if block.kind == "cross" else query
-    energy, count, residual = torch.zeros(shape.heads, dtype=torch.float64), 0.0, 0.0
+    energy = torch.zeros(shape.heads, dtype=torch.float64)
     gram = dense.output @ dense.output.mT
     for batch in batches:
         query_mask, key_mask = batch.get(block.site.query_mask), batch.get(block.site.key_mask)
 
         def see(hidden_states: Tensor, **kwargs: Any) -> None:
-            nonlocal energy, count, residual
+            nonlocal energy
             memory = kwargs.get(block.site.memory) if block.site.memory else None
             memory = hidden_states if memory is None else memory
-            rows = _rows(hidden_states, query_mask)  # noqa: B023
-            query.update(rows)
+            query.update(_rows(hidden_states, query_mask))  # noqa: B023
             if block.kind == "cross":
                 key.update(_rows(memory, key_mask))  # noqa: B023
             reach = head_energy(dense, gram, hidden_states, memory, _allowed(block, hidden_states, memory, key_mask))  # noqa: B023
             per_query = _rows(reach.transpose(1, 2), query_mask).double()  # noqa: B023
             energy += per_query.sum(0).cpu()
-            residual += float(rows.double().square().sum())
-            count += rows.shape[0]
 
         _run_to(model, block.module, batch, see)
-    if not count:
+    if not query.weight:
         raise HeadsError(
             f"the calibration data never reaches {block.name}: leave it out (blocks '!{block.name}'), give data that "
             "does, or work from the weights alone"
         )
-    return BlockStatistics(query, key, energy / count, max(residual / count, 1e-12))
+    return BlockStatistics(query, key, energy / query.weight)
 
 
 def _allowed(block: Block, hidden_states: Tensor, memory: Tensor, key_mask: Tensor | None) -> Tensor:
@@ -189,6 +186,8 @@ def refit_output(
             grams[fold] += (context.T @ context).cpu()
             crosses[fold] += (context.T @ wanted).cpu()
             errors[fold] += wanted.square().sum().cpu()
+    if not (grams[:, -1, -1] > 0).all():  # too few sequences to leave any out
+        return None
     ridge, gain = _cross_validate(grams, crosses, errors)
     if ridge is None:
         return None

@@ -49,6 +49,20 @@ class CalibrationChoice:
     seed: int = 0
 
 
+def read_config(source: Source) -> Any:
+    """The config of a checkpoint, native or derived.
+
+    Raises:
+        HeadsError: it cannot be read, or its `heads` section makes no sense.
+    """
+    try:
+        return AutoConfig.from_pretrained(source.folder)
+    except HeadsError:
+        raise
+    except Exception as error:
+        raise HeadsError(f"cannot read the config of '{source.given}': {' '.join(str(error).split())[:200]}") from None
+
+
 def load_source(source: Source, device: str = "cpu") -> PreTrainedModel:
     """The model of a checkpoint in float32, in the class that its config names, ready to run.
 
@@ -56,12 +70,7 @@ def load_source(source: Source, device: str = "cpu") -> PreTrainedModel:
         HeadsError: unknown or unsupported architecture, unreadable config, missing or damaged attention weights.
     """
     Weights(source.folder)  # says which file is damaged before transformers says something longer
-    try:
-        config = AutoConfig.from_pretrained(source.folder)
-    except HeadsError:
-        raise
-    except Exception as error:
-        raise HeadsError(f"cannot read the config of '{source.given}': {' '.join(str(error).split())[:200]}") from None
+    config = read_config(source)
     adapter = adapter_of(config)
     served = auto.auto_classes(adapter)
     architecture = (config.architectures or [""])[0].removeprefix("Heads")

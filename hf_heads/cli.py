@@ -7,8 +7,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,8 +159,9 @@ def _add_option(command: argparse.ArgumentParser, name: str, item: dataclasses.F
 
 def _convert(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from .checkpoint import check_output, resolve_source
+    from .console import print_report, progress_bar, quiet
 
-    _quiet()
+    quiet()
     from .checkpoint_conversion import CalibrationChoice, convert_checkpoint, default_output
     from .recipes import load_recipe
 
@@ -189,7 +189,7 @@ def _convert(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
         import torch
 
         dtype = getattr(torch, options.dtype)
-    with _progress(not options.json) as progress:
+    with progress_bar(not options.json) as progress:
         report = convert_checkpoint(
             source,
             specs,
@@ -206,7 +206,7 @@ def _convert(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     if options.json:
         print(json.dumps({"output": str(output), **report.to_dict()}))
     else:
-        _print_report(report.to_dict(), output)
+        print_report(report.to_dict(), output)
     return 0
 
 
@@ -246,38 +246,6 @@ def _device(name: str) -> str:
     return name
 
 
-def _print_report(record: dict[str, Any], output: Path) -> None:
-    from .report import percent, settings_text
-
-    table = _table("block", "settings", ">parameters", ">before", ">error", ">refit gain")
-    for block in record["blocks"]:
-        gain = "" if block["refit_gain"] is None else f"{100 * block['refit_gain']:.1f} %"
-        table.add_row(
-            block["name"],
-            settings_text(block),
-            f"{block['parameters']:,}",
-            f"{block['parameters_before']:,}",
-            f"{block['error']:.4f}",
-            gain,
-        )
-    console = _console()
-    console.print(table)
-    for label, key in (
-        ("attention parameters", "attention_parameters"),
-        ("model parameters", "model_parameters"),
-        ("cached numbers per token", "cache_per_token"),
-    ):
-        before, after = record[f"{key}_before"], record[key]
-        console.print(f"{label:26} {before:>14,} -> {after:>14,}  ({percent(before, after)})")
-    for inputs, drift in record["drift"].items():
-        label = "drift on random inputs" if inputs == "random" else "drift on held-out data"
-        console.print(
-            f"{label:26} " + ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in drift.items())
-        )
-    console.print(f"{'calibration':26} {record['calibration']}", markup=False, highlight=False)
-    console.print(f"written to {output} in {record['seconds']:.0f} s", markup=False, highlight=False)
-
-
 # inspect
 
 
@@ -288,8 +256,9 @@ def _add_inspect(commands: Any) -> None:
 
 def _inspect(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from .checkpoint import resolve_source
+    from .console import make_console, make_table, quiet
 
-    _quiet()
+    quiet()
     from .report import percent, settings_text
     from .verification import inspect
 
@@ -297,7 +266,7 @@ def _inspect(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     if options.json:
         print(json.dumps(found))
         return 0
-    table = _table("block", "kind", "settings", ">parameters", ">before", ">cache/token", ">before")
+    table = make_table("block", "kind", "settings", ">parameters", ">before", ">cache/token", ">before")
     for block in found["blocks"]:
         settings = f"standard, {block['heads']} heads" if block["method"] == "standard" else settings_text(block)
         table.add_row(
@@ -306,7 +275,7 @@ def _inspect(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
             settings,
             *(f"{block[name]:,}" for name in ("parameters", "parameters_before", "cache", "cache_before")),
         )
-    console = _console()
+    console = make_console()
     console.print(table)
     for label, name in (("attention parameters", "parameters"), ("key-value cache per token", "cache")):
         after, before = (sum(block[key] for block in found["blocks"]) for key in (name, f"{name}_before"))
@@ -330,7 +299,9 @@ def _add_verify(commands: Any) -> None:
 
 
 def _verify(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    _quiet()
+    from .console import make_console, quiet
+
+    quiet()
     from .checkpoint_conversion import CalibrationChoice
     from .recipes import load_recipe
     from .verification import verify
@@ -352,7 +323,7 @@ def _verify(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
     if options.json:
         print(json.dumps({"figures": verdict.figures, "failures": verdict.failures}))
     else:
-        console = _console()
+        console = make_console()
         for name, value in verdict.figures.items():
             text = f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
             console.print(f"{name.replace('_', ' '):26} {text}")
@@ -372,6 +343,7 @@ def _add_list(commands: Any) -> None:
 
 def _list(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from .adapters import ADAPTERS, REFUSED
+    from .console import make_console, make_table
     from .methods import all_methods, get_method
 
     methods = {name: get_method(name) for name in all_methods()}
@@ -385,8 +357,8 @@ def _list(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if options.json:
         print(json.dumps(pairs))
         return 0
-    console = _console()
-    table = _table("method", *ADAPTERS, "what it does")
+    console = make_console()
+    table = make_table("method", *ADAPTERS, "what it does")
     for name, method in methods.items():
         table.add_row(name, *(pairs[name][model_type] for model_type in ADAPTERS), method.title)
     console.print(table)
@@ -396,63 +368,6 @@ def _list(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     for reason, model_types in by_reason.items():
         console.print(f"not {', '.join(model_types)}: {reason}", highlight=False)
     return 0
-
-
-# printing
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=160)
-    return console
-
-
-def _table(*columns: str) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE)
-    for column in columns:
-        right = column.startswith(">")
-        table.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
-    return table
-
-
-def _quiet() -> None:
-    """Leave the screen to us: no progress bars or load reports of the libraries below."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-
-
-@contextmanager
-def _progress(wanted: bool) -> Iterator[Callable[[str, int, int], None] | None]:
-    """A progress bar with the time left, on a terminal; nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if not wanted or not console.is_terminal:
-        yield None
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def report(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total)
-
-        yield report
 
 
 if __name__ == "__main__":

@@ -70,13 +70,11 @@ class BlockStatistics:
         key: moments of the key-side inputs (the same data as `query` but for cross-attention).
         head_energy: (heads,) mean over queries of sum_j p_ij |(v_j - v_i) O_h|^2, where v_i is the mean value under
             the attention p_i: how far the head's attention can move the block's output. None: unknown.
-        output_energy: mean squared norm of what the block's output is added to, to weigh blocks against each other.
     """
 
     query: Moments
     key: Moments
     head_energy: Tensor | None = None
-    output_energy: float = 1.0
 
     @classmethod
     def uninformed(cls, shape: AttentionShape) -> BlockStatistics:

@@ -14,7 +14,15 @@ from transformers import AutoConfig, PreTrainedModel
 from . import auto
 from .adapters import adapter_of, find_blocks, host_shape
 from .checkpoint import Source, Weights, resolve_source
-from .checkpoint_conversion import REPORT, CalibrationChoice, calibration_data, load_source, probes, tensor_names
+from .checkpoint_conversion import (
+    REPORT,
+    CalibrationChoice,
+    calibration_data,
+    load_source,
+    probes,
+    read_config,
+    tensor_names,
+)
 from .configuration import HeadsConfig
 from .drift import Drift, measure_drift
 from .errors import HeadsError
@@ -147,12 +155,7 @@ def inspect(source: Source) -> dict[str, Any]:
         HeadsError: the checkpoint cannot be read, or its tensors have not the sizes that its config says.
     """
     weights = Weights(source.folder)
-    try:
-        config = AutoConfig.from_pretrained(source.folder)
-    except HeadsError:
-        raise
-    except Exception as error:
-        raise HeadsError(f"cannot read the config of '{source.given}': {' '.join(str(error).split())[:200]}") from None
+    config = read_config(source)
     adapter = adapter_of(config)
     native_config = AutoConfig.for_model(adapter.model_type, **_native_entries(config))
     served = auto.auto_classes(adapter)["AutoModel"]

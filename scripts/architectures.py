@@ -80,9 +80,15 @@ def main() -> None:
         for kind, choice in {
             "data": CalibrationChoice(data, columns),
             "random": CalibrationChoice("random"),
+            "white": None,  # for images, to see what the spectrum of the made ones is worth
             "none": None,
         }.items():
+            if kind == "white" and name != "vit":
+                continue
             batches = None if choice is None else calibration_data(source, model, choice).batches
+            if kind == "white":
+                generator = torch.Generator().manual_seed(0)
+                batches = [{"pixel_values": torch.randn(32, *pixels.shape[1:], generator=generator)} for _ in range(16)]
             for label, spec in specs.items():
                 converted, _ = hf_heads.convert(model, spec, calibration=batches)
                 row = {"model": name, "label": label, "calibration": kind, "score": score(converted)}

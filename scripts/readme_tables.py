@@ -35,11 +35,17 @@ def methods() -> list[str]:
     rows = [row for row in results["rows"] if row["table"] == "methods"]
     ranks = sorted({row["rank"] for row in rows}, reverse=True)
     labels = list(dict.fromkeys(row["label"] for row in rows))
-    cell = {(row["label"], row["rank"]): f"{row['drop']:+.2f} / {row['cosine']:.4f}" for row in rows}
+    cell = {(row["label"], row["rank"]): f"{row['drop']:+.2f} / {row['cosine']:.4f}{_other(row)}" for row in rows}
     body = [[label, *(cell.get((label, rank), "") for rank in ranks)] for label in labels]
     head = ["drop of Spearman / cosine", *(f"R = {rank}" for rank in ranks)]
     lines = table(head, body)
     return [*lines, *circumstances(results, "python scripts/stsb.py --train ... --dev ... --text ...")]
+
+
+def _other(row: dict[str, Any]) -> str:
+    """The rank of low-rank, where it has to be the next multiple of the heads."""
+    used = row["ranks"][0]
+    return f" (R = {used})" if row["label"] == "low-rank" and used != row["rank"] else ""
 
 
 def calibration() -> list[str]:
@@ -51,15 +57,16 @@ def calibration() -> list[str]:
 
 def architectures() -> list[str]:
     results = read("architectures")
-    named = {"data": "its own data", "random": "made data (default)", "none": "none"}
+    named = {"data": "its own data", "random": "made data (default)", "white": "white noise", "none": "weights alone"}
     lines: list[str] = []
     for model, score in (("marian", "BLEU"), ("vit", "accuracy")):
         rows = [row for row in results["rows"] if row["model"] == model]
         original = next(row["score"] for row in rows if row["label"] == "original")
         labels = list(dict.fromkeys(row["label"] for row in rows if row["label"] != "original"))
         cell = {(row["label"], row.get("calibration")): f"{row['score']:.2f} / {row.get('kl', 0):.5f}" for row in rows}
-        body = [[label, *(cell[label, kind] for kind in named)] for label in labels]
-        head = [f"{model}, original {score} {original:.2f}: {score} / KL", *named.values()]
+        kinds = [kind for kind in named if (labels[0], kind) in cell]
+        body = [[label, *(cell[label, kind] for kind in kinds)] for label in labels]
+        head = [f"{model}, original {score} {original:.2f}: {score} / KL", *(named[kind] for kind in kinds)]
         lines += [*table(head, body), ""]
     return [*lines[:-1], *circumstances(results, "python scripts/architectures.py ...")]
 

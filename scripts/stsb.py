@@ -79,8 +79,8 @@ def main() -> None:
         measure("methods", "collab, CP, allocated", rank, CollabSpec(rank=rank, allocate=True), batches)
         equal = tucker_rank(rank, width, heads)
         measure("methods", "collab, Tucker", rank, CollabSpec(rank=equal, form="tucker"), batches)
-        if rank % heads == 0:
-            measure("methods", "low-rank", rank, LowRankSpec(rank=rank), batches)
+        whole = -(-rank // heads) * heads  # every head gets the same width
+        measure("methods", "low-rank", rank, LowRankSpec(rank=whole), batches)
         measure("methods", "collab, CP, weights only", rank, CollabSpec(rank=rank), None)
         with Timer() as timer:
             converted = tensorly_parafac(model, rank)

@@ -1,0 +1,94 @@
+"""What the command line draws: tables, a progress bar with the time left, the report of a conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .report import percent, settings_text
+
+
+def make_console() -> Console:
+    """Colour and the terminal's width on a terminal; elsewhere neither, and room for the tables."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=160)
+    return console
+
+
+def make_table(*columns: str) -> Table:
+    """An empty table; a column whose title starts with `>` is set to the right."""
+    table = Table(box=box.SIMPLE)
+    for column in columns:
+        right = column.startswith(">")
+        table.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
+    return table
+
+
+def quiet() -> None:
+    """Leave the screen to us: no progress bars or load reports of the libraries below."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+@contextmanager
+def progress_bar(wanted: bool) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A progress bar with the time left, on a terminal; nothing elsewhere."""
+    console = Console(stderr=True)
+    if not wanted or not console.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def report(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        yield report
+
+
+def print_report(record: dict[str, Any], output: Path) -> None:
+    """Print what a conversion did: a row for every block, then the totals and the drift."""
+    table = make_table("block", "settings", ">parameters", ">before", ">error", ">refit gain")
+    for block in record["blocks"]:
+        gain = "" if block["refit_gain"] is None else f"{100 * block['refit_gain']:.1f} %"
+        table.add_row(
+            block["name"],
+            settings_text(block),
+            f"{block['parameters']:,}",
+            f"{block['parameters_before']:,}",
+            f"{block['error']:.4f}",
+            gain,
+        )
+    console = make_console()
+    console.print(table)
+    for label, key in (
+        ("attention parameters", "attention_parameters"),
+        ("model parameters", "model_parameters"),
+        ("cached numbers per token", "cache_per_token"),
+    ):
+        before, after = record[f"{key}_before"], record[key]
+        console.print(f"{label:26} {before:>14,} -> {after:>14,}  ({percent(before, after)})")
+    for inputs, drift in record["drift"].items():
+        label = "drift on random inputs" if inputs == "random" else "drift on held-out data"
+        console.print(
+            f"{label:26} " + ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in drift.items())
+        )
+    console.print(f"{'calibration':26} {record['calibration']}", markup=False, highlight=False)
+    console.print(f"written to {output} in {record['seconds']:.0f} s", markup=False, highlight=False)
