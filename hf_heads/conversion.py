@@ -102,7 +102,7 @@ def convert(
             where there is padding; read several times. None works from the weights alone.
         blocks: comma-separated shell patterns of the blocks to convert; a leading `!` leaves out. None takes all.
         refit: refit output projections to the original's outputs, where cross-validation says that it helps.
-        inplace: change `model` itself instead of a copy.
+        inplace: change `model` itself instead of a copy; an error on the way leaves it partly converted.
         progress: called with (what, done, total).
 
     Returns:
@@ -119,12 +119,12 @@ def convert(
         if not calibration:
             raise HeadsError("the calibration data is empty")
         report.calibration = "given batches"
-    for block in chosen.values():
-        _check_finite(block[0])
-
+    for block, _ in chosen.values():
+        if not auto.read_block(block).finite():
+            raise HeadsError(f"the weights of {block.name} contain NaN or Inf; this checkpoint is damaged")
     original = share_weights(model)
     converted = model if inplace else copy.deepcopy(model)
-    modes = converted.training, converted.config._attn_implementation
+    training = converted.training
     auto.adopt(converted)
     for one in (original, converted):
         one.eval()
@@ -136,7 +136,7 @@ def convert(
         report.blocks.append(_convert_block(converted, original, name, specs[name], calibration, refit))
         done = {**done, name: specs[name]}
     auto.set_specs(converted, done)
-    converted.train(modes[0])
+    converted.train(training)
     if progress:
         progress("converted", len(chosen), len(chosen))
     report.model_parameters = _count(converted)
@@ -167,11 +167,6 @@ def choose_blocks(
     for name, (block, one) in found.items():
         one.resolve(auto.read_block(block).shape, name)
     return {block.name: found[block.name] for block in find_blocks(model) if block.name in found}
-
-
-def _check_finite(block: Block) -> None:
-    if not auto.read_block(block).finite():
-        raise HeadsError(f"the weights of {block.name} contain NaN or Inf; this checkpoint is damaged")
 
 
 def _plan(
