@@ -204,7 +204,7 @@ def attend(
     return _fold(weights, value), weights if implementation == "eager" else None
 
 
-# Which exact way is the fastest was measured (scripts/latency.py). It is decided by shape, device and gradient mode
+# Which exact way is the fastest was measured (scripts/ways.py). It is decided by shape, device and gradient mode
 # alone, never by a stopwatch at run time, so that results repeat.
 
 _PIECE = 2**18  # scores of a piece: with their exponentials they stay in a core's cache

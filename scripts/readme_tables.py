@@ -84,19 +84,31 @@ def latency() -> list[str]:
     return [*lines, *circumstances(results, "python scripts/latency.py")]
 
 
+def ways() -> list[str]:
+    results = read("ways")
+    names = ("at once", "in pieces", "fused", "standard heads")
+    body = [[f"{row['batch']} x {row['length']}", *(f"{row[name]:.2f}" for name in names)] for row in results["rows"]]
+    return [*table(["milliseconds", *names], body), *circumstances(results, "python scripts/ways.py")]
+
+
 def solver() -> list[str]:
     results = read("solver")
     body = [
         [
             f"{row['layer']}, {row['rank']}",
             f"{row['error']:.4f}, {row['seconds']:.1f} s",
+            f"{row['equal_error']:.4f}, {row['equal_seconds']:.2f} s",
             f"{row['random_error']:.4f}, {row['random_seconds']:.1f} s",
             f"{row['svd_error']:.4f}, {row['svd_seconds']:.1f} s",
         ]
         for row in results["rows"]
     ]
-    lines = table(["layer, rank", "hf-heads", "tensorly, random start", "tensorly, SVD start"], body)
-    return [*lines, *circumstances(results, "python scripts/solver.py")]
+    lines = table(
+        ["layer, rank", "hf-heads", "hf-heads, to tensorly's error", "tensorly, random start", "tensorly, SVD start"],
+        body,
+    )
+    whole = f"A whole conversion at R = 96, statistics and refit included, took {results['conversion_seconds']:.0f} s."
+    return [*lines, "", whole, *circumstances(results, "python scripts/solver.py")]
 
 
 def sst2() -> list[str]:
@@ -109,7 +121,9 @@ def sst2() -> list[str]:
     return [*table(["checkpoint", "dev accuracy"], body), *circumstances(results, "python scripts/sst2.py ...")]
 
 
-TABLES = {function.__name__: function for function in (methods, calibration, architectures, latency, solver, sst2)}
+TABLES = {
+    function.__name__: function for function in (methods, calibration, architectures, latency, ways, solver, sst2)
+}
 
 
 def filled(text: str) -> str:
