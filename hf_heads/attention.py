@@ -197,7 +197,7 @@ def attend(
     if implementation != "eager" and fused_is_faster(query, key, value, bias):
         return _fused(query, key, value, scaling, mask, causal, dropout), None
     additive = _additive(mask, causal, query, key)
-    if implementation != "eager" and pieces_are_faster(query):
+    if implementation != "eager" and pieces_are_faster(query, key):
         return _in_pieces(query, key, value, scaling, bias, additive), None
     weights = _weights(query, key, scaling, bias, additive).to(value.dtype)
     weights = nn.functional.dropout(weights, dropout, training=dropout > 0)
@@ -215,9 +215,10 @@ def fused_is_faster(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | No
     return bias is None and key.shape[1] == query.shape[1] and query.shape[-1] <= value.shape[-1]
 
 
-def pieces_are_faster(query: Tensor) -> bool:
-    """Whether to make the scores piece by piece: on a CPU, where nothing keeps them for a backward pass."""
-    return query.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+def pieces_are_faster(query: Tensor, key: Tensor) -> bool:
+    """Whether to make the scores piece by piece: on a CPU, if there are many and no backward pass wants them."""
+    plain = query.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return plain and query[..., 0].numel() * key.shape[-2] > _PIECE
 
 
 def _weights(query: Tensor, key: Tensor, scaling: float, bias: Tensor | None, additive: Tensor | None) -> Tensor:

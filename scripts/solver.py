@@ -3,9 +3,9 @@
     python scripts/solver.py
 
 The tensors are the query-key tensors of all-MiniLM-L6-v2 (384 x 12 x 384), unwhitened. Ours never forms them; theirs
-are formed before the clock starts. tensorly gets float64 torch tensors and its own stopping rule at 100 iterations. Beside our default stands the time that
-ours takes to the better one of tensorly's errors.
-Also times a whole conversion at rank 96, statistics and refit included. Writes scripts/results/solver.json.
+are formed before the clock starts. tensorly gets float64 torch tensors and its own stopping rule at 100 iterations.
+Beside our default stands the time that ours takes to the better one of tensorly's errors. Also times a whole conversion
+at rank 96, statistics and refit included. Writes scripts/results/solver.json.
 """
 
 from __future__ import annotations
