@@ -20,7 +20,7 @@ from hf_heads.checkpoint import resolve_source
 from hf_heads.checkpoint_conversion import CalibrationChoice, calibration_data, load_source
 from hf_heads.drift import measure_drift
 
-SHARES = {"marian": (4, 8), "vit": (4, 8, 16)}  # of the width
+SHARES = {"marian": (4,), "vit": (8,)}  # of the width
 
 
 @torch.no_grad()
