@@ -218,7 +218,7 @@ def fused_is_faster(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | No
 def pieces_are_faster(query: Tensor, key: Tensor) -> bool:
     """Whether to make the scores piece by piece: on a CPU, if there are many and no backward pass wants them."""
     plain = query.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    return plain and query[..., 0].numel() * key.shape[-2] > _PIECE
+    return plain and query[..., 0].numel() * key.shape[-2] > 4 * _PIECE  # fewer are not worth the gathering
 
 
 def _weights(query: Tensor, key: Tensor, scaling: float, bias: Tensor | None, additive: Tensor | None) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,7 @@ def convert_checkpoint(
         )
         report.calibration = "none, weights only" if data is None else data.description
         report.drift = {RANDOM: measure_drift(converted, original, probes(source, original)).to_dict()}
-        if choice.source not in (RANDOM, "none") and data is not None:
+        if choice.source != RANDOM and data is not None and data.held_out:
             report.drift["held-out"] = measure_drift(converted, original, data.held_out).to_dict()
         if progress:
             progress("writing", 0, 1)
@@ -269,10 +269,11 @@ def _write(folder: Path, source: Source, model: PreTrainedModel, names: TensorNa
 
 def default_output(source: Source, spec: HeadsSpec) -> Path:
     """A folder name that says what it holds, such as `bert-base-uncased-collab-256`."""
-    settings = {name: value for name, value in vars(spec).items() if name not in ("heads", "form") and value}
-    parts = [
-        str(value) if name == "rank" else name if value is True else f"{name}-{value}"
-        for name, value in settings.items()
-    ]
-    form = getattr(spec, "form", "cp")
-    return Path("-".join([source.name, spec.method, *([form] if form != "cp" else []), *parts]))
+    parts = [source.name, spec.method]
+    for item in fields(spec):
+        value = getattr(spec, item.name)
+        if item.name == "heads" or value == item.default:
+            continue
+        plain = item.name == "rank" or isinstance(value, str)
+        parts.append(str(value) if plain else item.name if value is True else f"{item.name}-{value}")
+    return Path("-".join(parts))

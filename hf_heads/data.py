@@ -36,7 +36,7 @@ class Data:
 
     Attributes:
         batches: for the statistics.
-        held_out: for measuring drift; no example of `batches` is among them.
+        held_out: for measuring drift; no example of `batches` is among them. Empty where there are too few.
         description: what the data is, for reports.
     """
 
@@ -89,7 +89,7 @@ def load_data(
             batches = [_with_targets(batch, config, generate) for batch in batches]
         return batches
 
-    return Data(finish(examples), finish(held_out or examples), description)
+    return Data(finish(examples), finish(held_out) if held_out else [], description)
 
 
 # Reading.

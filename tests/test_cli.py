@@ -70,6 +70,11 @@ def test_no_output_makes_a_telling_name(run: Run, bert_folder: Path, tmp_path: P
     monkeypatch.chdir(tmp_path)
     assert run("convert", bert_folder, "--to", "collab", "--rank", 10, "--calibrate", "none").code == 0
     assert (tmp_path / "tiny-bert-collab-10" / "config.json").is_file()
+    assert (
+        run("convert", bert_folder, "--to", "collab", "--energy", 0.9, "--form", "tucker", "--calibrate", "none").code
+        == 0
+    )
+    assert (tmp_path / "tiny-bert-collab-energy-0.9-tucker" / "config.json").is_file()
 
 
 def test_blocks_can_be_chosen_and_converted_again(run: Run, bert_folder: Path, tmp_path: Path):
