@@ -1,6 +1,9 @@
-"""Intervals for paired differences, so that "no measurable loss" is a statement about an interval."""
+"""Intervals of differences and of figures over examples, so that "no measurable loss" is said by an interval."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,12 +27,75 @@ def paired_interval(
     """
     values = differences.double().flatten()
     generator = torch.Generator().manual_seed(seed)
-    means = []
-    rows = max(1, _CHUNK // max(len(values), 1))
+    means = [values[drawn].mean(1) for drawn in _draws(len(values), resamples, generator, _CHUNK)]
+    return _percentiles(torch.cat(means), level)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A figure over examples, its difference to a reference's on the same examples, and their intervals.
+
+    Attributes:
+        value: the figure over all examples.
+        low, high: ends of its interval.
+        difference: this value minus the reference's.
+        difference_low, difference_high: ends of the interval of the difference, both on the same drawn examples.
+    """
+
+    value: float
+    low: float
+    high: float
+    difference: float
+    difference_low: float
+    difference_high: float
+
+
+def paired_scores(
+    statistics: Sequence[Tensor],
+    value: Callable[[Tensor], Tensor],
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> list[Score]:
+    """Percentile bootstrap intervals of a figure of several models, computed anew for every resample.
+
+    Args:
+        statistics: for every model (examples, several): what each example adds to the figure. The first model is the
+            reference; all are resampled by the same draws.
+        value: statistics (..., examples, several) to the figure (...), such as a ratio of sums or a correlation.
+        resamples: how many times as many examples are drawn anew, with replacement.
+        level: share of the resampled figures that an interval covers.
+        seed: of the draws.
+    """
+    models = [one.double() for one in statistics]
+    examples = len(models[0])
+    generator = torch.Generator().manual_seed(seed)
+    found: list[list[Tensor]] = [[] for _ in models]
+    for drawn in _draws(examples, resamples, generator, _CHUNK // max(models[0].shape[1], 1)):
+        for values, one in zip(found, models, strict=True):
+            values.append(value(one[drawn]))
+    whole = [float(value(one)) for one in models]
+    drawn_values = [torch.cat(values) for values in found]
+    return [
+        Score(
+            here,
+            *_percentiles(values, level),
+            here - whole[0],
+            *_percentiles(values - drawn_values[0], level),
+        )
+        for here, values in zip(whole, drawn_values, strict=True)
+    ]
+
+
+def _draws(examples: int, resamples: int, generator: torch.Generator, chunk: int) -> Iterator[Tensor]:
+    """Numbers of drawn examples, (some resamples, examples), about `chunk` of them at a time."""
+    rows = max(1, chunk // max(examples, 1))
     for begin in range(0, resamples, rows):
-        count = min(rows, resamples - begin)
-        drawn = torch.randint(len(values), (count, len(values)), generator=generator)
-        means.append(values[drawn].mean(1))
+        yield torch.randint(examples, (min(rows, resamples - begin), examples), generator=generator)
+
+
+def _percentiles(values: Tensor, level: float) -> tuple[float, float]:
     tail = (1 - level) / 2
-    low, high = torch.cat(means).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    low, high = values.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return low, high

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .adapters import AttentionAdapter, adapter_of
+from .adapters import adapter_of
 from .errors import HeadsError
 
 Batch = dict[str, Tensor]
@@ -76,7 +76,7 @@ def load_data(
     if samples < 1:
         raise HeadsError(f"--calibration-samples {samples} is not positive")
     if source is None:
-        examples = _made(adapter, config, folder, samples + HELD_OUT, seed)
+        examples = made_examples(config, folder, samples + HELD_OUT, seed)
         description = f"{samples} {_MADE[adapter.modality]}, seed {seed}"
     else:
         raw, used = read_examples(source, columns, adapter.modality, samples + HELD_OUT, seed)
@@ -301,7 +301,9 @@ _MADE = {
 }
 
 
-def _made(adapter: AttentionAdapter, config: Any, folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
+def made_examples(config: Any, folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
+    """Examples made from nothing, by the model's modality; see `_MADE`."""
+    adapter = adapter_of(config)
     generator = torch.Generator().manual_seed(seed)
     if adapter.modality == "image":
         return [{"pixel_values": pixels} for pixels in _random_images(config, count, generator)]
@@ -361,17 +363,18 @@ def make_batches(examples: list[dict[str, Any]], config: Any) -> list[Batch]:
     """
     if "pixel_values" in examples[0]:
         starts = range(0, len(examples), _IMAGES_PER_BATCH)
-        return [_collate(examples[start : start + _IMAGES_PER_BATCH], 0) for start in starts]
+        return [collate(examples[start : start + _IMAGES_PER_BATCH], 0) for start in starts]
     order = sorted(examples, key=lambda example: len(example["input_ids"]))
     groups: list[list[dict[str, Any]]] = [[]]
     for example in order:
         if groups[-1] and (len(groups[-1]) + 1) * len(example["input_ids"]) > _TOKENS_PER_BATCH:
             groups.append([])
         groups[-1].append(example)
-    return [_collate(group, config.pad_token_id or 0) for group in groups]
+    return [collate(group, config.pad_token_id or 0) for group in groups]
 
 
-def _collate(group: list[dict[str, Any]], pad: int) -> Batch:
+def collate(group: list[dict[str, Any]], pad: int) -> Batch:
+    """One padded batch of examples, with masks; `pad` is the id that pads texts."""
     batch = {}
     for name in group[0]:
         values = [example[name] for example in group]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from .adapters import Block, find_blocks
 from .calibration import Batch, main_output, output_mask
 
 
@@ -22,12 +26,18 @@ class Drift:
         max_difference: largest absolute difference of any output number.
         kl: for logits, mean Kullback-Leibler divergence from the original's distribution, in nats; else None.
         agreement: for logits, the share of equal argmaxes; else None.
+        neighbours: for embeddings, see `neighbour_overlap`; None for logits, or where it was not measured.
+        attention_distance: total variation distance between the two models' attention maps, each the mean over its
+            heads: 0 for equal maps, 1 for maps that share no position. Mean over queries, then over blocks; None
+            where it was not measured, or no block of both models has heads.
     """
 
     cosine: float
     max_difference: float
     kl: float | None = None
     agreement: float | None = None
+    neighbours: float | None = None
+    attention_distance: float | None = None
 
     def to_dict(self) -> dict[str, float]:
         """The figures that there are, by name."""
@@ -37,40 +47,195 @@ class Drift:
 @torch.no_grad()
 def measure_drift(model: PreTrainedModel, original: PreTrainedModel, batches: Sequence[Batch]) -> Drift:
     """Run both models on the same batches; both are left in the mode in which they were."""
-    modes = [(one, one.training) for one in (model, original)]
-    for one, _ in modes:
-        one.eval()
-    cosine = kl = agreement = count = largest = 0.0
-    logits = False
-    for batch in batches:
-        (here, logits), (there, _) = main_output(model, batch), main_output(original, batch)
+    sums = _Sums()
+    with _evaluating(model, original):
+        for batch in batches:
+            sums.add(main_output(model, batch), main_output(original, batch), batch)
+    return sums.drift()
+
+
+@torch.no_grad()
+def measure_closely(
+    model: PreTrainedModel, original: PreTrainedModel, batches: Iterable[Batch], *, neighbours: int = 10
+) -> tuple[Drift, dict[str, float]]:
+    """Drift with neighbours and attention maps, and how far every attention block's output is from the original's.
+
+    Both models run in eager attention, which is what gives maps, and are left as they were. Nothing but sums and one
+    embedding for every example outlives a batch.
+
+    Args:
+        model: the model to measure.
+        original: what it is measured against: the same architecture, with any heads.
+        batches: keyword arguments of the models' forward.
+        neighbours: how many neighbours to compare, see `neighbour_overlap`.
+
+    Returns:
+        The drift; and by name, for every block that both models have, the squared difference of what it adds to the
+        residual stream (after its output projection), as a share of the original's squares. Both models run on the
+        same inputs, so that a block's error includes what earlier blocks have passed on.
+    """
+    sums = _Sums()
+    here, there = ({block.name: block for block in find_blocks(one)} for one in (model, original))
+    errors = {name: _BlockError() for name in there if name in here}
+    with _evaluating(model, original, eager=True):
+        for batch in batches:
+            with _Watched([there[name] for name in errors]) as seen:
+                reference = main_output(original, batch)
+            with _Watched([here[name] for name in errors]) as found:
+                output = main_output(model, batch)
+            sums.add(output, reference, batch)
+            for name, error in errors.items():
+                error.add(name, found, seen, batch.get(there[name].site.query_mask))
+    distances = [error.distance / error.rows for error in errors.values() if error.rows]
+    drift = replace(
+        sums.drift(),
+        neighbours=sums.neighbours(neighbours),
+        attention_distance=sum(distances) / len(distances) if distances else None,
+    )
+    return drift, {name: error.difference / error.size for name, error in errors.items() if error.size}
+
+
+@contextmanager
+def _evaluating(*models: PreTrainedModel, eager: bool = False) -> Iterator[None]:
+    """Models in evaluation mode, and in eager attention if asked for, as long as the `with` block lasts."""
+    before = [(one, one.training, one.config._attn_implementation) for one in models]
+    try:
+        for one in models:
+            one.eval()
+            if eager:
+                one.set_attn_implementation("eager")
+        yield
+    finally:
+        for one, training, implementation in before:
+            one.train(training)
+            if eager:
+                one.set_attn_implementation(implementation)
+
+
+class _Sums:
+    """What is kept of two models' main outputs while batches go by."""
+
+    def __init__(self) -> None:
+        self.cosine = self.kl = self.agreement = self.count = self.largest = 0.0
+        self.logits = False
+        self.embeddings: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, output: tuple[Tensor, bool], reference: tuple[Tensor, bool], batch: Batch) -> None:
+        (here, self.logits), (there, _) = output, reference
         here, there = here.float(), there.float()
         mask = output_mask(batch, there)
+        pooled = None
+        if not self.logits:
+            pooled = mean_pool(here, mask), mean_pool(there, mask)
+            self.embeddings.append((pooled[0].cpu(), pooled[1].cpu()))
         if mask is not None:
             mask = mask.bool().to(there.device)
-            largest = max(largest, float((here - there)[mask].abs().max()))
-            here, there = (here[mask], there[mask]) if logits else (_pool(here, mask), _pool(there, mask))
+            self.largest = max(self.largest, float((here - there)[mask].abs().max()))
+            here, there = pooled or (here[mask], there[mask])
         else:
-            largest = max(largest, float((here - there).abs().max()))
+            self.largest = max(self.largest, float((here - there).abs().max()))
             here, there = here.flatten(0, -2), there.flatten(0, -2)
-        cosine += float(torch.cosine_similarity(here.double(), there.double(), dim=-1).sum())
-        count += here.shape[0]
-        if logits:
-            agreement += float((here.argmax(-1) == there.argmax(-1)).sum())
-            kl += float(
-                torch.nn.functional.kl_div(
-                    here.log_softmax(-1), there.log_softmax(-1), reduction="sum", log_target=True
-                )
+        self.cosine += float(torch.cosine_similarity(here.double(), there.double(), dim=-1).sum())
+        self.count += here.shape[0]
+        if self.logits:
+            self.agreement += float((here.argmax(-1) == there.argmax(-1)).sum())
+            self.kl += float(
+                nn.functional.kl_div(here.log_softmax(-1), there.log_softmax(-1), reduction="sum", log_target=True)
             )
-    for one, mode in modes:
-        one.train(mode)
-    count = max(count, 1.0)
-    if logits:
-        return Drift(cosine / count, largest, kl / count, agreement / count)
-    return Drift(cosine / count, largest)
+
+    def drift(self) -> Drift:
+        count = max(self.count, 1.0)
+        if self.logits:
+            return Drift(self.cosine / count, self.largest, self.kl / count, self.agreement / count)
+        return Drift(self.cosine / count, self.largest)
+
+    def neighbours(self, count: int) -> float | None:
+        if not self.embeddings:
+            return None
+        here, there = (torch.cat(parts) for parts in zip(*self.embeddings, strict=True))
+        return neighbour_overlap(here, there, count)
 
 
-def _pool(states: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the tokens of each text, (batch, width)."""
-    weights = mask[..., None].to(states.dtype)
+def mean_pool(states: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over the tokens of each example, (batch, width), from (batch, length, width) and a mask of tokens."""
+    if mask is None:
+        return states.mean(1)
+    weights = mask[..., None].to(states)
     return (states * weights).sum(1) / weights.sum(1)
+
+
+def neighbour_overlap(here: Tensor, there: Tensor, count: int = 10) -> float | None:
+    """Mean share of an example's nearest neighbours, by cosine and without itself, that two embeddings agree on.
+
+    Args:
+        here: (examples, width)
+        there: (examples, any width), the same examples.
+        count: neighbours of each example.
+
+    Returns:
+        0 to 1; None where there are too few examples for any to be left out.
+    """
+    if len(here) <= count + 1:
+        return None
+
+    def nearest(embeddings: Tensor) -> Tensor:
+        normal = nn.functional.normalize(embeddings.float(), dim=-1)
+        found = (normal @ normal.T).fill_diagonal_(-torch.inf).topk(count).indices
+        return torch.zeros(len(here), len(here), dtype=torch.bool).scatter(1, found, True)
+
+    return float((nearest(here) & nearest(there)).sum() / (count * len(here)))
+
+
+class _Watched:
+    """What a model's attention blocks do in eager attention, by name, within a `with` block.
+
+    Attributes:
+        outputs: what the output projection gives, (batch, target, width).
+        maps: attention weights, mean over the heads, (batch, target, source); none of a block without heads.
+    """
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        self.blocks = blocks
+        self.outputs: dict[str, Tensor] = {}
+        self.maps: dict[str, Tensor] = {}
+
+    def __enter__(self) -> _Watched:
+        self.handles = [handle for block in self.blocks for handle in self._watch(block)]
+        return self
+
+    def _watch(self, block: Block) -> Iterator[RemovableHandle]:
+        def see_map(_: nn.Module, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
+            if output[1].shape[1]:
+                self.maps[block.name] = output[1].float().mean(1)
+
+        def see_output(_: nn.Module, inputs: Any, output: Tensor) -> None:
+            self.outputs[block.name] = output.float()
+
+        yield block.module.register_forward_hook(see_map)
+        yield block.output.register_forward_hook(see_output)
+
+    def __exit__(self, *_: Any) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+@dataclass
+class _BlockError:
+    """Sums over the tokens that one block has seen."""
+
+    difference: float = 0.0
+    size: float = 0.0
+    distance: float = 0.0
+    rows: int = 0
+
+    def add(self, name: str, here: _Watched, there: _Watched, mask: Tensor | None) -> None:
+        wanted = there.outputs.get(name)
+        if wanted is None:  # a cross-attention without a memory does not run
+            return
+        kept = torch.ones(wanted.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+        kept = kept.to(wanted.device)
+        self.difference += float((here.outputs[name] - wanted)[kept].double().square().sum())
+        self.size += float(wanted[kept].double().square().sum())
+        if name in here.maps and name in there.maps:
+            self.distance += float((here.maps[name] - there.maps[name])[kept].abs().double().sum()) / 2
+            self.rows += int(kept.sum())

@@ -78,6 +78,24 @@ def load_labelled(
         HeadsError: the model has no such loss, its architecture no adapter, or the data cannot be found or read, has
             no such column, no usable example, or labels that the model does not know.
     """
+    examples = labelled_examples(source, model, folder, columns=columns, label=label, samples=samples, seed=seed)
+    return [finish_labelled(batch, model) for batch in make_batches(examples, model.config)]
+
+
+def labelled_examples(
+    source: str,
+    model: PreTrainedModel,
+    folder: Path,
+    *,
+    columns: Sequence[str] | None = None,
+    label: str | None = None,
+    samples: int = 512,
+    seed: int = 0,
+) -> list[Example]:
+    """Encoded examples one by one, in the order in which they were drawn; see `load_labelled`.
+
+    A batch that is made of them wants `finish_labelled` before the model takes it.
+    """
     name = type(model).__name__.removeprefix("Heads")
     kind = kind_of(model)
     if kind is None:
@@ -89,8 +107,7 @@ def load_labelled(
         raise HeadsError(f"{samples} samples are not positive")
     if kind in ("text-class", "image-class"):
         content: Content = "image" if kind == "image-class" else "text"
-        examples = _classified(source, model.config, folder, content, columns, label, samples, seed)
-        return make_batches(examples, model.config)
+        return _classified(source, model.config, folder, content, columns, label, samples, seed)
     if label is not None:
         raise HeadsError(f"'{name}' takes its labels from the texts; leave out the label column '{label}'")
     modality = "text-to-text" if kind == "targets" else "text"
@@ -105,8 +122,12 @@ def load_labelled(
         examples = [{"input_ids": text, "labels": text} for text in ids if len(text) > 1]
     if not examples:
         raise HeadsError(f"no text of '{source}' has enough tokens for '{name}'")
-    batches = make_batches(examples, model.config)
-    return [_with_labels(batch, model.config) for batch in batches] if kind == "targets" else batches
+    return examples
+
+
+def finish_labelled(batch: Batch, model: PreTrainedModel) -> Batch:
+    """A batch of labelled examples as the model takes it: text-to-text ones get decoder inputs and labels."""
+    return _with_labels(batch, model.config) if kind_of(model) == "targets" else batch
 
 
 def kind_of(model: PreTrainedModel) -> Kind | None:
