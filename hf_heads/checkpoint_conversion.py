@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +95,6 @@ def load_source(source: Source, device: str = "cpu") -> PreTrainedModel:
 
 def calibration_data(source: Source, model: PreTrainedModel, choice: CalibrationChoice) -> Data:
     """Batches for a model by a `CalibrationChoice` other than `none`."""
-
-    def generate(batch: Batch) -> Tensor:
-        length = min(batch["input_ids"].shape[1] + 8, model.config.max_position_embeddings - 1)
-        inputs = {name: value.to(model.device) for name, value in batch.items()}
-        return model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=length).cpu()  # type: ignore[operator]
-
     return load_data(
         None if choice.source == RANDOM else choice.source,
         model.config,
@@ -107,8 +102,15 @@ def calibration_data(source: Source, model: PreTrainedModel, choice: Calibration
         columns=choice.columns,
         samples=choice.samples,
         seed=choice.seed,
-        generate=generate if hasattr(model, "generate") else None,
+        generate=partial(continue_texts, model) if hasattr(model, "generate") else None,
     )
+
+
+def continue_texts(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """What a text-to-text model makes of a batch of sources, greedily, start token included: (batch, length)."""
+    length = min(batch["input_ids"].shape[1] + 8, model.config.max_position_embeddings - 1)
+    inputs = {name: value.to(model.device) for name, value in batch.items()}
+    return model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=length).cpu()  # type: ignore[operator]
 
 
 def labelled_batches(source: Source, model: PreTrainedModel, choice: CalibrationChoice) -> list[Batch]:
@@ -207,6 +209,7 @@ def convert_checkpoint(
             "source": source.given,
             "revision": source.revision,
             "calibration_choice": {**vars(choice), "columns": list(choice.columns) if choice.columns else None},
+            "recipe": recipe,
             **report.to_dict(),
         }
         write_card(folder, source, record, recipe)
@@ -225,6 +228,7 @@ class TensorNames:
         prefix: what the names in the files have in front, or lack, against those that transformers would write.
         strip: see `prefix`.
         dtypes: for every block, the dtype of its tensors in the files.
+        inner: what the model calls the tensors of `outside`.
     """
 
     outside: list[str]
@@ -232,6 +236,7 @@ class TensorNames:
     prefix: str
     strip: str
     dtypes: dict[str, torch.dtype]
+    inner: dict[str, str]
 
 
 def _transforms(model: PreTrainedModel, reverse: bool) -> tuple[list[Any], list[Any]]:
@@ -272,7 +277,7 @@ def tensor_names(model: PreTrainedModel, weights: Weights) -> TensorNames:
                 added = name.removesuffix(written)
             elif written.endswith(name):
                 stripped = written.removesuffix(name)
-    return TensorNames(outside, by_block, added, stripped, dtypes)
+    return TensorNames(outside, by_block, added, stripped, dtypes, {name: in_model[name] for name in outside})
 
 
 def block_tensors(model: PreTrainedModel, names: TensorNames) -> Iterator[tuple[str, Tensor]]:
@@ -286,6 +291,15 @@ def block_tensors(model: PreTrainedModel, names: TensorNames) -> Iterator[tuple[
         for inner, tensor in tensors.items():
             name = rename_source_key(inner, renamings, converters, reverse=True)[0].removeprefix(names.strip)
             yield names.prefix + name, tensor.to(names.dtypes[block.name])
+
+
+def whole_tensors(model: PreTrainedModel, names: TensorNames, weights: Weights) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of all of a converted model under the names that belong into the files."""
+    yield from block_tensors(model, names)
+    state = model.state_dict()
+    for name, inner in names.inner.items():
+        if inner in state:
+            yield name, state[inner].to(weights[name].dtype)
 
 
 def _write(folder: Path, source: Source, model: PreTrainedModel, names: TensorNames, dtype: torch.dtype | None) -> None:

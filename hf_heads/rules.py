@@ -10,3 +10,12 @@ RULES = {
     "random": "at random: the control",
 }
 CONSTANT_RULES = ("weights", "random")  # these need no data, and no second round would change them
+
+LOSSES = {
+    "output": "the model's outputs: KL of logits, or squared error of last hidden states of a model without a head",
+    "embedding": "1 - cosine of mean-pooled last hidden states (models without a head)",
+    "hidden": "squared error of the hidden states between the layers",
+    "blocks": "squared error of the outputs of the attention blocks",
+    "attention": "KL of the attention maps, head by head (runs both models in eager)",
+    "task": "the student's own loss on labels",
+}

@@ -72,7 +72,8 @@ def verify(
     if not isinstance(model.config, HeadsConfig):
         raise HeadsError(f"'{folder}' has no converted attention heads")
     verdict = Verdict()
-    verdict.failures += compare_files(folder, model, original_source.folder, original)
+    if record.get("distillation", {}).get("train") != "all":  # else every tensor was trained
+        verdict.failures += compare_files(folder, model, original_source.folder, original)
     inputs = probes(original_source, original)
     if data is not None:
         inputs = calibration_data(original_source, original, data).batches

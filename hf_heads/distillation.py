@@ -1,0 +1,435 @@
+"""Healing: a converted model learns to do what its original does, on a `Trainer` of transformers."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import Sampler
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
+
+from . import auto
+from .adapters import adapter_of, find_blocks
+from .calibration import relative_drift
+from .data import Batch
+from .distillation_losses import Matching, check_losses
+from .drift import measure_drift
+from .errors import HeadsError
+from .muon import Muon
+
+Train = Literal["attention", "all"]
+NEVER = 10**9  # steps between what a callback decides instead
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """How to heal.
+
+    Attributes:
+        losses: weights by name, see `LOSSES`; what suits the models where empty, see `default_losses`.
+        train: `attention` (projections of the converted blocks, output projections included) or `all` parameters.
+        optimizer: `muon` (matrices by orthogonalized momentum, the rest by AdamW) or `adamw`.
+        learning_rate: the highest; 1e-3 for attention alone and 1e-4 for all parameters when None.
+        batch_size: examples a process takes at once.
+        accumulate: batches whose gradients are added up for a step.
+        epochs: rounds over the data, unless `steps` says how many steps.
+        steps: optimizer steps.
+        minutes: stop after so much time even if steps are left; the learning rate falls by what comes first.
+        evaluations: how often the drift on held-out examples is measured, evenly over the run; the best is kept.
+        patience: stop after so many evaluations without a new best; None never does.
+        warmup: steps in which the learning rate rises.
+        temperature: of the softmax of logits.
+        precision: `float32`, or `bfloat16` or `float16` mixed.
+        gradient_checkpointing: store less, compute more.
+        seed: of the order of the data.
+    """
+
+    losses: Mapping[str, float] = field(default_factory=dict)
+    train: Train = "attention"
+    optimizer: Literal["muon", "adamw"] = "muon"
+    learning_rate: float | None = None
+    batch_size: int = 64
+    accumulate: int = 1
+    epochs: float = 5.0
+    steps: int | None = None
+    minutes: float | None = None
+    evaluations: int = 10
+    patience: int | None = 5
+    warmup: int = 20
+    temperature: float = 1.0
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    gradient_checkpointing: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.losses:
+            check_losses(self.losses)
+        for name in ("batch_size", "accumulate", "epochs", "evaluations", "temperature"):
+            if not getattr(self, name) > 0:
+                raise HeadsError(f"{name.replace('_', '-')} {getattr(self, name)} is not positive")
+        for name in ("learning_rate", "steps", "minutes", "patience"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise HeadsError(f"{name.replace('_', '-')} {getattr(self, name)} is not positive")
+
+    def arguments(self, folder: Path, **more: Any) -> TrainingArguments:
+        """The settings as `TrainingArguments`; `more` has the last word."""
+        given: dict[str, Any] = {
+            "output_dir": str(folder),
+            "per_device_train_batch_size": self.batch_size,
+            "gradient_accumulation_steps": self.accumulate,
+            "num_train_epochs": self.epochs,
+            "max_steps": self.steps or -1,
+            "bf16": self.precision == "bfloat16",
+            "fp16": self.precision == "float16",
+            "seed": self.seed,
+            "learning_rate": self.learning_rate or (1e-3 if self.train == "attention" else 1e-4),
+            "weight_decay": 0.0,
+            "adam_epsilon": 1e-6,
+            "max_grad_norm": 0.0,  # both optimizers take steps of the same size whatever the gradient's
+            "dataloader_pin_memory": torch.cuda.is_available(),
+            "eval_strategy": "steps",
+            "eval_steps": NEVER,
+            "save_strategy": "steps",
+            "save_steps": NEVER,
+            "save_total_limit": 1,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "loss" if self.losses.get("task") else "drift",
+            "greater_is_better": False,
+            "dataloader_drop_last": True,
+            "remove_unused_columns": False,
+            "logging_steps": 10,
+            "disable_tqdm": True,
+            "report_to": "none",
+        }
+        if self.gradient_checkpointing:
+            given |= {"gradient_checkpointing": True}
+        return TrainingArguments(**{**given, **more})
+
+
+def default_losses(model: PreTrainedModel, labels: bool = False) -> dict[str, float]:
+    """Losses that did well for a model like this, see `scripts/heal.py`."""
+    losses = {"output": 1.0, "hidden": 1.0}
+    adapter = adapter_of(model.config)
+    if (
+        adapter.modality == "text"
+        and auto.native_model(type(model)).__name__ == auto.auto_classes(adapter)["AutoModel"]
+    ):
+        losses["embedding"] = 1.0
+    return {**losses, "task": 1.0} if labels else losses
+
+
+def trained_parameters(model: PreTrainedModel, train: Train) -> list[nn.Parameter]:
+    """The parameters that are to be trained; the others are frozen."""
+    chosen = set(model.parameters())
+    if train == "attention":
+        converted = auto.block_specs(model)
+        chosen = {
+            parameter
+            for block in find_blocks(model)
+            if block.name in converted
+            for module in (block.module, block.output)
+            for parameter in module.parameters()
+        }
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter in chosen and parameter.is_floating_point())
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+class LengthSampler(Sampler[int]):
+    """All examples in a new order every epoch, such that those of one step are of similar lengths.
+
+    The order depends on seed and epoch alone: neither on how a step is divided among processes and accumulated
+    batches, nor on anything drawn before.
+
+    Args:
+        lengths: of the examples.
+        step: examples of one optimizer step, over all processes.
+        seed: of the order.
+    """
+
+    def __init__(self, lengths: Sequence[int], step: int, seed: int) -> None:
+        self.lengths = torch.tensor(lengths, dtype=torch.float64)
+        self.step, self.seed, self.epoch = step, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called before every epoch, and after a resume with the one that was left."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
+        noise = 1 + 0.2 * torch.rand(len(self.lengths), generator=generator, dtype=torch.float64)
+        order = (self.lengths * noise).argsort()
+        full = len(order) // self.step * self.step
+        groups = order[:full].view(-1, self.step)
+        groups = groups[torch.randperm(len(groups), generator=generator)]
+        yield from groups.flatten().tolist()
+        yield from order[full:].tolist()
+
+
+class Progress(TrainerCallback, ExportableState):
+    """How far a run is, by steps and by time; it decides when to measure, to save and to stop.
+
+    Args:
+        minutes: the time there is, or None.
+        evaluations: how often to measure and save.
+        report: called with (what, done, total).
+    """
+
+    def __init__(self, minutes: float | None, evaluations: int, report: Any = None) -> None:
+        self.minutes, self.evaluations, self.report = minutes, evaluations, report
+        self.before = 0.0  # seconds of the run up to the checkpoint that it was resumed from
+        self.started = time.perf_counter()
+        self.done = 0.0
+        self.measured = 0
+        self.curve: list[dict[str, float]] = []
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, evaluations included, over all resumed parts."""
+        return self.before + time.perf_counter() - self.started
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        settings = {"minutes": self.minutes, "evaluations": self.evaluations}
+        kept = {"before": self.seconds, "done": self.done, "measured": self.measured, "curve": self.curve}
+        return {"args": settings, "attributes": kept}
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Start the clock."""
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Note how far the run is, the same in all processes."""
+        share = state.global_step / max(state.max_steps, 1)
+        if self.minutes is not None:
+            share = max(share, shared_maximum(self.seconds / 60 / self.minutes))
+        self.done = min(share, 1.0)
+        if self.report is not None:
+            self.report("healing", round(1000 * self.done), 1000)
+        reached = math.floor(self.done * self.evaluations + 1e-9)
+        if reached > self.measured:
+            self.measured = reached
+            control.should_evaluate = control.should_save = True
+        if self.done >= 1:
+            control.should_training_stop = True
+
+
+def shared_maximum(value: float) -> float:
+    """The largest of all processes' values."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    tensor = torch.tensor(value, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+    return float(tensor)
+
+
+class Patience(TrainerCallback, ExportableState):
+    """Stops a run when a metric has not been lower for so many evaluations."""
+
+    def __init__(self, patience: int, metric: str) -> None:
+        self.patience, self.metric, self.best, self.waited = patience, metric, math.inf, 0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        settings = {"patience": self.patience, "metric": self.metric}
+        return {"args": settings, "attributes": {"best": self.best, "waited": self.waited}}
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Count the evaluations since the best."""
+        found = kwargs["metrics"][self.metric]
+        self.waited = 0 if found < self.best else self.waited + 1
+        self.best = min(self.best, found)
+        if self.waited >= self.patience:
+            control.should_training_stop = True
+
+
+class DistillTrainer(Trainer):
+    """A `Trainer` whose loss is the difference between a converted model and its original.
+
+    Accelerate, mixed precision, gradient accumulation, several processes, resuming and logging are the Trainer's own.
+    Evaluation measures the drift on held-out batches (relative squared error of the outputs and `Drift`), and the
+    model of the best evaluation is the one that is left at the end. Dropout is off.
+
+    Args:
+        model: the converted model; what `settings.train` leaves out is frozen.
+        teacher: the original.
+        settings: see `DistillSettings`.
+        args: made from the settings when None; see `DistillSettings.arguments`.
+        train_dataset: examples, each a dict; they have `input_ids` where there are texts to sort by length.
+        data_collator: a list of examples -> keyword arguments of both models' forward, with masks, and `labels` where
+            the task loss is wanted.
+        held_out: batches as the collator makes them.
+        folder: where checkpoints go, if `args` is None.
+        report: called with (what, done, total).
+
+    Raises:
+        HeadsError: no held-out batches, too few examples for one step, or see `Matching`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        teacher: PreTrainedModel,
+        settings: DistillSettings,
+        *,
+        train_dataset: Sequence[Any],
+        data_collator: Any,
+        held_out: Sequence[Batch],
+        args: TrainingArguments | None = None,
+        folder: Path | str = "distillation",
+        report: Any = None,
+    ) -> None:
+        if not held_out:
+            raise HeadsError("healing needs examples to hold out, by which it knows when to stop; give more data")
+        self.settings = settings
+        args = args or settings.arguments(Path(folder))
+        self.clock = Progress(settings.minutes, settings.evaluations, report)
+        self.metric = str(args.metric_for_best_model)
+        callbacks: list[TrainerCallback] = [self.clock]
+        if settings.patience is not None:
+            callbacks.append(Patience(settings.patience, f"eval_{self.metric}"))
+        trained_parameters(model, settings.train)
+        super().__init__(
+            model,
+            args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=list(held_out),
+            callbacks=callbacks,
+        )
+        step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        if len(train_dataset) < step:
+            raise HeadsError(
+                f"{len(train_dataset)} examples are less than the {step} of one step; lower the batch size"
+            )
+        self.step_examples = step
+        teacher.to(args.device)  # type: ignore[arg-type]
+        self.student, self.teacher = model, teacher.eval().requires_grad_(False)
+        self.held_out = list(held_out)
+        self.unlabelled = [{name: value for name, value in batch.items() if name != "labels"} for batch in held_out]
+        losses = settings.losses or default_losses(model, "labels" in self.held_out[0])
+        if "task" in losses and "labels" not in self.held_out[0]:
+            raise HeadsError("the loss 'task' needs labels; name a column with --label, or leave it out")
+        self.matching = Matching(model, self.teacher, losses, self.held_out[:8], settings.temperature)
+        # The losses are means over a batch, whatever the model would do with labels.
+        self.model_accepts_loss_kwargs = False
+
+    def heal(self, resume: str | None = None) -> list[dict[str, float]]:
+        """Train, and leave the model of the best evaluation; returns the curve.
+
+        Args:
+            resume: a checkpoint folder of an interrupted run with the same settings and data.
+        """
+        if resume is not None:
+            state = TrainerState.load_from_json(str(Path(resume) / "trainer_state.json"))
+            for callback in self.callback_handler.callbacks:
+                kept = state.stateful_callbacks.get(type(callback).__name__)
+                if isinstance(callback, Progress | Patience) and kept is not None:
+                    vars(callback).update(kept["attributes"])
+        with _without_dropout(self.student):
+            try:
+                if resume is None:
+                    self.evaluate()
+                self.train(resume_from_checkpoint=resume)
+            finally:
+                self.matching.close()
+        self.student.eval()
+        return self.clock.curve
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The weighted losses of `Matching`."""
+        loss, outputs = self.matching(model, inputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+        """Drift on the held-out batches, the same in every process."""
+        found = measure_drift(self.student, self.teacher, self.unlabelled)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.to_dict().items()}
+        with torch.no_grad():
+            metrics[f"{metric_key_prefix}_drift"] = relative_drift(self.student.eval(), self.teacher, self.unlabelled)
+            if "task" in self.matching.weights:
+                batches = [self._prepare_inputs(batch) for batch in self.held_out]
+                losses = [float(self.matching(self.student, batch)[0]) for batch in batches]
+                metrics[f"{metric_key_prefix}_loss"] = sum(losses) / len(losses)
+        metrics[f"{metric_key_prefix}_seconds"] = self.clock.seconds if self.state.global_step else 0.0
+        self.log(metrics)
+        self.clock.curve.append(_point({**metrics, "step": self.state.global_step}))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Muon or AdamW over what is trained."""
+        if self.optimizer is None and self.settings.optimizer == "muon":
+            parameters = [p for p in (model or self.student).parameters() if p.requires_grad]
+            self.optimizer = Muon(parameters, lr=self.args.learning_rate)
+        return super().create_optimizer(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """A rise and a cosine's fall, over the steps or over the time, whichever is sooner at its end."""
+        if self.lr_scheduler is None:
+
+            def factor(step: int) -> float:
+                done = max(min(step / max(num_training_steps, 1), 1.0), self.clock.done)
+                return min((step + 1) / (self.settings.warmup + 1), 1.0) * 0.5 * (1 + math.cos(math.pi * done))
+
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)  # type: ignore[arg-type]
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        examples: Any = self.train_dataset if train_dataset is None else train_dataset
+        lengths = [len(examples[index].get("input_ids", ())) for index in range(len(examples))]
+        return LengthSampler(lengths, self.step_examples, self.args.seed)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self._restore(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        self._restore(Path(str(self.state.best_model_checkpoint)))
+
+    def _restore(self, folder: Path) -> None:
+        """Load weights by the names that `from_pretrained` knows; the Trainer's own way passes renamed ones over."""
+        saved = type(self.student).from_pretrained(folder, dtype=self.student.dtype)
+        self.student.load_state_dict(saved.state_dict())
+
+
+def _point(entry: Mapping[str, float]) -> dict[str, float]:
+    """A point of the curve from what an evaluation logs."""
+    point = {name.removeprefix("eval_"): value for name, value in entry.items() if name.startswith("eval_")}
+    return {"step": entry["step"], **{name: round(value, 6) for name, value in point.items()}}
+
+
+@contextmanager
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    """Dropout off within the `with` block, whatever mode the model is in: a student must see what its teacher sees."""
+    names = ("dropout", "attention_dropout", "activation_dropout", "layerdrop")
+    before: list[tuple[nn.Module, str, float]] = []
+    for module in model.modules():
+        before += [(module, "p", module.p)] if isinstance(module, nn.Dropout) else []
+        before += [(module, name, vars(module)[name]) for name in names if isinstance(vars(module).get(name), float)]
+    for module, name, _ in before:
+        setattr(module, name, 0.0)
+    try:
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
