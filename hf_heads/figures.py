@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 150
+NARROW, FINE = 4.4, 220  # width in inches, and dots per inch, of a figure that is read on a telephone
 FORMATS = (".png", ".svg", ".pdf")
 LOG_RANGE = 50.0  # colours are logarithmic when the largest value exceeds the smallest by more than this factor
 
@@ -68,6 +69,7 @@ def draw_heads(
     title: str,
     label: str,
     gone: Mapping[str, Container[int]] | None = None,
+    numbers: bool = True,
 ) -> None:
     """Write a heat map with a row for each attention block and a column for each head.
 
@@ -79,6 +81,7 @@ def draw_heads(
         title: above the map.
         label: what the numbers are, beside the colour bar.
         gone: block name -> heads to cross out.
+        numbers: write the values into the cells; without them the map fits a telephone.
 
     Raises:
         HeadsError: matplotlib is missing, the path cannot be written, there are no values, or `gone` names a block
@@ -91,7 +94,7 @@ def draw_heads(
     gone = gone or {}
     if strange := [name for name in gone if name not in values]:
         raise HeadsError(f"no block '{strange[0]}' to cross heads out of. Blocks: {', '.join(values)}")
-    _write(path, lambda: _heads(values, columns, title, label, gone))
+    _write(path, lambda: _heads(values, columns, title, label, gone, numbers))
 
 
 def draw_curves(
@@ -130,7 +133,12 @@ def draw_curves(
 
 
 def _heads(
-    values: Mapping[str, Sequence[float]], columns: int, title: str, label: str, gone: Mapping[str, Container[int]]
+    values: Mapping[str, Sequence[float]],
+    columns: int,
+    title: str,
+    label: str,
+    gone: Mapping[str, Container[int]],
+    numbers: bool = True,
 ) -> Figure:
     """The heat map of `draw_heads`."""
     from matplotlib import colormaps
@@ -142,8 +150,7 @@ def _heads(
     labels = [block_label(name) for name in values]
     if len(set(labels)) < len(labels):  # two towers: short labels would be ambiguous
         labels = list(values)
-    numbers = [float(value) for row in values.values() for value in row]
-    finite = [value for value in numbers if math.isfinite(value)] or [0.0]
+    finite = [value for row in values.values() for value in map(float, row) if math.isfinite(value)] or [0.0]
     low, high = min(finite), max(finite)
     logarithmic = low > 0 and high / low > LOG_RANGE
     if low == high:  # a colour scale needs a range
@@ -154,9 +161,12 @@ def _heads(
     # Inches: a cell holds six characters; the rest is for labels, title and colour bar.
     width = max(0.52 * columns + 0.075 * max(map(len, labels)) + 1.6, 4.5)
     height = max(0.36 * len(values) + 1.2, 2.4)
-    figure, axes = _page(width, height, title)
+    step = 1
+    if not numbers:
+        width, height, step = NARROW, max(0.24 * len(values) + 1.2, 2.4), math.ceil(columns / 12)
+    figure, axes = _page(width, height, title, DPI if numbers else FINE)
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(len(values) - 0.5, -0.5), xlabel="head")
-    axes.set_xticks(range(columns))
+    axes.set_xticks(range(0, columns, step))
     axes.set_yticks(range(len(values)), labels)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -165,11 +175,13 @@ def _heads(
             colour = viridis(float(norm(value))) if math.isfinite(value) else _NO_VALUE
             ink = "black" if _luminance(colour) > 0.25 else "white"
             axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=colour, edgecolor="white", lw=1))
-            text = axes.text(column, row, _short(value), color=ink, ha="center", va="center", fontsize=7)
+            short = _short(value) if numbers else ""
+            text = axes.text(column, row, short, color=ink, ha="center", va="center", fontsize=7)
             if column in gone.get(name, ()):
                 for ends in ((-0.5, 0.5), (0.5, -0.5)):
                     axes.plot((column - 0.5, column + 0.5), (row + ends[0], row + ends[1]), color=ink, lw=0.8)
-                text.set_bbox({"facecolor": colour, "edgecolor": "none", "pad": 0.8})
+                if numbers:
+                    text.set_bbox({"facecolor": colour, "edgecolor": "none", "pad": 0.8})
     ticks: dict[str, Any] = {}
     if logarithmic:
         ticks = {"ticks": LogLocator(subs=(1, 2, 5) if high / low < 2000 else (1,)), "format": "%g"}
@@ -218,12 +230,12 @@ def _curves(
     return figure
 
 
-def _page(width: float, height: float, title: str) -> tuple[Figure, Axes]:
+def _page(width: float, height: float, title: str, dpi: int = DPI) -> tuple[Figure, Axes]:
     """An empty figure of this size in inches, with its title and axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(textwrap.fill(title, int(10 * width)), fontsize=11)
     return figure, figure.add_subplot()
