@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from .drift import measure_drift
 from .errors import HeadsError
 from .report import write_card
 from .verification import read_record
+
+_ASKED = "asked.json"  # what a run was asked for, beside its checkpoints
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def distill_checkpoint(
         teacher: the original; the one that the converted checkpoint's report names when None.
         samples: examples at most; by modality when None, see `SAMPLES`.
         overwrite: replace `output` if it exists.
-        resume: go on from the last checkpoint in `OUTPUT.training`.
+        resume: go on from the last checkpoint in `OUTPUT.training`, with the same settings and data.
         device: `cpu` keeps the run off accelerators; None and anything else leave the choice to accelerate.
         arguments: more `TrainingArguments`.
         progress: called with (what, done, total).
@@ -92,10 +95,19 @@ def distill_checkpoint(
     """
     check_output(output, overwrite)
     work = output.with_name(output.name + ".training")
+    asked = {
+        "settings": vars(settings),
+        "data": vars(data),
+        "converted": str(source.folder.absolute()),
+        "teacher": teacher,
+        "samples": samples,
+    }
+    if not resume:
+        _check_unused(work, overwrite)
+    last = _resumed(work, asked) if resume else None
     training = settings.arguments(work, use_cpu=device == "cpu", **(arguments or {}))  # also starts several processes
     main = PartialState().is_main_process
     before = read_record(source.folder)
-    last = _last_checkpoint(work) if resume else None
     given = teacher or before.get("source")
     if given is None:
         raise HeadsError(f"'{source.given}' does not say what it was made from; name it with --teacher")
@@ -105,18 +117,25 @@ def distill_checkpoint(
     names = tensor_names(model, Weights(source.folder))
     choice = replace(data, samples=samples or SAMPLES[adapter_of(original.config).modality])
     found = load_healing(choice, original, original_source.folder, labels="task" in settings.losses, progress=progress)
-    trainer = DistillTrainer(
-        model,
-        original,
-        settings,
-        args=training,
-        train_dataset=found.examples,
-        data_collator=found.collate,
-        held_out=found.held_out,
-        report=progress if main else None,
-    )
     if main and not resume:
         shutil.rmtree(work, ignore_errors=True)
+    try:
+        trainer = DistillTrainer(
+            model,
+            original,
+            settings,
+            args=training,
+            train_dataset=found.examples,
+            data_collator=found.collate,
+            held_out=found.held_out,
+            report=progress if main else None,
+        )
+    except HeadsError:
+        with suppress(OSError):
+            work.rmdir()  # made by the Trainer, and empty
+        raise
+    if main and not resume:
+        (work / _ASKED).write_text(json.dumps(asked, default=str) + "\n", encoding="utf-8")
     trainer.remove_callback(PrinterCallback)
     PartialState().wait_for_everyone()
     curve = trainer.heal(None if last is None else str(last))
@@ -170,13 +189,35 @@ def distill_checkpoint(
     return Healed(record, main)
 
 
-def _last_checkpoint(work: Path) -> Path:
-    """The latest checkpoint of an interrupted run."""
+def _check_unused(work: Path, overwrite: bool) -> None:
+    """Refuse to throw an interrupted run away unasked."""
+    if not overwrite and any(work.glob("checkpoint-*")):
+        raise HeadsError(
+            f"'{work}' holds an interrupted run: pass --resume to go on with it, or --overwrite to start anew"
+        )
+
+
+def _resumed(work: Path, asked: dict[str, Any]) -> Path:
+    """The latest checkpoint of an interrupted run that was asked for the same."""
     found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     found = [path for path in found if (path / "trainer_state.json").is_file()]
-    if not found:
+    if not found or not (work / _ASKED).is_file():
         raise HeadsError(f"nothing to resume: no checkpoint in '{work}'; leave out --resume")
+    before = _flat(json.loads((work / _ASKED).read_text(encoding="utf-8")))
+    now = _flat(json.loads(json.dumps(asked, default=str)))
+    if changed := [name for name, value in now.items() if value != before.get(name)]:
+        name = changed[0]
+        raise HeadsError(
+            f"the run in '{work}' had {name.replace('_', '-')} {before.get(name)}, not {now[name]}: resume it with the "
+            "options that it was started with"
+        )
     return found[-1]
+
+
+def _flat(asked: dict[str, Any]) -> dict[str, Any]:
+    """One level of names instead of two."""
+    rest = {name: value for name, value in asked.items() if name not in ("settings", "data")}
+    return {**rest, **asked["settings"], **{f"data_{name}": value for name, value in asked["data"].items()}}
 
 
 def _check_pair(source: Source, model: PreTrainedModel, original_source: Source, original: PreTrainedModel) -> None:

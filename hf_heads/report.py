@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from .card_metadata import METRICS, metadata, method_names
 from .checkpoint import Source
 from .methods import get_method
 
@@ -27,16 +27,13 @@ def write_card(folder: Path, source: Source, record: dict[str, Any], recipe: str
 def model_card(source: Source, record: dict[str, Any], recipe: str | None) -> str:
     """The text of the model card; see `write_card`."""
     blocks = record["blocks"]
-    names = sorted({block["method"] for block in blocks})
-    metadata = ["---", "library_name: transformers", "tags:", "- hf-heads", *(f"- {name}" for name in names)]
-    if source.base_model:
-        metadata += [f"base_model: {source.base_model}"]
-    if found := source_license(source.folder):
-        metadata += [f"license: {found}"]
+    names = method_names(record)
     title = f"# {source.name}, attention heads re-parametrized ({', '.join(names)})"
     versions = ", ".join(f"{name} {version(name)}" for name in ("hf-heads", "transformers", "torch"))
+    healed = record.get("distillation")
     lines = [
-        *metadata,
+        "---",
+        metadata(source, record),
         "---",
         "",
         title,
@@ -62,17 +59,22 @@ def model_card(source: Source, record: dict[str, Any], recipe: str | None) -> st
         "",
         "## Lost",
         "",
-        f"Calibration: {record['calibration']}. No fine-tuning. Differences of the outputs from the original's:",
+        f"Calibration: {record['calibration']}. "
+        + ("Healed, see below. " if healed else "No fine-tuning. ")
+        + "Differences of the outputs from the original's:",
         "",
         *drift_table(record["drift"]),
         "",
+        *(_healed(healed) if healed else ()),
+        *(_scores(record["scores"]) if record.get("scores") else ()),
+        *(("## Measured", "", *_lowered(record["measured"]), "") if record.get("measured") else ()),
         "## Use",
         "",
         "```python",
         "import hf_heads  # pip install hf-heads; lets the Auto classes load this checkpoint",
         "from transformers import AutoModel  # or any AutoModelForX",
         "",
-        'model = AutoModel.from_pretrained("PATH_OR_ID")',
+        f"model = AutoModel.{_LOAD.format(_ANY_ID)}",
         "```",
         "",
         "Where no import can be added, `trust_remote_code=True` reaches an installed hf-heads as well.",
@@ -87,6 +89,76 @@ def model_card(source: Source, record: dict[str, Any], recipe: str | None) -> st
     if recipe:
         lines += ["## Recipe", "", "```toml", recipe.strip(), "```", ""]
     return "\n".join(lines)
+
+
+_LOAD, _ANY_ID = 'from_pretrained("{}")', "PATH_OR_ID"
+
+
+def name_in_card(folder: Path, repo_id: str) -> None:
+    """Put a hub id into the loading snippet of a folder's card, where `write_card` could not know it."""
+    card = folder / "README.md"
+    if card.is_file():
+        text = card.read_text(encoding="utf-8")
+        card.write_text(text.replace(_LOAD.format(_ANY_ID), _LOAD.format(repo_id)), encoding="utf-8")
+
+
+def _healed(record: dict[str, Any]) -> list[str]:
+    """The section on training after the conversion, from the record's `distillation`."""
+    losses = ", ".join(f"{name} {value:.4g}" for name, value in (record.get("losses") or {}).items())
+    named = {"optimizer": "optimizer", "learning_rate": "learning rate", "batch_size": "batch size"}
+    how = [f"losses {losses}"] * bool(losses)
+    how += [f"{words} {record[name]}" for name, words in named.items() if name in record]
+    before, after = record["before"], record["after"]
+    return [
+        "## Healed",
+        "",
+        f"Trained to give `{record['teacher']}`'s outputs: {record['steps']:,} steps in {record['seconds']:.0f} s on "
+        f"{_cell(record['data'])}; trained was {_TRAINED.get(record['train'], record['train'])}. "
+        + "; ".join(how).capitalize()
+        + "." * bool(how),
+        "",
+        "| on held-out examples | before | after |",
+        "|---|---|---|",
+        *(
+            f"| {METRICS[name][1]} | {_figure(before.get(name))} | {_figure(value)} |"
+            for name, value in after.items()
+            if name in METRICS
+        ),
+        "",
+    ]
+
+
+_TRAINED = {"attention": "the attention alone", "all": "every parameter"}
+
+
+def _scores(scores: list[dict[str, Any]]) -> list[str]:
+    """The section on tasks, from the record's `scores`."""
+    return [
+        "## Scores",
+        "",
+        "| task | dataset | metric | this model | interval | original |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {_cell(row['task'])} | {_cell(row['dataset'])} | {_cell(row['metric'])} | {_figure(row['value'])} | "
+            f"{_figure(row.get('low'))} to {_figure(row.get('high'))} | {_figure(row.get('original'))} |"
+            for row in scores
+        ),
+        "",
+    ]
+
+
+def _lowered(markdown: str) -> list[str]:
+    """The lines of a document with its headings two levels down."""
+    return [f"##{line}" if line.startswith("#") else line for line in markdown.strip().splitlines()]
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _cell(text: object) -> str:
+    """Text that breaks no row of a table."""
+    return " ".join(str(text).split()).replace("|", "\\|")
 
 
 def _row(label: str, before: int, after: int) -> str:
@@ -130,13 +202,3 @@ def _block_row(block: dict[str, Any]) -> str:
         f"| `{block['name']}` | {block['kind']} | {settings_text(block)} | {block['parameters']:,} | "
         f"{block['parameters_before']:,} | {block['error']:.4f} | {gain} |"
     )
-
-
-def source_license(folder: Path) -> str | None:
-    """The licence in the metadata block of a checkpoint's own model card, if it states one."""
-    card = folder / "README.md"
-    if not card.is_file():
-        return None
-    front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.S)
-    found = re.search(r"^license:\s*([\w.-]+)\s*$", front[1], re.M) if front else None
-    return found[1] if found else None
