@@ -41,7 +41,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", required=True, help="folder for the result")
     parser.add_argument("--train", metavar="FILE", help=".jsonl, .csv, .tsv or .parquet (default: SST-2 of the hub)")
     parser.add_argument("--dev", metavar="FILE", help="the same, to measure accuracy on")
-    parser.add_argument("--kind", choices=("mgk", "smgk"), default="mgk", help="a projection or a shift for every key")
+    parser.add_argument("--mixture", choices=("mgk", "smgk"), default="mgk", help="projection or shift for every key")
     parser.add_argument("--components", type=int, default=2, metavar="M", help="keys of a head (default 2)")
     parser.add_argument("--max-steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         train, dev = load_dataset("stanfordnlp/sst2", split=["train", "validation"])
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     model = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=2, dtype="float32")
-    model, _ = hf_heads.convert(model, hf_heads.MgkSpec(kind=options.kind, components=options.components))
+    model, _ = hf_heads.convert(model, hf_heads.MgkSpec(mixture=options.mixture, components=options.components))
 
     def tokens(rows: dict[str, Any]) -> dict[str, Any]:
         return tokenizer(rows["sentence"], truncation=True, max_length=128)

@@ -268,8 +268,15 @@ def fused_is_faster(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | No
     Heads that share short keys are faster as one matrix product.
     """
     shared = key.shape[1] < query.shape[1] or value.shape[1] < query.shape[1]
-    long = key.shape[-2] >= _LONG or query.device.type != "cpu"
+    # A choice by length would bind an exported program to lengths on the same side as its example.
+    long = exporting() or key.shape[-2] >= _LONG or query.device.type != "cpu"
     return bias is None and query.shape[-1] <= value.shape[-1] and (long or not shared)
+
+
+def exporting() -> bool:
+    """Whether torch.export, or the ONNX export on top of it, is tracing."""
+    asked = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the first one since torch 2.7
+    return bool(asked())
 
 
 def pieces_are_faster(query: Tensor, key: Tensor) -> bool:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .attention import exporting
+
 _LONG = 64  # keys; for fewer, making the scores at once is faster than the fused kernel
 
 
@@ -48,7 +50,8 @@ def mixture_attention(
         watch: is given the weights by component, (batch, heads, target, components, source).
     """
     eager = implementation == "eager"
-    if not eager and watch is None and not dropout and query.shape[2] == 1 and key.shape[-2] >= _LONG:
+    long = exporting() or key.shape[-2] >= _LONG  # an exported program serves any length
+    if not eager and watch is None and not dropout and query.shape[2] == 1 and long:
         return _fused(query[:, :, 0], key, value, scaling, additive, mask, causal), None
     scores = _scores(query, key, scaling, additive, mask, causal)
     if watch is not None:

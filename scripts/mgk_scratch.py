@@ -27,8 +27,8 @@ import hf_heads
 VARIANTS: dict[str, Callable[[int], hf_heads.HeadsSpec | None]] = {
     "softmax h": lambda heads: None,
     "softmax h/2": lambda heads: hf_heads.PrunedSpec(kept=tuple(range(heads // 2))),
-    "mgk h/2": lambda heads: hf_heads.MgkSpec(heads=heads // 2, components=2, kind="mgk"),
-    "smgk h/2": lambda heads: hf_heads.MgkSpec(heads=heads // 2, components=2, kind="smgk"),
+    "mgk h/2": lambda heads: hf_heads.MgkSpec(heads=heads // 2, components=2, mixture="mgk"),
+    "smgk h/2": lambda heads: hf_heads.MgkSpec(heads=heads // 2, components=2, mixture="smgk"),
 }
 GROUP = 50  # batches that are sorted by length together
 TEST = 5000  # sequences of ListOps to measure on

@@ -363,7 +363,7 @@ def test_gaussian_keys_learns_and_tells_how_far_its_keys_are_apart(kind: str, tm
     train, dev = tmp_path / "train.jsonl", tmp_path / "dev.jsonl"
     save_sentences(train, 64, 0)
     save_sentences(dev, 20, 1)
-    settings = ["--kind", kind, "--max-steps", "100", "--batch-size", "16", "--learning-rate", "0.005"]
+    settings = ["--mixture", kind, "--max-steps", "100", "--batch-size", "16", "--learning-rate", "0.005"]
     files = ["--train", str(train), "--dev", str(dev), "--output", str(output)]
     scores = load_example("gaussian_keys").main(["--model", str(source), *files, *settings])
     assert scores["eval_accuracy"] > 0.9

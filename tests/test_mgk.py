@@ -21,11 +21,11 @@ DIM = WIDTH // HEADS
 SETTINGS = [
     MgkSpec(shift=0.3),
     MgkSpec(shift=0.3, components=3, priors="fixed"),
-    MgkSpec(kind="smgk", shift=0.3),
-    MgkSpec(kind="smgk", shift=0.3, components=3, priors="em"),
+    MgkSpec(mixture="smgk", shift=0.3),
+    MgkSpec(mixture="smgk", shift=0.3, components=3, priors="em"),
     MgkSpec(assignment="hard", shift=0.3),
     MgkSpec(kernel="linear", shift=0.3),
-    MgkSpec(kernel="linear", kind="smgk", shift=0.3),
+    MgkSpec(kernel="linear", mixture="smgk", shift=0.3),
     MgkSpec(merge=2),
     MgkSpec(merge=2, queries="shared", values="shared"),
 ]
@@ -73,8 +73,8 @@ def naive(module: MgkAttention, x: Tensor, y: Tensor, allowed: Tensor) -> Tensor
         terms = []
         for component in range(spec.components):
             q = query[:, :, head, component if spec.query_count > 1 else 0]
-            k = key[:, :, head, component if spec.kind == "mgk" else 0]
-            if spec.kind == "smgk":
+            k = key[:, :, head, component if spec.mixture == "mgk" else 0]
+            if spec.mixture == "smgk":
                 k = k + module.shifts[head, component].double()
             if spec.kernel == "linear":
                 phi_q, phi_k = (torch.nn.functional.elu(one) + 1 for one in (q, k))
@@ -198,9 +198,9 @@ def test_shifts_alone_change_nothing_while_beta_is_zero():
     """q (k + b_r) differs from q k by what is the same for all keys, and softmax drops it."""
     twin = TWINS["bert"]
     model = twin.model()
-    same, _ = hf_heads.convert(model, MgkSpec(kind="smgk", shift=0.5))
+    same, _ = hf_heads.convert(model, MgkSpec(mixture="smgk", shift=0.5))
     assert (logits(same, twin.inputs()) - logits(model, twin.inputs())).abs().max() < 1e-5
-    other, _ = hf_heads.convert(model, MgkSpec(kind="smgk", shift=0.5, norm=1.0))
+    other, _ = hf_heads.convert(model, MgkSpec(mixture="smgk", shift=0.5, norm=1.0))
     assert (logits(other, twin.inputs()) - logits(model, twin.inputs())).abs().max() > 1e-3
 
 
@@ -209,7 +209,7 @@ def test_the_default_shift_moves_the_output_by_less_than_it_says(kind: str):
     """README: by less than a thousandth of the logits' size."""
     for twin in TWINS.values():
         model = twin.model()
-        converted, _ = hf_heads.convert(model, MgkSpec(kind=kind))
+        converted, _ = hf_heads.convert(model, MgkSpec(mixture=kind))
         wanted = logits(model, twin.inputs())
         assert (logits(converted, twin.inputs()) - wanted).abs().max() < 1e-3 * wanted.abs().max()
 
@@ -303,7 +303,7 @@ def test_statistics_of_attention_are_their_formulas_written_out():
     ("spec", "text"),
     [
         (MgkSpec(merge=3), "merge 3 does not divide the 4 heads"),
-        (MgkSpec(merge=2, kind="smgk"), "heads are merged into kind mgk"),
+        (MgkSpec(merge=2, mixture="smgk"), "heads are merged into mgk"),
         (MgkSpec(merge=2, components=3), "merge 2 makes 2 components"),
         (MgkSpec(queries="shared"), "give merge as well"),
         (MgkSpec(components=0), "components 0 is too small"),
@@ -325,7 +325,7 @@ def test_what_is_a_mixture_is_not_converted_again():
 @pytest.mark.parametrize("kind", ["mgk", "smgk"])
 def test_fine_tuning_from_the_exact_start_trains_and_separates_the_keys(kind: str, dtype: torch.dtype):
     twin = TWINS["bert"]
-    model, _ = hf_heads.convert(twin.model("sdpa"), MgkSpec(kind=kind))
+    model, _ = hf_heads.convert(twin.model("sdpa"), MgkSpec(mixture=kind))
     model = model.to(dtype).train()
     module = find_blocks(model)[0].module
 

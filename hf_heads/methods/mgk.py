@@ -37,7 +37,7 @@ class MgkSpec(HeadsSpec):
 
     Attributes:
         components: M, keys for a position and head.
-        kind: mgk (a projection for every component) or smgk (one projection and a shift for every component).
+        mixture: mgk (a projection for every component) or smgk (one projection and a shift for every component).
         assignment: soft (the sum over components) or hard (the largest of them).
         priors: pi learned, fixed (equal), or em: running means of the components' shares in the attention.
         kernel: softmax, or linear (features elu + 1 in the place of the exponential).
@@ -53,7 +53,7 @@ class MgkSpec(HeadsSpec):
 
     method: ClassVar[str] = "mgk"
     components: int = option(2, "keys for every position and head")
-    kind: str = option("mgk", "a projection (mgk) or a shift (smgk) for every key", choices=("mgk", "smgk"))
+    mixture: str = option("mgk", "a projection (mgk) or a shift (smgk) for every key", choices=("mgk", "smgk"))
     assignment: str = option("soft", "sum over a position's keys, or the largest", choices=("soft", "hard"))
     priors: str = option("learned", "of the keys of a position", choices=("learned", "fixed", "em"))
     kernel: str = option("softmax", "exponential, or features that make it linear", choices=("softmax", "linear"))
@@ -76,8 +76,8 @@ class MgkSpec(HeadsSpec):
             raise HeadsError(f"merge {self.merge} decides the number of heads itself; leave out heads")
         if shape.heads % self.merge:
             raise HeadsError(f"merge {self.merge} does not divide the {shape.heads} heads of {where}")
-        if self.kind != "mgk" or self.kernel != "softmax":
-            raise HeadsError("heads are merged into kind mgk with the softmax kernel: leave out kind and kernel")
+        if self.mixture != "mgk" or self.kernel != "softmax":
+            raise HeadsError("heads are merged into mgk with the softmax kernel: leave out mixture and kernel")
         if self.components not in (2, self.merge):
             raise HeadsError(f"merge {self.merge} makes {self.merge} components; leave out components")
         return dataclasses.replace(self, heads=shape.heads // self.merge, components=self.merge)
@@ -94,14 +94,14 @@ class MgkSpec(HeadsSpec):
     def parameters(self, shape: AttentionShape) -> int:
         heads, softmax = shape.heads, self.kernel == "softmax"
         query = heads * self.query_count * shape.head_dim * (shape.query_width + shape.bias)
-        keys = self.components if self.kind == "mgk" else 1
+        keys = self.components if self.mixture == "mgk" else 1
         key = heads * keys * shape.head_dim * (shape.key_width + shape.bias)
-        shifts = heads * self.components * shape.head_dim if self.kind == "smgk" else 0
+        shifts = heads * self.components * shape.head_dim if self.mixture == "smgk" else 0
         priors = heads * self.components if self.priors == "learned" else 0
         return query + key + shifts + priors + 2 * heads * softmax + shape.value_parameters
 
     def cache_per_token(self, shape: AttentionShape) -> int:
-        keys = self.components if self.kind == "mgk" else 1
+        keys = self.components if self.mixture == "mgk" else 1
         return shape.heads * (keys * shape.head_dim + shape.value_dim)
 
 
@@ -112,14 +112,15 @@ class MgkAttention(HeadsAttention):
     spec: MgkSpec
     shifts: Tensor
     running_prior: Tensor
+    _prior_used: Tensor | None = None  # by the last forward in training, before it moved the running ones
 
     def build(self, shape: AttentionShape) -> None:
         spec, heads = self.spec, shape.heads
-        keys = spec.components if spec.kind == "mgk" else 1
+        keys = spec.components if spec.mixture == "mgk" else 1
         self.component_query = nn.Linear(shape.query_width, heads * spec.query_count * shape.head_dim, bias=shape.bias)
         self.component_key = nn.Linear(shape.key_width, heads * keys * shape.head_dim, bias=shape.bias)
         self.component_value = nn.Linear(shape.key_width, heads * shape.value_dim, bias=shape.bias)
-        if spec.kind == "smgk":
+        if spec.mixture == "smgk":
             self.shifts = nn.Parameter(torch.empty(heads, spec.components, shape.head_dim))
         if spec.priors == "learned":
             self.prior_logits = nn.Parameter(torch.empty(heads, spec.components))
@@ -131,7 +132,7 @@ class MgkAttention(HeadsAttention):
 
     def init_weights(self) -> None:
         spec = self.spec
-        if spec.kind == "smgk":
+        if spec.mixture == "smgk":
             init.normal_(self.shifts, mean=0.0, std=1.0)
         if spec.priors == "learned":
             init.zeros_(self.prior_logits)
@@ -141,14 +142,15 @@ class MgkAttention(HeadsAttention):
             init.zeros_(self.log_precision)
             init.ones_(self.norm_coefficient)
 
-    def log_priors(self) -> Tensor:
-        """log pi, (heads, components) in float32."""
+    def log_priors(self, device: torch.device | None = None) -> Tensor:
+        """log pi, (heads, components) in float32; `device` is for those that are no tensors of the module."""
         if self.spec.priors == "learned":
             return self.prior_logits.float().log_softmax(-1)
         if self.spec.priors == "em":
-            return self.running_prior.float().clamp_min(1e-6).log()
+            used = self._prior_used if _recomputing() and self._prior_used is not None else self.running_prior
+            return used.float().clamp_min(1e-6).log()
         equal = -math.log(self.spec.components)
-        return torch.full((self.shape.heads, self.spec.components), equal, device=self.component_query.weight.device)
+        return torch.full((self.shape.heads, self.spec.components), equal, device=device)
 
     def project_query(self, hidden_states: Tensor) -> Tensor:
         return self.component_query(hidden_states).unflatten(-1, (self.shape.heads, -1)).transpose(1, 2)
@@ -160,7 +162,7 @@ class MgkAttention(HeadsAttention):
 
     def components_of(self, key: Tensor) -> Tensor:
         """Cached keys as keys of components, (batch, heads, components, source, head_dim)."""
-        if self.spec.kind == "mgk":
+        if self.spec.mixture == "mgk":
             return key.unflatten(-1, (self.spec.components, -1)).transpose(2, 3)
         return key[:, :, None] + self.shifts[:, :, None]
 
@@ -178,7 +180,7 @@ class MgkAttention(HeadsAttention):
         key = self.components_of(key)
         query = query.unflatten(-1, (spec.query_count, -1)).transpose(2, 3)  # (batch, heads, 1 or components, ...)
         implementation = self.config._attn_implementation
-        priors = self.log_priors()
+        priors = self.log_priors(query.device)
         if spec.kernel == "linear":
             return linear_attention(query, key, value, priors, mask, causal, dropout, implementation == "eager")
         precision = self.log_precision.float().exp() * self.scaling
@@ -199,12 +201,24 @@ class MgkAttention(HeadsAttention):
 
     def _watch(self, weights: Tensor) -> None:
         """Move the priors towards the components' shares in weights (batch, heads, target, components, source)."""
+        if _recomputing():
+            return
         with torch.no_grad():
             shares = weights.float().sum(-1).mean((0, 2))
-            self.running_prior.lerp_((shares / shares.sum(-1, keepdim=True)).to(self.running_prior), 0.1)
+            moved = self.running_prior.lerp((shares / shares.sum(-1, keepdim=True)).to(self.running_prior), 0.1)
+        # A new tensor: a compiled backward pass, too, may compute once more what this forward made of the old one.
+        self._prior_used, self.running_prior = self.running_prior, moved
 
     def to_dense(self, output: nn.Linear) -> DenseAttention:
         raise HeadsError("a mixture of Gaussian keys is no standard attention: convert the original instead")
+
+
+def _recomputing() -> bool:
+    """Whether a backward pass runs this forward again (gradient checkpointing): it must repeat what the first one did.
+
+    Compilers know about checkpointing themselves, and cannot trace the question.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: MgkSpec) -> Converted:
@@ -237,9 +251,9 @@ def _unmerged(dense: DenseAttention, spec: MgkSpec) -> dict[str, Tensor]:
         "output.bias": dense.output_bias,
     }
     heads, _, head_dim = dense.key.shape
-    default = 0.5 if spec.kind == "smgk" else 0.01
+    default = 0.5 if spec.mixture == "smgk" else 0.01
     offsets = _offsets(spec.components, heads, head_dim) * (default if spec.shift is None else spec.shift)
-    if spec.kind == "smgk":
+    if spec.mixture == "smgk":
         size = dense.key.double().square().sum(1).mean().sqrt().cpu()
         weights["component_key.weight"] = merge_heads(dense.key)
         weights["component_key.bias"] = dense.key_bias.flatten()
