@@ -15,12 +15,15 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "CollabSpec": "methods.collab",
+    "DistillSettings": "distillation",
+    "DistillTrainer": "distillation",
     "HeadsSpec": "methods.base",
     "LowRankSpec": "methods.low_rank",
     "MgkSpec": "methods.mgk",
     "MheSpec": "methods.mhe",
     "PrunedSpec": "methods.pruned",
     "ablate": "ablation",
+    "compare_checkpoints": "compare",
     "convert": "conversion",
     "head_mask": "masking",
     "heads_config": "conversion",

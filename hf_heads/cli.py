@@ -12,16 +12,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
+from .cli_compare import add_compare
+from .cli_distill import add_distill
 from .cli_options import (
     SOURCE,
     add_calibration,
     add_command,
     add_device,
+    add_push,
     add_seed,
     calibration_choice,
+    check_push,
     find_device,
     positive,
+    push,
 )
+from .cli_report import add_report
 from .cli_studies import add_ablate, add_importance
 from .errors import HeadsError
 
@@ -67,10 +73,13 @@ def build_parser(methods: bool = True) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hf-heads {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_convert(commands, methods)
+    add_distill(commands)
     add_importance(commands)
     add_ablate(commands)
+    add_compare(commands)
     _add_inspect(commands)
     _add_verify(commands)
+    add_report(commands)
     _add_list(commands)
     return parser
 
@@ -110,6 +119,7 @@ def _add_convert(commands: Any, methods: bool) -> None:
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights written (default: the source's)"
     )
     add_seed(command)
+    add_push(command)
 
 
 def _method_options() -> dict[str, tuple[dataclasses.Field[Any], list[str]]]:
@@ -155,6 +165,7 @@ def _convert(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
         parser.error("convert: SOURCE is missing: " + SOURCE)
     if options.output is not None:
         check_output(Path(options.output), options.overwrite)
+    check_push(options, parser)
     source = resolve_source(given, options.revision or (recipe.revision if recipe else None))
     if recipe is not None:
         source = dataclasses.replace(source, base_model=recipe.base)
@@ -178,10 +189,11 @@ def _convert(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
             recipe=recipe.text if recipe else None,
             progress=progress,
         )
-    if options.json:
-        print(json.dumps({"output": str(output), **report.to_dict()}))
-    else:
+    if not options.json:
         print_report(report.to_dict(), output)
+    pushed = push(options, output)
+    if options.json:
+        print(json.dumps({"output": str(output), **pushed, **report.to_dict()}))
     return 0
 
 

@@ -9,9 +9,11 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .comparison_tables import notes, text_tables
 from .report import percent, settings_text
 
 
@@ -137,5 +139,35 @@ def print_ablation(record: Mapping[str, Any]) -> None:
     console.print(f"with all heads {record['whole']:.4g}, over {record['examples']} examples", markup=False)
 
 
+def print_comparison(record: Mapping[str, Any]) -> None:
+    """Print a comparison: sizes, speed and quality of its models, and what they were measured on."""
+    console = make_console()
+    for text in text_tables(record):
+        table = make_table(*text.header[: text.words], *(f">{name}" for name in text.header[text.words :]))
+        for row in text.rows:
+            table.add_row(*(escape(cell) for cell in row))
+        console.print(text.title, markup=False)
+        console.print(table)
+    for note in notes(record):
+        console.print(note, markup=False)
+
+
 def _interval(row: Mapping[str, Any]) -> str:
     return f"{row['low']:.3g} to {row['high']:.3g}"
+
+
+def print_healed(record: Mapping[str, Any], output: Path) -> None:
+    """Print what healing did: the drift on held-out examples over time, and what was gained in all."""
+    run = record["distillation"]
+    console = make_console()
+    names = [name for name in ("drift", "cosine", "kl", "agreement") if name in run["before"]]
+    table = make_table(">step", ">seconds", *(f">{name}" for name in names))
+    for point in run["curve"]:
+        mark = " *" if point is run["after"] or point == run["after"] else ""
+        table.add_row(str(point["step"]) + mark, f"{point['seconds']:.0f}", *(f"{point[name]:.4f}" for name in names))
+    console.print(table)
+    gains = ", ".join(f"{name} {run['before'][name]:.4f} -> {run['after'][name]:.4f}" for name in names)
+    console.print(f"{'held-out examples':26} {gains}")
+    console.print(f"{'healed on':26} {run['data']}", markup=False)
+    console.print(f"{'teacher':26} {run['teacher']}", markup=False)
+    console.print(f"written to {output} after {run['steps']} steps in {run['seconds']:.0f} s", markup=False)
