@@ -138,7 +138,13 @@ def distill_checkpoint(
         (work / _ASKED).write_text(json.dumps(asked, default=str) + "\n", encoding="utf-8")
     trainer.remove_callback(PrinterCallback)
     PartialState().wait_for_everyone()
-    curve = trainer.heal(None if last is None else str(last))
+    try:
+        curve = trainer.heal(None if last is None else str(last))
+    except KeyboardInterrupt:
+        if any(work.glob("checkpoint-*")):
+            raise KeyboardInterrupt("go on with the same command and --resume") from None
+        shutil.rmtree(work, ignore_errors=True)
+        raise
     best_step = trainer.state.best_global_step
     start, best = curve[0], next((point for point in curve if point["step"] == best_step), curve[0])
     if best[trainer.metric] >= start[trainer.metric]:

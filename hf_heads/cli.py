@@ -46,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HeadsError as error:
         print(f"hf-heads: error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("hf-heads: interrupted; nothing was written", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"hf-heads: interrupted; {str(stop) or 'nothing was written'}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

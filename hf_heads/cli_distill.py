@@ -68,7 +68,10 @@ def _add_training(command: argparse.ArgumentParser) -> None:
         "--evaluations", metavar="N", type=positive, default=10, help="how often to measure drift (default 10)"
     )
     command.add_argument(
-        "--patience", metavar="N", type=int, default=5, help="evaluations without a new best to stop after; 0: never"
+        "--patience",
+        metavar="N",
+        type=positive,
+        help="stop after so many evaluations without a new best (default: never)",
     )
     command.add_argument("--temperature", metavar="X", type=float, default=1.0, help="of the logits (default 1)")
     command.add_argument(
@@ -116,7 +119,7 @@ def _distill(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
         steps=options.steps,
         minutes=options.minutes,
         evaluations=options.evaluations,
-        patience=options.patience or None,
+        patience=options.patience,
         temperature=options.temperature,
         precision=options.precision,
         gradient_checkpointing=options.gradient_checkpointing,

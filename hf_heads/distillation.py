@@ -19,10 +19,9 @@ from transformers.trainer_callback import ExportableState, TrainerControl, Train
 
 from . import auto
 from .adapters import adapter_of, find_blocks
-from .calibration import relative_drift
 from .data import Batch
 from .distillation_losses import Matching, check_losses
-from .drift import measure_drift
+from .drift import Reference
 from .errors import HeadsError
 from .muon import Muon
 
@@ -63,7 +62,7 @@ class DistillSettings:
     steps: int | None = None
     minutes: float | None = None
     evaluations: int = 10
-    patience: int | None = 5
+    patience: int | None = None
     warmup: int = 20
     temperature: float = 1.0
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -102,7 +101,7 @@ class DistillSettings:
             "save_steps": NEVER,
             "save_total_limit": 1,
             "load_best_model_at_end": True,
-            "metric_for_best_model": "loss" if self.losses.get("task") else "drift",
+            "metric_for_best_model": "drift",
             "greater_is_better": False,
             "dataloader_drop_last": True,
             "remove_unused_columns": False,
@@ -260,8 +259,9 @@ class DistillTrainer(Trainer):
     """A `Trainer` whose loss is the difference between a converted model and its original.
 
     Accelerate, mixed precision, gradient accumulation, several processes, resuming and logging are the Trainer's own.
-    Evaluation measures the drift on held-out batches (relative squared error of the outputs and `Drift`), and the
-    model of the best evaluation is the one that is left at the end. Dropout is off.
+    Evaluation measures `Drift` on held-out batches and, as `drift`, the squared error of the outputs as a share of
+    their variance. The model that is left at the end is the one with the least KL of logits, with the least `drift`
+    where there are no logits, or with the least loss where the task counts. Dropout is off.
 
     Args:
         model: the converted model; what `settings.train` leaves out is frozen.
@@ -297,7 +297,16 @@ class DistillTrainer(Trainer):
         self.settings = settings
         args = args or settings.arguments(Path(folder))
         self.clock = Progress(settings.minutes, settings.evaluations, report)
-        self.metric = str(args.metric_for_best_model)
+        teacher.to(args.device)  # type: ignore[arg-type]
+        self.student, self.teacher = model, teacher.eval().requires_grad_(False)
+        self.held_out = list(held_out)
+        self.unlabelled = [{name: value for name, value in batch.items() if name != "labels"} for batch in held_out]
+        self.reference = Reference(self.teacher, self.unlabelled)
+        losses = settings.losses or default_losses(model, "labels" in self.held_out[0])
+        if "task" in losses and "labels" not in self.held_out[0]:
+            raise HeadsError("the loss 'task' needs labels; name a column with --label, or leave it out")
+        self.metric = "loss" if losses.get("task") else "kl" if self.reference.classes > 1 else "drift"
+        args.metric_for_best_model = self.metric
         callbacks: list[TrainerCallback] = [self.clock]
         if settings.patience is not None:
             callbacks.append(Patience(settings.patience, f"eval_{self.metric}"))
@@ -316,13 +325,6 @@ class DistillTrainer(Trainer):
                 f"{len(train_dataset)} examples are less than the {step} of one step; lower the batch size"
             )
         self.step_examples = step
-        teacher.to(args.device)  # type: ignore[arg-type]
-        self.student, self.teacher = model, teacher.eval().requires_grad_(False)
-        self.held_out = list(held_out)
-        self.unlabelled = [{name: value for name, value in batch.items() if name != "labels"} for batch in held_out]
-        losses = settings.losses or default_losses(model, "labels" in self.held_out[0])
-        if "task" in losses and "labels" not in self.held_out[0]:
-            raise HeadsError("the loss 'task' needs labels; name a column with --label, or leave it out")
         self.matching = Matching(model, self.teacher, losses, self.held_out[:8], settings.temperature)
         # The losses are means over a batch, whatever the model would do with labels.
         self.model_accepts_loss_kwargs = False
@@ -362,10 +364,10 @@ class DistillTrainer(Trainer):
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Drift on the held-out batches, the same in every process."""
-        found = measure_drift(self.student, self.teacher, self.unlabelled)
+        found, error = self.reference.measure(self.student)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.to_dict().items()}
+        metrics[f"{metric_key_prefix}_drift"] = error
         with torch.no_grad():
-            metrics[f"{metric_key_prefix}_drift"] = relative_drift(self.student.eval(), self.teacher, self.unlabelled)
             if "task" in self.matching.weights:
                 batches = [self._prepare_inputs(batch) for batch in self.held_out]
                 losses = [float(self.matching(self.student, batch)[0]) for batch in batches]

@@ -54,6 +54,56 @@ def measure_drift(model: PreTrainedModel, original: PreTrainedModel, batches: Se
     return sums.drift()
 
 
+_KEPT = 2**26  # numbers of a reference's outputs that are kept in memory
+
+
+class Reference:
+    """A model's outputs on some batches, against which others are measured again and again.
+
+    Args:
+        original: the model; it runs again for every measurement where its outputs are too large to keep.
+        batches: keyword arguments of the models' forward.
+    """
+
+    def __init__(self, original: PreTrainedModel, batches: Sequence[Batch]) -> None:
+        self.original, self.batches = original, batches
+        self.outputs: list[tuple[Tensor, bool]] = []
+        self.classes = 0  # width of the logits, if these are what the model puts out
+        sums, squares, count, size = torch.zeros((), dtype=torch.float64), 0.0, 0, 0
+        for batch in batches:
+            output = self._run(batch)
+            self.classes = output[0].shape[-1] if output[1] else 0
+            rows = _rows(output[0], batch).double()
+            sums, squares, count = sums + rows.sum(0).cpu(), squares + float(rows.square().sum()), count + len(rows)
+            size += output[0].numel()
+            self.outputs = [*self.outputs, output] if size <= _KEPT else []
+        # Of the outputs, times the number of positions.
+        self.variance = max(squares - float(sums.square().sum()) / max(count, 1), 1e-300)
+
+    @torch.no_grad()
+    def _run(self, batch: Batch) -> tuple[Tensor, bool]:
+        with _evaluating(self.original):
+            return main_output(self.original, batch)
+
+    @torch.no_grad()
+    def measure(self, model: PreTrainedModel) -> tuple[Drift, float]:
+        """The drift of a model, and the squared error of its outputs as a share of the original's variance."""
+        sums, error = _Sums(), 0.0
+        with _evaluating(model):
+            for index, batch in enumerate(self.batches):
+                there = self.outputs[index] if len(self.outputs) == len(self.batches) else self._run(batch)
+                here = main_output(model, batch)
+                sums.add(here, there, batch)
+                error += float((_rows(here[0], batch) - _rows(there[0], batch)).double().square().sum())
+        return sums.drift(), error / self.variance
+
+
+def _rows(output: Tensor, batch: Batch) -> Tensor:
+    """A model's main output at positions that are no padding, (count, width)."""
+    mask = output_mask(batch, output)
+    return output.flatten(0, -2) if mask is None else output[mask.bool().to(output.device)]
+
+
 @torch.no_grad()
 def measure_closely(
     model: PreTrainedModel, original: PreTrainedModel, batches: Iterable[Batch], *, neighbours: int = 10

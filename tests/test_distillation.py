@@ -266,7 +266,7 @@ def test_resumed_equals_uninterrupted_to_the_bit(
     settings = DistillSettings(steps=24, batch_size=8, evaluations=6, train=train)
     data = data_for(name, tmp_path)
     whole = distill_checkpoint(source, tmp_path / "whole", settings, data, samples=64)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="--resume"):
         distill_checkpoint(source, tmp_path / "parts", settings, data, samples=64, progress=interrupted(14))
     assert not (tmp_path / "parts").exists()
     with pytest.raises(HeadsError, match="holds an interrupted run: pass --resume"):
