@@ -9,6 +9,7 @@ import argparse
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +264,40 @@ def mgk_ways() -> list[str]:
     return [*table(head, body), *circumstances(results, "python scripts/mgk_ways.py")]
 
 
+_HEALED = {"stsb": "length 128", "sst2": "length 128", "marian": "length 128", "vit": "one image"}
+
+
+def healed(task: str) -> list[str]:
+    """One shot and healed models beside their original, from the comparison that `scripts/heal.py` kept."""
+    results = read(f"heal_{task}")
+    models, metric = results["models"], results["metric"]["name"]
+    first = models[0]
+    body = []
+    for model in models:
+        base, score, speed = first["attention_parameters"], model["score"], model["latency"]
+        change = f" ({100 * (model['attention_parameters'] / base - 1):+.0f} %)" if model is not first else ""
+        difference = f"{score['difference']:+.2f} ({score['difference_low']:+.2f} to {score['difference_high']:+.2f})"
+        adds = list(model["multiply_adds"].values())
+        body.append(
+            [
+                model["name"],
+                f"{model['attention_parameters'] / 1e6:.2f}{change}",
+                str(model["cache_per_token"]),
+                f"{adds[min(1, len(adds) - 1)] / 1e6:,.0f}",
+                f"{speed[-1]['ratio']:.2f}" if speed else "",
+                f"{model['drift']['cosine']:.4f}" if model["drift"] else "",
+                f"{score['value']:.2f}",
+                difference if model is not first else f"({score['low']:.1f} to {score['high']:.1f})",
+            ]
+        )
+    last = first["latency"][-1]
+    head = ["model", "attention parameters, million", "cache", f"multiply-adds, million, {_HEALED[task]}"]
+    head += [f"speed, {last['batch']} x {last['length']}", "cosine", metric, "difference (95 %)"]
+    lines = table(head, body)
+    where = f"Healed for at most {results['minutes']:g} minutes each, without labels."
+    return [*lines, "", where, *circumstances(results, f"python scripts/heal.py {task} ...")]
+
+
 TABLES = {
     function.__name__: function
     for function in (
@@ -284,7 +319,7 @@ TABLES = {
         mgk_scratch,
         mgk_ways,
     )
-}
+} | {f"heal_{task}": partial(healed, task) for task in _HEALED}
 
 
 def filled(text: str) -> str:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 import hf_heads
 from hf_heads import cli
@@ -13,13 +17,40 @@ from hf_heads import cli
 README = Path("README.md").read_text(encoding="utf-8")
 
 
-def test_the_readmes_tables_are_those_of_the_stored_results():
-    spec = importlib.util.spec_from_file_location("readme_tables", Path("scripts/readme_tables.py"))
+def script(name: str) -> Any:
+    """A module of scripts/."""
+    spec = importlib.util.spec_from_file_location(name, Path(f"scripts/{name}.py"))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look themselves up there
     spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readmes_tables_are_those_of_the_stored_results():
+    module = script("readme_tables")
     assert set(re.findall(r"<!-- table: (\w+) -->", README)) == set(module.TABLES)
     assert module.filled(README) == README, "run python scripts/readme_tables.py"
+
+
+def test_every_table_has_a_command_that_its_script_takes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend("scripts")
+    reproduce, tables = script("reproduce"), script("readme_tables")
+    assert {*reproduce.COMMANDS, *reproduce.TOGETHER} == set(tables.TABLES)
+
+    class Parsed(Exception):
+        pass
+
+    def start(options: object) -> None:
+        raise Parsed
+
+    for name in reproduce.COMMANDS:
+        _, path, *words = reproduce.command(name, "data", "models", "work")
+        module = script(Path(path).stem)
+        monkeypatch.setattr(module, "start", start)
+        monkeypatch.setattr(sys, "argv", [path, *words])
+        with pytest.raises(Parsed):
+            module.main()
 
 
 def test_the_commands_in_the_readme_parse():
