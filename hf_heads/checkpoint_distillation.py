@@ -36,6 +36,7 @@ from .errors import HeadsError
 from .report import write_card
 from .verification import read_record
 
+_OF_WEIGHTS = ("scores", "measured")  # what a report may say of the weights that are healed, and no longer of the new
 _ASKED = "asked.json"  # what a run was asked for, beside its checkpoints
 
 
@@ -153,9 +154,11 @@ def distill_checkpoint(
             f"healing only made it worse: {trainer.metric} {start[trainer.metric]:.4f} at the start, "
             f"{min(point[trainer.metric] for point in curve[1:]):.4f} at best; lower --learning-rate, or give more data"
         )
+    kept = {name: value for name, value in before.items() if name not in _OF_WEIGHTS}
     record = {
-        **before,
+        **kept,
         "source": str(given),
+        "revision": original_source.revision,
         "drift": {},
         "distillation": {
             "teacher": str(given),

@@ -406,7 +406,11 @@ def test_students_without_conversion_and_strange_teachers_are_refused(run: Run, 
 
 def test_healed_checkpoints_load_as_any_other(converted: Callable[..., Path], tmp_path: Path):
     source = converted("bert", PrunedSpec(keep=0.5, score="weights"))
+    report = json.loads((source / "heads_report.json").read_text())
+    score = {"task": "fill-mask", "dataset": "dev", "metric": "perplexity", "value": 1234.5}
+    (source / "heads_report.json").write_text(json.dumps({**report, "scores": [score], "measured": "# 1234.5"}))
     distill_checkpoint(resolve_source(str(source)), tmp_path / "out", SHORT, MADE, samples=40)
+    assert "1234.5" not in (tmp_path / "out" / "README.md").read_text()  # of other weights
     for cls in (AutoModel, AutoModelForMaskedLM):
         _, info = cls.from_pretrained(tmp_path / "out", output_loading_info=True)
         assert not info["unexpected_keys"] or cls is AutoModel
