@@ -160,6 +160,7 @@ def main() -> None:
         drift_samples=1000,
     )
     comparison = compare_checkpoints(source, folders, choices).to_dict()
+    comparison = json.loads(json.dumps(comparison).replace(f"{source.folder.parent}/", ""))  # names, not places
     save(f"heal_{task}", {"minutes": minutes, **comparison}, options)
     curves = {
         model["name"].removesuffix("-healed"): [

@@ -22,8 +22,9 @@ from hf_heads.adapters import find_blocks
 from hf_heads.checkpoint import resolve_source
 from hf_heads.checkpoint_conversion import RANDOM, CalibrationChoice, convert_checkpoint
 from hf_heads.checkpoint_distillation import distill_checkpoint
-from hf_heads.distillation import DistillSettings, LengthSampler, trained_parameters
+from hf_heads.distillation import DistillSettings, trained_parameters
 from hf_heads.distillation_losses import Matching
+from hf_heads.distillation_run import LengthSampler
 from hf_heads.errors import HeadsError
 from hf_heads.muon import Muon, orthogonalized
 from hf_heads.verification import verify
