@@ -45,9 +45,9 @@ COMMANDS = {
     "mgk_scratch": "mgk_scratch.py SST2 --threads 1",
     "mgk_ways": "mgk_ways.py",
     "heal_stsb": "heal.py stsb STSB --work {work}",
-    "heal_sst2": "heal.py sst2 SST2 --work {work}",
-    "heal_marian": "heal.py marian --model MARIAN PAIRS --work {work}",
-    "heal_vit": "heal.py vit --model VIT IMAGES --work {work}",
+    "heal_sst2": "heal.py sst2 SST2 --work {work} --threads 1",
+    "heal_marian": "heal.py marian --model MARIAN PAIRS --work {work} --threads 1",
+    "heal_vit": "heal.py vit --model VIT IMAGES --work {work} --threads 1",
 }
 TOGETHER = {"calibration": "methods"}  # one script, two tables
 # glibc hands large tensors back to the system by default, and fetching them again is what would be timed.
