@@ -122,6 +122,9 @@ class Matching:
         self.scales = Scales()
         for batch in batches:
             self._measure(batch)
+        if "embedding" in self.weights and "output" not in self.scales.counts:
+            self.close()
+            raise HeadsError("the loss 'embedding' is for models without a head; this one has logits, take 'output'")
 
     def close(self) -> None:
         """Take the hooks off both models."""
@@ -173,8 +176,6 @@ class Matching:
         return heat**2 * _mean(distances, _output_weights(batch, wanted))
 
     def _embedding(self, here: Any, there: Any, batch: Batch) -> Tensor:
-        if "logits" in there:
-            raise HeadsError("the loss 'embedding' is for models without a head; this one has logits, take 'output'")
         weights = _output_weights(batch, there[0])
         one, other = (_pool(found[0], weights) for found in (here, there))
         return (1 - torch.cosine_similarity(one, other, dim=-1)).mean()

@@ -163,7 +163,7 @@ def test_what_has_no_counterpart_is_refused():
     with pytest.raises(HeadsError, match=r"no loss 'logits'\. Losses: output"):
         DistillSettings(losses={"logits": 1.0})
     with pytest.raises(HeadsError, match="models without a head"):
-        Matching(merged, teacher, {"embedding": 1.0}, [inputs])(merged, inputs)
+        Matching(merged, teacher, {"embedding": 1.0}, [inputs])
 
 
 def test_only_converted_attention_is_trained_unless_all():
@@ -379,6 +379,7 @@ def test_gradient_checkpointing_changes_nothing(converted: Callable[..., Path], 
     [
         (["--data", "none"], "healing needs data"),
         (["--data", "random", "--losses", "logits=1"], "no loss 'logits'"),
+        (["--data", "random", "--losses", "embedding=1"], "models without a head"),
         (["--data", "random", "--resume"], "nothing to resume"),
         (["--data", "random", "--label", "label"], "--label is for the loss 'task'"),
         (["--data", "random", "--teacher", "nowhere"], "neither a folder nor a model"),
