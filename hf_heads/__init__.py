@@ -8,29 +8,29 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from .errors import HeadsError
-from .registration import register
+from hf_heads.errors import HeadsError
+from hf_heads.modeling.registration import register
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
     "CollabSpec": "methods.collab",
-    "DistillSettings": "distillation",
-    "DistillTrainer": "distillation",
-    "HeadsSpec": "methods.base",
+    "DistillSettings": "distillation.settings",
+    "DistillTrainer": "distillation.trainer",
+    "HeadsSpec": "attention.spec",
     "LowRankSpec": "methods.low_rank",
     "MgkSpec": "methods.mgk",
     "MheSpec": "methods.mhe",
     "PrunedSpec": "methods.pruned",
-    "ablate": "ablation",
-    "compare_checkpoints": "compare",
-    "convert": "conversion",
-    "head_mask": "masking",
-    "heads_config": "conversion",
-    "load_recipe": "recipes",
-    "load_scores": "importance",
+    "ablate": "scoring.ablation",
+    "compare_checkpoints": "evaluation.compare",
+    "convert": "conversion.convert",
+    "head_mask": "scoring.masks",
+    "heads_config": "conversion.planning",
+    "load_recipe": "conversion.recipes",
+    "load_scores": "scoring.scores",
     "prune_heads": "compat",
-    "rank_heads": "importance",
+    "rank_heads": "scoring.ranking",
 }
 
 __all__ = ["HeadsError", "__version__", "methods", *_PUBLIC]

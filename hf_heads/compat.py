@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from .adapters import find_blocks, host_heads
-from .errors import HeadsError
+from hf_heads.errors import HeadsError
+from hf_heads.hosts.blocks import find_blocks
+from hf_heads.hosts.reading import host_heads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.pytorch_utils import Conv1D
 
-    from .methods import HeadsSpec
+    from hf_heads.attention.spec import HeadsSpec
 
 
 def find_pruneable_heads_and_indices(
@@ -127,10 +128,10 @@ def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int | str, Itera
     Raises:
         HeadsError: a layer or a head that does not exist, or a block that another method has converted.
     """
-    from .auto import block_shape, block_specs
-    from .conversion import convert
-    from .masking import find_block
-    from .methods.pruned import PrunedSpec
+    from hf_heads.conversion.convert import convert
+    from hf_heads.methods.pruned import PrunedSpec
+    from hf_heads.modeling.blocks import block_shape, block_specs
+    from hf_heads.scoring.masks import find_block
 
     blocks, before = find_blocks(model), block_specs(model)
     specs: dict[str, HeadsSpec] = {}

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    from .auto import class_by_name
+    from hf_heads.modeling.classes import class_by_name
 
     if name.startswith("__") or (made := class_by_name(name)) is None:
         raise AttributeError(f"module 'hf_heads.models' has no attribute '{name}'")

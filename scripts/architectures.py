@@ -15,9 +15,10 @@ from transformers import AutoImageProcessor, PreTrainedModel
 
 import hf_heads
 from hf_heads import CollabSpec, LowRankSpec
-from hf_heads.checkpoint import resolve_source
-from hf_heads.checkpoint_conversion import CalibrationChoice, calibration_data, load_source
-from hf_heads.drift import measure_drift
+from hf_heads.checkpoints.loading import load_source
+from hf_heads.checkpoints.sources import resolve_source
+from hf_heads.data.calibration import CalibrationChoice, calibration_data
+from hf_heads.evaluation.drift import measure_drift
 
 SHARES = {"marian": (4,), "vit": (8,)}  # of the width
 

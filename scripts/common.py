@@ -20,8 +20,8 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 import hf_heads  # noqa: F401  lets the Auto classes load converted checkpoints
-from hf_heads.checkpoint import Source, resolve_source
-from hf_heads.data import Data, load_data
+from hf_heads.checkpoints.sources import Source, resolve_source
+from hf_heads.data.calibration import Data, load_data
 
 RESULTS = Path(__file__).parent / "results"
 FIGURES = RESULTS / "figures"

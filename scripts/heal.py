@@ -20,12 +20,13 @@ from typing import Any
 from common import FIGURES, MINILM, example, parser, save, start
 
 from hf_heads import CollabSpec, HeadsSpec, MgkSpec, MheSpec, PrunedSpec
-from hf_heads.checkpoint import Source, resolve_source
-from hf_heads.checkpoint_conversion import CalibrationChoice, convert_checkpoint
-from hf_heads.checkpoint_distillation import distill_checkpoint
-from hf_heads.compare import Choices, compare_checkpoints
-from hf_heads.distillation import DistillSettings
-from hf_heads.figures import draw_curves
+from hf_heads.checkpoints.sources import Source, resolve_source
+from hf_heads.conversion.checkpoint import convert_checkpoint
+from hf_heads.data.calibration import CalibrationChoice
+from hf_heads.distillation.checkpoint import distill_checkpoint
+from hf_heads.distillation.settings import DistillSettings
+from hf_heads.evaluation.compare import Choices, compare_checkpoints
+from hf_heads.reporting.figures.curves import draw_curves
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from common import medians, minilm, parser, save, start
 
 import hf_heads
 from hf_heads import CollabSpec, HeadsSpec, LowRankSpec
-from hf_heads.adapters import Block, find_blocks, host_shape
+from hf_heads.hosts.blocks import Block, find_blocks
+from hf_heads.hosts.reading import host_shape
 
 SHAPES = [(batch, length) for batch in (1, 8, 32) for length in (32, 128, 512)]
 SPECS: dict[str, HeadsSpec] = {

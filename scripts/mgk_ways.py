@@ -19,8 +19,8 @@ import torch
 from common import medians, parser, save, start
 from torch import Tensor
 
-from hf_heads import mixture
-from hf_heads.mixture import mixture_attention
+from hf_heads.attention import mixture
+from hf_heads.attention.mixture import mixture_attention
 
 HEADS, COMPONENTS, DIM = 6, 2, 32
 LENGTHS = (128, 512, 2048)

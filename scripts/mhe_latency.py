@@ -18,9 +18,9 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 import hf_heads
 from hf_heads import MheSpec
-from hf_heads.adapters import Block, find_blocks
-from hf_heads.checkpoint import resolve_source
-from hf_heads.checkpoint_conversion import load_source
+from hf_heads.checkpoints.loading import load_source
+from hf_heads.checkpoints.sources import resolve_source
+from hf_heads.hosts.blocks import Block, find_blocks
 
 SHAPES = [(batch, length) for batch in (1, 8, 32) for length in (32, 128, 512)]
 SPECS = {

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 import hf_heads
 from hf_heads import PrunedSpec
-from hf_heads.adapters import Block, find_blocks
+from hf_heads.hosts.blocks import Block, find_blocks
 
 KEPT = (9, 6, 3)
 BATCHES = (1, 4, 16, 64)

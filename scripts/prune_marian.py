@@ -14,10 +14,11 @@ from common import FIGURES, bleu, parser, read_jsonl, save, start
 
 import hf_heads
 from hf_heads import rank_heads
-from hf_heads.checkpoint import resolve_source
-from hf_heads.checkpoint_conversion import CalibrationChoice, load_source
-from hf_heads.checkpoint_conversion import labelled_batches as load
-from hf_heads.figures import draw_curves
+from hf_heads.checkpoints.loading import load_source
+from hf_heads.checkpoints.sources import resolve_source
+from hf_heads.data.calibration import CalibrationChoice
+from hf_heads.data.calibration import labelled_batches as load
+from hf_heads.reporting.figures.curves import draw_curves
 
 KINDS = {"encoder": "encoder.*", "decoder": "decoder.*.self_attn", "cross": "decoder.*.encoder_attn", "all": "*"}
 REMOVED = tuple(step / 10 for step in range(1, 10))

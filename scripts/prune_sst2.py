@@ -17,11 +17,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 import hf_heads
 from hf_heads import rank_heads
-from hf_heads.bootstrap import paired_interval
-from hf_heads.checkpoint import resolve_source
-from hf_heads.figures import draw_curves
-from hf_heads.importance import HeadScores
-from hf_heads.labelled import load_labelled
+from hf_heads.checkpoints.sources import resolve_source
+from hf_heads.core.intervals import paired_interval
+from hf_heads.data.labelled import load_labelled
+from hf_heads.reporting.figures.curves import draw_curves
+from hf_heads.scoring.scores import HeadScores
 
 REMOVED = tuple(step / 10 for step in range(1, 10))
 RULES = {

@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 
 import hf_heads
 from hf_heads import rank_heads
-from hf_heads.figures import draw_curves, draw_heads
-from hf_heads.importance import HeadScores
+from hf_heads.reporting.figures.curves import draw_curves
+from hf_heads.reporting.figures.heads import draw_heads
+from hf_heads.scoring.scores import HeadScores
 
 REMOVED = (0.1, 0.25, 0.4, 0.5, 0.62, 0.75)
 REPAIRED = (0.25, 0.5, 0.62)

@@ -17,8 +17,9 @@ from tensorly.decomposition import parafac
 
 import hf_heads
 from hf_heads import CollabSpec
-from hf_heads.adapters import find_blocks, read_host
-from hf_heads.decompositions import cp
+from hf_heads.core.decompositions import cp
+from hf_heads.hosts.blocks import find_blocks
+from hf_heads.hosts.reading import read_host
 
 
 def time_to(error: float, query: torch.Tensor, key: torch.Tensor, rank: int) -> dict[str, float]:

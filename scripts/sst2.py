@@ -13,7 +13,8 @@ from common import example, minilm, parser, save, start
 
 import hf_heads
 from hf_heads import CollabSpec, LowRankSpec
-from hf_heads.checkpoint_conversion import CalibrationChoice, convert_checkpoint
+from hf_heads.conversion.checkpoint import convert_checkpoint
+from hf_heads.data.calibration import CalibrationChoice
 
 
 def main() -> None:

@@ -16,11 +16,12 @@ from transformers import PreTrainedModel
 
 import hf_heads
 from hf_heads import CollabSpec, LowRankSpec
-from hf_heads.adapters import find_blocks, read_host
-from hf_heads.conversion import load_weights
-from hf_heads.decompositions import SharedFactors
+from hf_heads.conversion.installing import load_weights
+from hf_heads.core.decompositions import SharedFactors
+from hf_heads.core.statistics import BlockStatistics
+from hf_heads.hosts.blocks import find_blocks
+from hf_heads.hosts.reading import read_host
 from hf_heads.methods.collab import weights_from_factors
-from hf_heads.moments import BlockStatistics
 
 RANKS = (192, 96, 48, 32)
 

@@ -15,7 +15,7 @@ from common import parser, save, start
 from latency import SHAPES, medians
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from hf_heads import attention
+from hf_heads.attention.kernels import _fold, _in_pieces, _weights
 
 HEADS, WIDTH, RANK = 12, 32, 96
 
@@ -39,10 +39,10 @@ def main() -> None:
 
         def at_once(arguments: tuple = arguments) -> torch.Tensor:
             query, key, value, scaling, bias = arguments
-            return attention._fold(attention._weights(query, key, scaling, bias, None), value)
+            return _fold(_weights(query, key, scaling, bias, None), value)
 
         def in_pieces(arguments: tuple = arguments) -> torch.Tensor:
-            return attention._in_pieces(*arguments, None)
+            return _in_pieces(*arguments, None)
 
         def fused(arguments: tuple = arguments) -> torch.Tensor:
             query, key, value, scaling, bias = arguments

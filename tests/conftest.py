@@ -12,7 +12,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from hf_heads import cli
+from hf_heads.cli.program import main
 from tests.twins import TWINS
 
 logging.disable_progress_bar()
@@ -63,7 +63,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     def call(*arguments: object) -> Outcome:
         capsys.readouterr()
         try:
-            code = cli.main([str(argument) for argument in arguments])
+            code = main([str(argument) for argument in arguments])
         except SystemExit as stop:
             code = int(stop.code or 0)
         captured = capsys.readouterr()

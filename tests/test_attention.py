@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_heads import attention
-from hf_heads.attention import attend
+from hf_heads.attention import kernels
+from hf_heads.attention.kernels import attend
 
 
 def naive(query: Tensor, key: Tensor, value: Tensor, scaling: float, bias: Tensor, allowed: Tensor) -> Tensor:
@@ -41,8 +41,8 @@ def test_every_way_is_softmax_attention(
     gradient: bool,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(attention, "_PIECE", piece)
-    monkeypatch.setattr(attention, "_LONG", 0 if piece == 300 else 2**18)
+    monkeypatch.setattr(kernels, "_PIECE", piece)
+    monkeypatch.setattr(kernels, "_LONG", 0 if piece == 300 else 2**18)
     batch, heads, target, value_dim = 2, 4, 21, 6
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(batch, heads, target, width, generator=generator)
@@ -74,10 +74,10 @@ def test_every_way_is_softmax_attention(
 
 
 def test_pieces_are_really_made(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(attention, "_PIECE", 300)
+    monkeypatch.setattr(kernels, "_PIECE", 300)
     seen = []
-    whole = attention._weights
-    monkeypatch.setattr(attention, "_weights", lambda *args: seen.append(args[0].shape) or whole(*args))
+    whole = kernels._weights
+    monkeypatch.setattr(kernels, "_weights", lambda *args: seen.append(args[0].shape) or whole(*args))
     query, value = torch.randn(3, 2, 37, 5), torch.randn(3, 2, 37, 6)
     with torch.no_grad():
         attend(query, query[:, :1], value, scaling=1.0, implementation="sdpa")

@@ -21,8 +21,10 @@ from transformers import (
 )
 
 import hf_heads
-from hf_heads import CollabSpec, HeadsError, auto
-from hf_heads.adapters import find_blocks
+from hf_heads import CollabSpec, HeadsError
+from hf_heads.hosts.blocks import find_blocks
+from hf_heads.modeling.classes import model_class
+from hf_heads.modeling.configuration import derived_config
 from tests.conftest import save_tokenizer
 from tests.twins import TWINS, bert_config, logits, marian_config, vit_config
 
@@ -143,7 +145,7 @@ def test_tokenizers_load_from_a_converted_folder(folder: Path):
 
 def test_resize_gradient_checkpointing_and_inner_classes(folder: Path):
     model = AutoModelForSequenceClassification.from_pretrained(folder)
-    assert type(model.bert) is auto.model_class(BertModel)
+    assert type(model.bert) is model_class(BertModel)
     model.resize_token_embeddings(120)
     model.gradient_checkpointing_enable()
     model.train()
@@ -198,21 +200,22 @@ def test_blocks_of_one_kind_only():
 
 
 def test_a_section_that_names_no_block_is_refused():
-    config = auto.derived_config(bert_config(), {"encoder.layer.7.attention.self": CollabSpec(heads=4, rank=8)})
+    config = derived_config(bert_config(), {"encoder.layer.7.attention.self": CollabSpec(heads=4, rank=8)})
     with pytest.raises(HeadsError, match=r"encoder\.layer\.7"):
         AutoModel.from_config(config)
 
 
 @pytest.mark.parametrize("make", [bert_config, vit_config, marian_config])
 def test_an_empty_section_is_the_host(make: Callable):
-    config = auto.derived_config(make(), {})
+    config = derived_config(make(), {})
     assert type(AutoModel.from_config(config)).__name__.startswith("Heads")
 
 
 def test_other_packages_register_methods_by_entry_point(monkeypatch: pytest.MonkeyPatch):
     import dataclasses
 
-    from hf_heads import methods
+    from hf_heads.methods import registry
+    from hf_heads.methods.base import Method
     from hf_heads.methods.low_rank import METHOD, LowRankAttention, LowRankSpec
 
     @dataclasses.dataclass(frozen=True)
@@ -225,15 +228,15 @@ def test_other_packages_register_methods_by_entry_point(monkeypatch: pytest.Monk
     class Point:
         name = "mine"
 
-        def load(self) -> methods.Method:
+        def load(self) -> Method:
             return dataclasses.replace(METHOD, spec=MineSpec, attention=MineAttention)
 
-    monkeypatch.setattr(methods, "entry_points", lambda group: [Point()])
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Point()])
     assert list(hf_heads.methods) == ["collab", "low-rank", "mgk", "mhe", "mine", "pruned"]
     assert hf_heads.methods["mine"].name == "mine" and "mine" in hf_heads.methods
     converted, _ = hf_heads.convert(TWINS["bert"].model(), MineSpec(rank=8))
     assert type(find_blocks(converted)[0].module).__name__ == "MineBertSelfAttention"
-    methods._load.cache_clear()
+    registry.load.cache_clear()
 
 
 @pytest.mark.parametrize("spec", [CollabSpec(rank=8), hf_heads.MheSpec(), hf_heads.PrunedSpec(kept=(0, 3))])

@@ -9,14 +9,16 @@ import torch
 from PIL import Image
 
 import hf_heads
-from hf_heads import CollabSpec, HeadsError, auto
-from hf_heads.adapters import find_blocks, read_host
-from hf_heads.calibration import collect_statistics, share_weights
-from hf_heads.checkpoint import Source
-from hf_heads.checkpoint_conversion import CalibrationChoice, calibration_data
-from hf_heads.data import load_data
-from hf_heads.drift import measure_drift
-from hf_heads.moments import Moments
+from hf_heads import CollabSpec, HeadsError
+from hf_heads.checkpoints.sources import Source
+from hf_heads.conversion.statistics import collect_statistics
+from hf_heads.core.statistics import Moments
+from hf_heads.data.calibration import CalibrationChoice, calibration_data, load_data
+from hf_heads.evaluation.drift import measure_drift
+from hf_heads.hosts.blocks import find_blocks
+from hf_heads.hosts.reading import read_host
+from hf_heads.modeling.blocks import share_weights
+from hf_heads.modeling.classes import adopt
 from tests.conftest import save_tokenizer
 from tests.twins import TWINS, WIDTH
 
@@ -134,7 +136,7 @@ def test_shared_weights_are_shared_and_structures_are_not():
     model = TWINS["bert"].model()
     twin = share_weights(model)
     assert {p.data_ptr() for p in twin.parameters()} == {p.data_ptr() for p in model.parameters()}
-    auto.adopt(twin)
+    adopt(twin)
     assert type(model).__name__ == "BertForMaskedLM" and type(twin).__name__ == "HeadsBertForMaskedLM"
 
 

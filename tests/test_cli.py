@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer, BertModel, LlamaConfig, LlamaModel
 
-from hf_heads import checkpoint
+from hf_heads.checkpoints import writing
 from tests.conftest import Outcome
 from tests.twins import TWINS
 
@@ -195,7 +195,7 @@ def test_architectures_without_an_adapter(run: Run, tmp_path: Path):
         json.dumps({**config, "model_type": "gpt2", "rope_parameters": None})
     )
     check_refused(
-        convert_none(run, tmp_path / "llama", tmp_path / "out"), "no adapter for 'gpt2'", "hf_heads/adapters.py"
+        convert_none(run, tmp_path / "llama", tmp_path / "out"), "no adapter for 'gpt2'", "hf_heads/hosts/table.py"
     )
     assert leftovers(tmp_path) == ["llama"]
 
@@ -280,16 +280,17 @@ def test_a_full_disk_leaves_nothing(run: Run, bert_folder: Path, tmp_path: Path,
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(writing, "save_file", full)
     check_refused(convert_none(run, bert_folder, tmp_path / "out"), "the disk is full", "nothing was left")
     assert leftovers(tmp_path) == ["tiny-bert"]
 
 
 def test_a_kill_leaves_nothing_that_looks_finished(bert_folder: Path, tmp_path: Path):
     program = (
-        "import sys, time; from hf_heads import checkpoint, cli; real = checkpoint.save_file\n"
+        "import sys, time; from hf_heads import cli; from hf_heads.checkpoints import writing\n"
+        "real = writing.save_file\n"
         "def slow(*a, **k): real(*a, **k); print('written', flush=True); time.sleep(60)\n"
-        "checkpoint.save_file = slow; sys.exit(cli.main(sys.argv[1:]))"
+        "writing.save_file = slow; sys.exit(cli.main(sys.argv[1:]))"
     )
     options = ["--to", "collab", "--rank", "8", "--calibrate", "none", "--output", str(tmp_path / "out")]
     child = subprocess.Popen(

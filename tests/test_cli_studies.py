@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, BertForSequenceClassification
 
 from hf_heads import head_mask
-from hf_heads.adapters import find_blocks
+from hf_heads.hosts.blocks import find_blocks
 from tests.conftest import WORDS, save_tokenizer
 from tests.test_cli import Run, check_refused, leftovers
 from tests.twins import HEADS, bert_config, logits, randomize

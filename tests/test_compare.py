@@ -17,10 +17,10 @@ from transformers import BertForMaskedLM, BertModel
 
 import hf_heads
 from hf_heads import CollabSpec, MgkSpec, PrunedSpec
-from hf_heads.adapters import find_blocks
-from hf_heads.comparison import FORMAT
-from hf_heads.drift import measure_closely, measure_drift, neighbour_overlap
-from hf_heads.report_record import read_comparison
+from hf_heads.evaluation.comparison import FORMAT
+from hf_heads.evaluation.drift import measure_closely, measure_drift, neighbour_overlap
+from hf_heads.evaluation.record import read_comparison
+from hf_heads.hosts.blocks import find_blocks
 from tests.conftest import save_tokenizer
 from tests.test_cli import Run, check_refused, leftovers
 from tests.test_examples import save_image_processor, save_marian_tokenizer

@@ -7,12 +7,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_heads.compat import (
-    find_pruneable_heads_and_indices,
-    prune_conv1d_layer,
-    prune_layer,
-    prune_linear_layer,
-)
+from hf_heads.compat import find_pruneable_heads_and_indices, prune_conv1d_layer, prune_layer, prune_linear_layer
 from hf_heads.errors import HeadsError
 
 

@@ -12,11 +12,16 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSeq2SeqLM, PreTrainedModel
 
 import hf_heads
-from hf_heads import CollabSpec, HeadsSpec, LowRankSpec, MgkSpec, MheSpec, PrunedSpec, auto
-from hf_heads.adapters import ADAPTERS, find_blocks, read_host
-from hf_heads.attention import HeadsAttention
-from hf_heads.checkpoint import Source
-from hf_heads.checkpoint_conversion import CalibrationChoice, convert_checkpoint
+from hf_heads import CollabSpec, HeadsSpec, LowRankSpec, MgkSpec, MheSpec, PrunedSpec
+from hf_heads.attention.module import HeadsAttention
+from hf_heads.checkpoints.sources import Source
+from hf_heads.conversion.checkpoint import convert_checkpoint
+from hf_heads.data.calibration import CalibrationChoice
+from hf_heads.hosts.blocks import find_blocks
+from hf_heads.hosts.reading import read_host
+from hf_heads.hosts.table import ADAPTERS
+from hf_heads.modeling.auto_classes import auto_classes, auto_mappings
+from hf_heads.modeling.classes import model_class
 from tests.twins import HEADS, TWINS, WIDTH, Twin, logits, randomize
 
 # Every method with settings that lose nothing and settings that do.
@@ -107,20 +112,20 @@ def test_01_lossy_settings_change_the_logits_and_eager_agrees_with_sdpa(twin: Tw
 
 @pytest.mark.parametrize(
     ("model_type", "auto_name"),
-    [(name, auto_name) for name, adapter in ADAPTERS.items() for auto_name in auto.auto_classes(adapter)],
+    [(name, auto_name) for name, adapter in ADAPTERS.items() for auto_name in auto_classes(adapter)],
 )
 @pytest.mark.parametrize("method", KINDS)
 def test_02_every_auto_class_loads_to_the_bit(model_type: str, auto_name: str, method: str, tmp_path: Path):
     twin = TWINS[model_type]
-    native = getattr(ADAPTERS[model_type].modeling, auto.auto_classes(ADAPTERS[model_type])[auto_name])
+    native = getattr(ADAPTERS[model_type].modeling, auto_classes(ADAPTERS[model_type])[auto_name])
     model = native(copy.deepcopy(twin.model().config))
     randomize(model)
     converted = hf_heads.convert(model.eval(), LOSSY[method])[0]
     converted.save_pretrained(tmp_path)
-    loaded, info = auto.auto_mappings()[auto_name].from_pretrained(
+    loaded, info = auto_mappings()[auto_name].from_pretrained(
         tmp_path, output_loading_info=True, attn_implementation="eager"
     )
-    assert type(loaded) is auto.model_class(native)
+    assert type(loaded) is model_class(native)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     inputs = twin.inputs()
     if auto_name == "AutoModelForMultipleChoice":

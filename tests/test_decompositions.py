@@ -8,7 +8,7 @@ import torch
 from tensorly.decomposition import parafac, partial_tucker
 from torch import Tensor
 
-from hf_heads.decompositions import cp, head_svd, low_rank, squared_norm, tail_energy, tucker
+from hf_heads.core.decompositions import cp, head_svd, low_rank, squared_norm, tail_energy, tucker
 
 
 def factors(heads: int = 3, query_width: int = 10, key_width: int = 12, head_dim: int = 4, seed: int = 0):

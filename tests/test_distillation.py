@@ -18,16 +18,19 @@ from transformers import AutoModel, AutoModelForMaskedLM, BertForSequenceClassif
 
 import hf_heads
 from hf_heads import CollabSpec, MgkSpec, MheSpec, PrunedSpec
-from hf_heads.adapters import find_blocks
-from hf_heads.checkpoint import resolve_source
-from hf_heads.checkpoint_conversion import RANDOM, CalibrationChoice, convert_checkpoint
-from hf_heads.checkpoint_distillation import distill_checkpoint
-from hf_heads.distillation import DistillSettings, trained_parameters
-from hf_heads.distillation_losses import Matching
-from hf_heads.distillation_run import LengthSampler
+from hf_heads.checkpoints.sources import resolve_source
+from hf_heads.conversion.checkpoint import convert_checkpoint
+from hf_heads.data.calibration import CalibrationChoice
+from hf_heads.distillation.checkpoint import distill_checkpoint
+from hf_heads.distillation.losses import Matching
+from hf_heads.distillation.muon import Muon, orthogonalized
+from hf_heads.distillation.schedule import LengthSampler
+from hf_heads.distillation.settings import DistillSettings
+from hf_heads.distillation.trainer import trained_parameters
 from hf_heads.errors import HeadsError
-from hf_heads.muon import Muon, orthogonalized
-from hf_heads.verification import verify
+from hf_heads.evaluation.verify import verify
+from hf_heads.hosts.blocks import find_blocks
+from hf_heads.vocabulary import RANDOM
 from tests.conftest import WORDS, save_tokenizer
 from tests.test_cli import Run
 from tests.twins import TWINS, bert_config, randomize

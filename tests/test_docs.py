@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import hf_heads
-from hf_heads import cli
+from hf_heads.cli.program import build_parser
 
 README = Path("README.md").read_text(encoding="utf-8")
 
@@ -57,11 +57,11 @@ def test_the_commands_in_the_readme_parse():
     lines = [line.split("  #")[0] for line in README.splitlines() if line.startswith("hf-heads ")]
     assert len(lines) >= 4
     for line in lines:
-        cli.build_parser().parse_args(shlex.split(line)[1:])
+        build_parser().parse_args(shlex.split(line)[1:])
 
 
 def test_the_options_in_the_readme_exist():
-    parser = cli.build_parser()
+    parser = build_parser()
     text = " ".join(re.findall(r"^\| `(--.*?)` \|", README, re.M))
     known = {
         option

@@ -30,6 +30,7 @@ from transformers import (
 
 import hf_heads
 from hf_heads import CollabSpec, HeadsSpec, LowRankSpec, MgkSpec, MheSpec, PrunedSpec
+from hf_heads.hosts.blocks import find_blocks
 from tests.conftest import save_tokenizer
 from tests.test_examples import save_image_processor
 from tests.twins import HEADS, TWINS, WIDTH, bert_config, logits, randomize
@@ -227,7 +228,7 @@ def test_the_readme_names_what_lora_is_tried_on():
 def check_lora(model: PreTrainedModel, inputs: dict[str, Tensor], config: Any, inside: list[str], folder: Path) -> None:
     """LoRA on a model: it reaches every block, training moves it alone, it is saved, loaded and merged exactly."""
     peft = pytest.importorskip("peft", reason="LoRA is PEFT's")
-    blocks = len(hf_heads.adapters.find_blocks(model))
+    blocks = len(find_blocks(model))
     model.save_pretrained(folder / "base")
     wrapped = peft.get_peft_model(copy.deepcopy(model), config).eval()
     before = {name: tensor.clone() for name, tensor in wrapped.state_dict().items()}
@@ -366,5 +367,5 @@ def test_a_merged_lora_checkpoint_is_an_ordinary_one(tmp_path: Path):
 
 
 def test_settings_name_every_method():
-    assert {spec.method for spec in METHODS.values()} == set(hf_heads.methods.all_methods())
+    assert {spec.method for spec in METHODS.values()} == set(hf_heads.methods)
     assert METHODS["pruned"].keep < 1 < HEADS

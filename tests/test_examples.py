@@ -36,7 +36,8 @@ from transformers import (
 )
 
 import hf_heads
-from hf_heads import CollabSpec, cli
+from hf_heads import CollabSpec
+from hf_heads.cli.program import build_parser
 from tests.twins import TWINS, bert_config, logits, randomize
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -322,7 +323,7 @@ def test_the_lines_in_the_docstring_are_commands_that_exist(example: ModuleType)
     runs = [shlex.split(line)[2:] for line in lines if line.startswith(f"python examples/{example.__name__}.py ")]
     assert converts and runs
     for arguments in converts:
-        parsed = cli.build_parser().parse_args(arguments)
+        parsed = build_parser().parse_args(arguments)
         assert all(example.parse(run).model == parsed.output for run in runs)
 
 

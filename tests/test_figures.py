@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from hf_heads.errors import HeadsError
-from hf_heads.figures import _heads, _luminance, _short, block_label, draw_curves, draw_heads, need_matplotlib
+from hf_heads.reporting.figures.curves import draw_curves
+from hf_heads.reporting.figures.heads import draw_heads, heads_figure
+from hf_heads.reporting.figures.style import block_label, luminance, need_matplotlib, shortened
 
 BERT = {f"encoder.layer.{layer}.attention.self": [10 ** (-layer - head / 4) for head in range(4)] for layer in range(3)}
 CURVES = {name: [(x, 90 - x * slope) for x in range(5)] for slope, name in enumerate(["taylor", "magnitude", "random"])}
@@ -64,7 +66,7 @@ def test_block_labels_are_short_where_the_name_is_known(name: str, label: str):
     ],
 )
 def test_numbers_have_two_digits(value: float, text: str):
-    assert _short(value) == text
+    assert shortened(value) == text
 
 
 @pytest.mark.parametrize("draw", [heads, curves])
@@ -103,7 +105,7 @@ def test_curves_have_a_sensible_size(tmp_path: Path):
 def texts(values: dict[str, list[float]]) -> tuple[list[str], list[str], str]:
     """The numbers in the cells, the row labels, and the scale of the colour bar."""
     columns = max(len(row) for row in values.values())
-    axes, bar = _heads(values, columns, "title", "label", {}).axes
+    axes, bar = heads_figure(values, columns, "title", "label", {}).axes
     return (
         [text.get_text() for text in axes.texts],
         [text.get_text() for text in axes.get_yticklabels()],
@@ -137,9 +139,9 @@ def test_blocks_whose_short_labels_are_equal_keep_their_names():
 
 
 def test_luminance_is_wcags():
-    assert _luminance((0, 0, 0, 1)) == 0
-    assert _luminance((1, 1, 1, 1)) == pytest.approx(1)
-    assert _luminance((0.5, 0.5, 0.5)) == pytest.approx(0.2140, abs=1e-4)
+    assert luminance((0, 0, 0, 1)) == 0
+    assert luminance((1, 1, 1, 1)) == pytest.approx(1)
+    assert luminance((0.5, 0.5, 0.5)) == pytest.approx(0.2140, abs=1e-4)
 
 
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path):

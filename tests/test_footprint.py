@@ -8,9 +8,8 @@ import pytest
 import torch
 
 import hf_heads
-from hf_heads import HeadsError, PrunedSpec, uniform
-from hf_heads.adapters import find_blocks
-from hf_heads.footprint import (
+from hf_heads import HeadsError, PrunedSpec
+from hf_heads.evaluation.costs import (
     check_lengths,
     count_multiply_adds,
     image_length,
@@ -20,6 +19,8 @@ from hf_heads.footprint import (
     measure_memory,
     peak_memory,
 )
+from hf_heads.evaluation.uniform import check_native, saved, saved_multiply_adds, uniform_attention
+from hf_heads.hosts.blocks import find_blocks
 from tests.twins import HEADS, LAYERS, TWINS, WIDTH
 
 CPU = torch.device("cpu")
@@ -47,7 +48,7 @@ def test_pruned_heads_are_fewer_multiply_adds(name: str):
 @pytest.mark.parametrize("name", list(TWINS))
 def test_uniform_attention_saves_queries_keys_and_scores(name: str):
     model = TWINS[name].model()
-    control = uniform.uniform_attention(model)
+    control = uniform_attention(model)
     maps = []
     for block in find_blocks(control):
         block.module.register_forward_hook(lambda _, inputs, output: maps.append(output[1]))
@@ -57,9 +58,9 @@ def test_uniform_attention_saves_queries_keys_and_scores(name: str):
         assert ((one == 0) | ((one - one.amax(-1, keepdim=True)).abs() < 1e-6)).all()
     length = image_length(model) or 12
     blocks = [block for block in find_blocks(model) if not (name == "bert-decoder" and block.kind == "cross")]
-    assert uniform.saved_multiply_adds(model, length) == len(blocks) * (2 * length * WIDTH**2 + length**2 * WIDTH)
-    saved = [uniform.saved(block) for block in blocks]
-    assert saved[0].parameters == 2 * (WIDTH + 1) * WIDTH and saved[0].cache == WIDTH
+    assert saved_multiply_adds(model, length) == len(blocks) * (2 * length * WIDTH**2 + length**2 * WIDTH)
+    spared = [saved(block) for block in blocks]
+    assert spared[0].parameters == 2 * (WIDTH + 1) * WIDTH and spared[0].cache == WIDTH
     native = find_blocks(model)[0].module
     assert torch.equal(getattr(native, find_blocks(model)[0].site.query).weight != 0, torch.ones(WIDTH, WIDTH) > 0)
 
@@ -119,4 +120,4 @@ def test_lengths_beyond_the_positions_are_refused():
         check_lengths(TWINS["bert"].model(), (8, 41), "twin")
     half, _ = hf_heads.convert(TWINS["bert"].model(), PrunedSpec(kept=(0, 1)))
     with pytest.raises(HeadsError, match="--no-control"):
-        uniform.check_native(half)
+        check_native(half)

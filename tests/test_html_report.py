@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from hf_heads.bootstrap import Score
-from hf_heads.comparison import BlockRow, Comparison, ModelRow
+from hf_heads.core.intervals import Score
 from hf_heads.errors import HeadsError
-from hf_heads.footprint import Generation, Latency, Memory
-from hf_heads.html_report import write_report
-from hf_heads.report_record import pareto_front, read_comparison
-from hf_heads.report_text import NONE, big, change, duration, interval, quality_text, signed, summary
+from hf_heads.evaluation.comparison import BlockRow, Comparison, ModelRow
+from hf_heads.evaluation.costs import Generation, Latency, Memory
+from hf_heads.evaluation.record import pareto_front, read_comparison
+from hf_heads.reporting.page import write_report
+from hf_heads.reporting.words import NONE, big, change, duration, interval, quality_text, signed, summary
 from tests.browser import CHROMIUM, Browser
 from tests.comparison_records import comparison, healed, model, rich, score, scores, unmeasured
 from tests.test_cli import Run, check_refused, leftovers

@@ -13,10 +13,12 @@ from torch import Tensor
 from transformers import BertForSequenceClassification, BertModel, PreTrainedModel
 
 import hf_heads
-from hf_heads import HeadsError, PrunedSpec, head_mask, importance, load_scores, rank_heads
-from hf_heads.adapters import find_blocks, read_host
-from hf_heads.bootstrap import paired_interval
-from hf_heads.importance import Reference
+from hf_heads import HeadsError, PrunedSpec, head_mask, load_scores, rank_heads
+from hf_heads.core.intervals import paired_interval
+from hf_heads.hosts.blocks import find_blocks
+from hf_heads.hosts.reading import read_host
+from hf_heads.scoring import sensitivity
+from hf_heads.scoring.sensitivity import Reference, gauss_newton
 from tests.twins import HEADS, LAYERS, TWINS, bert_config, randomize
 
 CAUSAL = "bert-decoder"
@@ -102,10 +104,10 @@ def test_gauss_newton_is_the_expected_product_of_jacobians(kind: str, monkeypatc
         p = function(torch.ones(heads)).detach().softmax(-1)
         fisher = torch.diag_embed(p) - p[:, :, None] * p[:, None]
         wanted = torch.einsum("bwh,bwv,bvk->hk", jacobian, fisher, jacobian) / len(jacobian)
-    monkeypatch.setattr(importance, "_PROBES", 1500)
+    monkeypatch.setattr(sensitivity, "_PROBES", 1500)
     layout = [(block.name, head) for block in find_blocks(model) for head in range(HEADS)]
     reference = Reference(model, [batch])
-    gradient, found = importance._gauss_newton(model, reference, layout, torch.ones(heads))
+    gradient, found = gauss_newton(model, reference, layout, torch.ones(heads))
     assert not gradient.any()  # nothing has drifted yet
     assert (found - wanted).norm() < 0.08 * wanted.norm()
 
@@ -125,7 +127,7 @@ def test_the_gradient_of_the_drift_is_its_difference_quotient(name: str):
             found, weights, logits = reference.output(model, batch)
         return float(reference.drift(found, reference.outputs[0], weights, logits).mean())
 
-    gradient, _ = importance._gauss_newton(model, reference, layout, mask)
+    gradient, _ = gauss_newton(model, reference, layout, mask)
     for index in range(0, len(layout), 3):
         step = torch.zeros(len(layout))
         step[index] = 1e-2

@@ -31,7 +31,7 @@ from transformers import (
 
 import hf_heads
 from hf_heads import CollabSpec, HeadsError
-from hf_heads.labelled import kind_of, load_labelled
+from hf_heads.data.labelled import kind_of, load_labelled
 from tests.conftest import save_tokenizer
 from tests.test_examples import save_image_processor, save_marian_tokenizer
 from tests.twins import TWINS, bert_config, marian_config, randomize, vit_config

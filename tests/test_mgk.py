@@ -10,11 +10,14 @@ from torch import Tensor
 from transformers import BertModel, PreTrainedModel
 
 import hf_heads
-from hf_heads import HeadsError, MgkSpec, mixture
-from hf_heads.adapters import find_blocks, read_host
-from hf_heads.calibration import collect_statistics
-from hf_heads.methods.mgk import MgkAttention, match_heads
-from hf_heads.mixture import centred, hard_attention, linear_attention, mixture_attention
+from hf_heads import HeadsError, MgkSpec
+from hf_heads.attention import mixture
+from hf_heads.attention.mixture import centred, hard_attention, linear_attention, mixture_attention
+from hf_heads.conversion.statistics import collect_statistics
+from hf_heads.hosts.blocks import find_blocks
+from hf_heads.hosts.reading import read_host
+from hf_heads.methods.mgk.attention import MgkAttention
+from hf_heads.methods.mgk.conversion import match_heads
 from tests.twins import HEADS, TWINS, WIDTH, bert_config, logits, randomize
 
 DIM = WIDTH // HEADS

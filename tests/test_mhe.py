@@ -12,9 +12,9 @@ from transformers import BertModel, PreTrainedModel, ViTModel
 
 import hf_heads
 from hf_heads import HeadsError, MheSpec
-from hf_heads.adapters import find_blocks
-from hf_heads.dense import AttentionShape
-from hf_heads.grouping import balanced_groups, captured_energy
+from hf_heads.core.dense import AttentionShape
+from hf_heads.core.grouping import balanced_groups, captured_energy
+from hf_heads.hosts.blocks import find_blocks
 from hf_heads.methods.mhe import MheAttention
 from tests.twins import HEADS, TWINS, WIDTH, bert_config, logits, randomize, vit_config
 

@@ -12,12 +12,14 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from hf_heads import CollabSpec, LowRankSpec
-from hf_heads.adapters import ADAPTERS
-from hf_heads.auto import auto_classes
-from hf_heads.card_metadata import METRICS, task_of
-from hf_heads.checkpoint import Source
-from hf_heads.checkpoint_conversion import REPORT, CalibrationChoice, convert_checkpoint
-from hf_heads.report import model_card
+from hf_heads.checkpoints.card import model_card
+from hf_heads.checkpoints.card_metadata import task_of
+from hf_heads.checkpoints.sources import Source
+from hf_heads.conversion.checkpoint import convert_checkpoint
+from hf_heads.data.calibration import CalibrationChoice
+from hf_heads.hosts.table import ADAPTERS
+from hf_heads.modeling.auto_classes import auto_classes
+from hf_heads.vocabulary import METRICS, REPORT
 
 DISTILLATION: dict[str, Any] = {
     "teacher": "tiny/bert",

@@ -11,9 +11,10 @@ from transformers import AutoModel, AutoModelForSeq2SeqLM, PreTrainedModel
 
 import hf_heads
 from hf_heads import CollabSpec, HeadsError, LowRankSpec, PrunedSpec, head_mask, prune_heads
-from hf_heads.adapters import find_blocks, read_host
-from hf_heads.attention import HeadsAttention
-from hf_heads.auto import block_shape
+from hf_heads.attention.module import HeadsAttention
+from hf_heads.hosts.blocks import find_blocks
+from hf_heads.hosts.reading import read_host
+from hf_heads.modeling.blocks import block_shape
 from tests.twins import HEADS, TWINS, WIDTH, Twin, logits
 
 

@@ -15,8 +15,9 @@ import pytest
 from huggingface_hub import RepoUrl
 from huggingface_hub.errors import HfHubHTTPError
 
-from hf_heads import HeadsError, cli_options
-from hf_heads.publish import push_folder
+from hf_heads import HeadsError
+from hf_heads.checkpoints.publish import push_folder
+from hf_heads.cli.options import add_push, push
 from tests.conftest import Outcome
 
 Run = Callable[..., Outcome]
@@ -233,6 +234,6 @@ def test_a_command_without_the_option_given_pushes_nothing(hub: Hub, tmp_path: P
     import argparse
 
     parser = argparse.ArgumentParser()
-    cli_options.add_push(parser)
-    assert cli_options.push(parser.parse_args([]), tmp_path) == {}
+    add_push(parser)
+    assert push(parser.parse_args([]), tmp_path) == {}
     assert hub.calls == []

@@ -10,10 +10,13 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 import hf_heads
 from hf_heads import CollabSpec, LowRankSpec
-from hf_heads.checkpoint import Weights, resolve_source
-from hf_heads.checkpoint_conversion import convert_checkpoint, tensor_names
-from hf_heads.recipes import load_recipe
-from hf_heads.verification import verify
+from hf_heads.checkpoints.files import Weights
+from hf_heads.checkpoints.sources import resolve_source
+from hf_heads.checkpoints.tensors import tensor_names
+from hf_heads.conversion.checkpoint import convert_checkpoint
+from hf_heads.conversion.recipes import load_recipe
+from hf_heads.data.calibration import CalibrationChoice
+from hf_heads.evaluation.verify import verify
 
 SENTENCES = [
     "A man is playing a guitar.",
@@ -71,7 +74,7 @@ def test_sentence_transformers_loads_the_result(source, tmp_path: Path):
         source,
         CollabSpec(rank=384),
         tmp_path / "out",
-        calibration=hf_heads.checkpoint_conversion.CalibrationChoice("none"),
+        calibration=CalibrationChoice("none"),
     )
     converted, original = (
         sentence_transformers.SentenceTransformer(str(path), device="cpu") for path in (tmp_path / "out", source.folder)

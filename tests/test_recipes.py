@@ -12,10 +12,11 @@ from transformers import BertConfig, BertModel, MarianConfig, MarianModel, ViTCo
 
 import hf_heads
 from hf_heads import HeadsError, HeadsSpec
-from hf_heads.adapters import find_blocks, host_shape, read_host
-from hf_heads.methods.base import BlockProfile
-from hf_heads.moments import BlockStatistics
-from hf_heads.recipes import Recipe, load_recipe
+from hf_heads.attention.spec import BlockProfile
+from hf_heads.conversion.recipes import Recipe, load_recipe
+from hf_heads.core.statistics import BlockStatistics
+from hf_heads.hosts.blocks import find_blocks
+from hf_heads.hosts.reading import host_shape, read_host
 from tests.twins import TWINS, WIDTH
 
 RECIPES = sorted(Path("conversions").glob("*.toml"))

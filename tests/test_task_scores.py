@@ -14,11 +14,14 @@ import torch
 from scipy.stats import rankdata, spearmanr
 from transformers import BertForMaskedLM, BertForSequenceClassification, BertLMHeadModel, BertModel, PreTrainedModel
 
-from hf_heads import HeadsError, task_scores
-from hf_heads.bootstrap import paired_scores
-from hf_heads.checkpoint import Source
-from hf_heads.checkpoint_conversion import CalibrationChoice
-from hf_heads.task_scores import Task, average_ranks, bleu, make_task, ngram_counts, perplexity, spearman
+from hf_heads import HeadsError
+from hf_heads.checkpoints.sources import Source
+from hf_heads.core.intervals import paired_scores
+from hf_heads.data.calibration import CalibrationChoice
+from hf_heads.evaluation import scores as task_scores
+from hf_heads.evaluation.metrics import average_ranks, bleu, perplexity, spearman
+from hf_heads.evaluation.scores import ngram_counts
+from hf_heads.evaluation.tasks import Task, make_task
 from tests.conftest import save_tokenizer
 from tests.twins import TWINS, bert_config, randomize
 

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from ..adapters import read_value_output
-from ..attention import HeadsAttention
-from ..decompositions import SharedFactors, cp, tucker
-from ..dense import AttentionShape, DenseAttention
-from ..moments import BlockStatistics
-from .base import Converted, HeadsSpec, Method, option
-from .shared_rank import RankSpec, content_bias, whitened_factors
+from hf_heads.attention.module import HeadsAttention
+from hf_heads.attention.spec import HeadsSpec, option
+from hf_heads.core.decompositions import SharedFactors, cp, tucker
+from hf_heads.core.dense import AttentionShape, DenseAttention
+from hf_heads.core.statistics import BlockStatistics
+from hf_heads.core.whitening import content_bias, whitened_factors
+from hf_heads.hosts.reading import read_value_output
+from hf_heads.methods.base import Converted, Method
+from hf_heads.methods.ranks import RankSpec
 
 
 @dataclass(frozen=True)

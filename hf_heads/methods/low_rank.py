@@ -8,13 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..adapters import read_value_output, split_heads
-from ..attention import HeadsAttention
-from ..decompositions import head_svd, low_rank
-from ..dense import AttentionShape, DenseAttention
-from ..moments import BlockStatistics
-from .base import Converted, Method
-from .shared_rank import RankSpec, augmented_factors
+from hf_heads.attention.module import HeadsAttention
+from hf_heads.core.decompositions import head_svd, low_rank
+from hf_heads.core.dense import AttentionShape, DenseAttention, split_heads
+from hf_heads.core.statistics import BlockStatistics
+from hf_heads.core.whitening import augmented_factors
+from hf_heads.hosts.reading import read_value_output
+from hf_heads.methods.base import Converted, Method
+from hf_heads.methods.ranks import RankSpec
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from ..adapters import read_output, split_heads
-from ..attention import HeadsAttention
-from ..decompositions import cp, shared_basis
-from ..dense import AttentionShape, DenseAttention
-from ..errors import HeadsError
-from ..grouping import balanced_groups, captured_energy
-from ..moments import BlockStatistics
-from .base import Converted, HeadsSpec, Method, option
-from .shared_rank import score_factors
+from hf_heads.attention.module import HeadsAttention
+from hf_heads.attention.spec import HeadsSpec, option
+from hf_heads.core.decompositions import cp, shared_basis
+from hf_heads.core.dense import AttentionShape, DenseAttention, split_heads
+from hf_heads.core.grouping import balanced_groups, captured_energy
+from hf_heads.core.statistics import BlockStatistics
+from hf_heads.core.whitening import score_factors
+from hf_heads.errors import HeadsError
+from hf_heads.hosts.reading import read_output
+from hf_heads.methods.base import Converted, Method
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from ..adapters import merge_heads, read_projections
-from ..attention import HeadsAttention
-from ..dense import AttentionShape, DenseAttention
-from ..errors import HeadsError
-from ..moments import BlockStatistics
-from ..rules import CONSTANT_RULES, RULES
-from .base import BlockProfile, Converted, HeadsSpec, Method, RankHeads, option
+from hf_heads.attention.module import HeadsAttention
+from hf_heads.attention.spec import BlockProfile, HeadsSpec, RankHeads, option
+from hf_heads.core.dense import AttentionShape, DenseAttention, merge_heads
+from hf_heads.core.statistics import BlockStatistics
+from hf_heads.errors import HeadsError
+from hf_heads.hosts.reading import read_projections
+from hf_heads.methods.base import Converted, Method
+from hf_heads.vocabulary import CONSTANT_RULES, RULES
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,218 @@
+"""`HeadsAttention`: the one forward that every method shares, mixed into the host's own attention class."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+
+from hf_heads.attention.kernels import attend
+from hf_heads.core.dense import AttentionShape, DenseAttention
+from hf_heads.hosts.reading import host_shape
+from hf_heads.hosts.table import AttentionSite, Kind
+
+if TYPE_CHECKING:
+    from hf_heads.attention.spec import HeadsSpec
+
+
+class HeadsAttention(nn.Module):
+    """Attention with re-parametrized heads, in the place of a host's attention module.
+
+    A method derives from this class, names the host's projections that it replaces and makes queries, keys and
+    values; caches, masks, the choice of kernel and the output projection are the same for all methods. The class that
+    enters a model derives from the method's class *and* from the host's, because transformers finds the modules whose
+    attention weights it returns by `isinstance`.
+
+    Args:
+        host: the module that is replaced; its plain attributes and the projections that stay are taken over.
+        site: where the architecture keeps what.
+        kind: self, causal or cross.
+        output: the host's output projection, inside or outside of the module.
+        spec: the block's settings, resolved for its shape.
+    """
+
+    replaces: ClassVar[tuple[str, ...]] = ("query", "key")
+    layer_idx: int | None
+    scaling: float
+    config: Any
+
+    def __init__(self, host: nn.Module, site: AttentionSite, kind: Kind, output: nn.Linear, spec: HeadsSpec) -> None:
+        nn.Module.__init__(self)
+        for name, value in vars(host).items():
+            if not name.startswith("_"):
+                setattr(self, name, value)
+        before = host.shape if isinstance(host, HeadsAttention) else host_shape(host, site, output)
+        dropout = getattr(host, "attention_dropout", getattr(host, "dropout", 0.0))
+        self.attention_dropout = dropout.p if isinstance(dropout, nn.Dropout) else float(dropout)
+        self.is_causal = kind == "causal"
+        self.site = site
+        self.kind = kind
+        self.spec = spec
+        self.shape: AttentionShape = spec.reshape(before)
+        stays = {site.output} if site.output_inside else set()
+        if "value" not in self.replaces:
+            stays.add(site.value)
+        for name, child in host.named_children():
+            if name in stays or not any(True for _ in child.parameters()):
+                self.add_module(name, child)
+        if "value" not in self.replaces:
+            self.add_module(site.value, self._fitting_value(getattr(self, site.value, None)))
+        self.build(self.shape)
+
+    def _fitting_value(self, value: nn.Linear | None) -> nn.Linear:
+        """The host's value projection, or a new one where its size is not (or no longer) the block's."""
+        width = self.shape.heads * self.shape.value_dim
+        if value is not None and value.out_features == width:
+            return value
+        return linear(self.shape.key_width, width, bias=self.shape.bias)
+
+    # What a method brings.
+
+    def build(self, shape: AttentionShape) -> None:
+        """Create the method's parameters, uninitialised, on the current default device and in the default dtype."""
+        raise NotImplementedError
+
+    def init_weights(self) -> None:
+        """Start the parameters that are not in a Linear (those transformers initialises), for training from scratch."""
+
+    def project_query(self, hidden_states: Tensor) -> Tensor:
+        """(batch, target, query_width) to queries (batch, heads, target, width)."""
+        raise NotImplementedError
+
+    def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, source, key_width) to keys and values as they are cached.
+
+        Both have the same number of heads, since static caches hold equal numbers: (batch, n, source, any width).
+        """
+        raise NotImplementedError
+
+    def unpack_memory(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Cached keys and values to (batch, heads or 1, source, width) each, and an additive term on the scores."""
+        return key, value, None
+
+    def row_term(self, query: Tensor) -> Tensor | None:
+        """A term on the scores that is the same for all keys, (batch, heads, target, 1); softmax drops it."""
+        return None
+
+    def core(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor | None,
+        mask: Tensor | None,
+        causal: bool,
+        dropout: float,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention itself, by default softmax attention, see `attend`."""
+        return attend(
+            query,
+            key,
+            value,
+            scaling=self.scaling,
+            bias=bias,
+            mask=mask,
+            causal=causal,
+            dropout=dropout,
+            implementation=self.config._attn_implementation,
+        )
+
+    def finish_context(self, context: Tensor) -> Tensor:
+        """What is done to the heads' contexts (batch, heads, target, any width) before the output projection."""
+        return context
+
+    def to_dense(self, output: nn.Linear) -> DenseAttention:
+        """The block as a neutral record, so that it can be converted again.
+
+        Raises:
+            HeadsError: the method's attention is not expressible as standard attention.
+        """
+        raise NotImplementedError
+
+    # What all methods share.
+
+    @property
+    def value_projection(self) -> nn.Linear:
+        """The host's value projection, for methods that keep it."""
+        return getattr(self, self.site.value)
+
+    def split_value(self, memory: Tensor) -> Tensor:
+        """The host's own values, (batch, heads, source, value_dim)."""
+        value = self.value_projection(memory)
+        return value.unflatten(-1, (self.spec.heads, -1)).transpose(1, 2)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention as the hosts call it.
+
+        Args:
+            hidden_states: (batch, target, query_width)
+            attention_mask: what transformers builds for the implementation at hand: additive, boolean or None.
+            past_key_values: a cache of transformers, of any kind.
+            kwargs: the key-side inputs of cross-attention under the host's name for them; the rest is not used.
+
+        Returns:
+            The block's output (batch, target, output_width), or the merged heads where the host projects outside of
+            the module, and the attention weights (batch, heads, target, source) in `eager`, else None.
+        """
+        memory = kwargs.pop(self.site.memory, None) if self.site.memory else None
+        key, value = self._memory(hidden_states if memory is None else memory, memory is not None, past_key_values)
+        if not self.shape.heads:
+            return self._without_heads(hidden_states, key)
+        query = self.project_query(hidden_states)
+        key, value, bias = self.unpack_memory(key, value)
+        if (constant := self.row_term(query)) is not None:
+            bias = constant if bias is None else bias + constant
+        causal = self.is_causal if kwargs.get("is_causal") is None else kwargs["is_causal"]
+        dropout = self.attention_dropout if self.training else 0.0
+        context, weights = self.core(query, key, value, bias, attention_mask, causal, dropout)
+        context = self.finish_context(context).transpose(1, 2).flatten(2)
+        if self.site.output_inside:
+            context = getattr(self, self.site.output)(context)
+        return context, weights
+
+    def _without_heads(self, hidden_states: Tensor, key: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The output of a block whose heads are all gone: the output projection's bias."""
+        batch, target = hidden_states.shape[:2]
+        context = hidden_states.new_zeros(batch, target, 0)
+        if self.site.output_inside:
+            context = getattr(self, self.site.output)(context)
+        eager = self.config._attn_implementation == "eager"
+        return context, hidden_states.new_zeros(batch, 0, target, key.shape[-2]) if eager else None
+
+    def _cached_memory(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """`project_memory`; without heads one zero per position, by which a cache knows how many it holds."""
+        if self.shape.heads:
+            return self.project_memory(source)
+        return source.new_zeros(source.shape[0], 1, source.shape[1], 1), source.new_zeros(
+            source.shape[0], 1, source.shape[1], 0
+        )
+
+    def _memory(self, source: Tensor, cross: bool, past_key_values: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values as cached: made from `source`, or taken from the cache where they are there already."""
+        if past_key_values is None:
+            return self._cached_memory(source)
+        both = hasattr(past_key_values, "is_updated")  # an encoder-decoder pair of caches
+        cache = past_key_values
+        if both:
+            cache = past_key_values.cross_attention_cache if cross else past_key_values.self_attention_cache
+            if cross and past_key_values.is_updated.get(self.layer_idx):
+                layer = cache.layers[self.layer_idx]
+                return layer.keys, layer.values
+        key, value = cache.update(*self._cached_memory(source), self.layer_idx)
+        if both and cross:
+            past_key_values.is_updated[self.layer_idx] = True
+        return key, value
+
+
+def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
+    """An uninitialised nn.Linear; its sizes may be zero, for blocks without heads."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+        return nn.Linear(inputs, outputs, bias=bias)

@@ -1,0 +1,5 @@
+"""The command line."""
+
+from hf_heads.cli.program import build_parser, main
+
+__all__ = ["build_parser", "main"]

@@ -1,0 +1,138 @@
+"""The commands that look at checkpoints: inspect, verify and list."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from hf_heads.cli.options import SOURCE, add_calibration, add_command
+from hf_heads.errors import HeadsError
+
+# inspect
+
+
+def add_inspect(commands: Any) -> None:
+    """Add the command inspect."""
+    command = add_command(commands, "inspect", _inspect, "show what every attention block of a checkpoint is")
+    command.add_argument("source", metavar="DIR_OR_ID", help=SOURCE)
+
+
+def _inspect(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from hf_heads.checkpoints.sources import resolve_source
+    from hf_heads.cli.console import make_console, make_table, quiet
+
+    quiet()
+    from hf_heads.checkpoints.inspection import inspect
+    from hf_heads.methods.words import settings_text
+    from hf_heads.vocabulary import percent
+
+    found = inspect(resolve_source(options.source))
+    if options.json:
+        print(json.dumps(found))
+        return 0
+    table = make_table("block", "kind", "settings", ">parameters", ">before", ">cache/token", ">before")
+    for block in found["blocks"]:
+        settings = f"standard, {block['heads']} heads" if block["method"] == "standard" else settings_text(block)
+        table.add_row(
+            block["name"],
+            block["kind"],
+            settings,
+            *(f"{block[name]:,}" for name in ("parameters", "parameters_before", "cache", "cache_before")),
+        )
+    console = make_console()
+    console.print(table)
+    for label, name in (("attention parameters", "parameters"), ("key-value cache per token", "cache")):
+        after, before = (sum(block[key] for block in found["blocks"]) for key in (name, f"{name}_before"))
+        console.print(f"{label:26} {before:>14,} -> {after:>14,}  ({percent(before, after)})")
+    return 0
+
+
+# verify
+
+
+def add_verify(commands: Any) -> None:
+    """Add the command verify."""
+    command = add_command(
+        commands, "verify", _verify, "compare a converted checkpoint with its original: files, sizes and outputs"
+    )
+    command.add_argument("folder", metavar="DIR", help="the converted checkpoint")
+    command.add_argument("--against", metavar="SOURCE", help="the original (default: the one that DIR names)")
+    command.add_argument("--recipe", metavar="FILE", help="also check the figures of this recipe's [expect]")
+    add_calibration(command, "--data", "inputs to compare on, as for convert --calibrate (default: random ones)")
+    command.add_argument("--min-cosine", type=float, metavar="X", help="fail when the outputs' cosine is below this")
+    command.add_argument("--tolerance", type=float, metavar="X", help="fail when any output differs by more than this")
+
+
+def _verify(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from hf_heads.cli.console import make_console, quiet
+
+    quiet()
+    from hf_heads.conversion.recipes import load_recipe
+    from hf_heads.data.calibration import CalibrationChoice
+    from hf_heads.evaluation.verify import verify
+
+    folder = Path(options.folder)
+    if not folder.is_dir():
+        raise HeadsError(f"'{folder}' is no folder")
+    data = None
+    if options.calibrate:
+        data = CalibrationChoice(options.calibrate, options.columns, samples=options.calibration_samples or 512)
+    verdict = verify(
+        folder,
+        options.against,
+        data=data,
+        expect=load_recipe(options.recipe).expect if options.recipe else None,
+        min_cosine=options.min_cosine,
+        tolerance=options.tolerance,
+    )
+    if options.json:
+        print(json.dumps({"figures": verdict.figures, "failures": verdict.failures}))
+    else:
+        console = make_console()
+        for name, value in verdict.figures.items():
+            text = f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+            console.print(f"{name.replace('_', ' '):26} {text}")
+        for failure in verdict.failures:
+            console.print(f"FAILED {failure}", style="red", markup=False, soft_wrap=True)
+        if not verdict.failures:
+            console.print("files and figures are as they should be", style="green")
+    return 1 if verdict.failures else 0
+
+
+# list
+
+
+def add_list(commands: Any) -> None:
+    """Add the command list."""
+    add_command(commands, "list", _list, "show the methods and the architectures that they work on")
+
+
+def _list(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from hf_heads.cli.console import make_console, make_table
+    from hf_heads.hosts.table import ADAPTERS, REFUSED
+    from hf_heads.methods.registry import all_methods, get_method
+
+    methods = {name: get_method(name) for name in all_methods()}
+    pairs = {
+        name: {
+            **{model_type: method.reason_against.get(model_type, "yes") for model_type in ADAPTERS},
+            **{model_type: method.reason_against.get(model_type, reason) for model_type, reason in REFUSED.items()},
+        }
+        for name, method in methods.items()
+    }
+    if options.json:
+        print(json.dumps(pairs))
+        return 0
+    console = make_console()
+    table = make_table("method", *ADAPTERS, "what it does")
+    for name, method in methods.items():
+        table.add_row(name, *(pairs[name][model_type] for model_type in ADAPTERS), method.title)
+    console.print(table)
+    by_reason: dict[str, list[str]] = {}
+    for model_type, reason in REFUSED.items():
+        by_reason.setdefault(reason, []).append(model_type)
+    for reason, model_types in by_reason.items():
+        console.print(f"not {', '.join(model_types)}: {reason}", highlight=False)
+    return 0

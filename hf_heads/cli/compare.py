@@ -1,0 +1,136 @@
+"""The command compare: converted checkpoints beside their original."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from hf_heads.cli.options import SOURCE, add_command, add_data, add_device, add_seed, find_device, positive
+from hf_heads.errors import HeadsError
+
+_METRICS = ("auto", "none", "spearman", "accuracy", "bleu", "perplexity", "pseudo-perplexity")
+
+
+def add_compare(commands: Any) -> None:
+    """The command `compare`."""
+    command = add_command(
+        commands, "compare", _compare, "measure converted checkpoints beside their original: size, speed, drift, score"
+    )
+    command.add_argument("original", metavar="ORIGINAL", help=SOURCE)
+    command.add_argument(
+        "converted", metavar="CONVERTED", nargs="+", help="checkpoints of the same architecture and sizes"
+    )
+    add_data(
+        command,
+        "--data",
+        "inputs of the drift and the score: anything `datasets` loads, as for convert --calibrate (default: random "
+        "inputs, no score)",
+    )
+    command.add_argument(
+        "--metric",
+        choices=_METRICS,
+        default="auto",
+        help="score of the task: by the model's class and the data (auto, the default), or by name",
+    )
+    command.add_argument("--beams", type=positive, default=1, metavar="N", help="of translations (default 1, greedy)")
+    command.add_argument(
+        "--samples",
+        type=positive,
+        default=1000,
+        metavar="N",
+        help="examples to score, for pseudo-perplexity tokens (default 1000)",
+    )
+    command.add_argument(
+        "--drift-samples", type=positive, default=256, metavar="N", help="examples of the drift (default 256)"
+    )
+    command.add_argument(
+        "--resamples", type=positive, default=1000, metavar="N", help="of the bootstrap intervals (default 1000)"
+    )
+    command.add_argument(
+        "--lengths",
+        type=positives,
+        metavar="A,B",
+        help="tokens of an example (default 32,128,512 for multiply-adds, 32,128 for time and memory)",
+    )
+    command.add_argument(
+        "--batches", type=positives, default=(1, 8), metavar="A,B", help="examples at a time (default 1,8)"
+    )
+    command.add_argument(
+        "--seconds",
+        type=float,
+        default=2.0,
+        metavar="X",
+        help="of timing at each batch and length, for all models together (default 2)",
+    )
+    command.add_argument("--no-latency", action="store_true", help="time nothing")
+    command.add_argument(
+        "--no-control", action="store_true", help="leave out the original with uniform attention (scores of rank 0)"
+    )
+    command.add_argument("--format", choices=("table", "markdown", "csv"), default="table", help="of what is printed")
+    command.add_argument("--output", metavar="FILE", help="write all of it there, as .json, .md or .csv")
+    command.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+    command.add_argument(
+        "--write-cards", action="store_true", help="put the numbers into the model card of every converted checkpoint"
+    )
+    command.add_argument("--revision", metavar="REV", help="commit, branch or tag of an original on the hub")
+    add_device(command)
+    add_seed(command)
+
+
+def positives(text: str) -> tuple[int, ...]:
+    """`1,8` as (1, 8), each once."""
+    return tuple(dict.fromkeys(positive(part) for part in text.split(",")))
+
+
+def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from hf_heads.checkpoints.files import check_file
+    from hf_heads.checkpoints.sources import resolve_source
+    from hf_heads.cli.console import print_comparison, progress_bar, quiet
+    from hf_heads.reporting.tables import to_csv, to_markdown
+
+    writers = {".json": lambda record: json.dumps(record, indent=1) + "\n", ".md": to_markdown, ".csv": to_csv}
+    if options.output and Path(options.output).suffix not in writers:
+        raise HeadsError(f"cannot tell what to write from '{options.output}': end it in {', '.join(writers)}")
+    check_file(options.output, options.overwrite)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler writes to the terminal by itself
+    quiet()
+    from hf_heads.data.calibration import CalibrationChoice
+    from hf_heads.evaluation.compare import Choices, compare_checkpoints
+    from hf_heads.reporting.cards import check_cards, write_cards
+
+    choices = Choices(
+        CalibrationChoice(options.calibrate or "random", options.columns, options.label, seed=options.seed or 0),
+        metric=options.metric,
+        beams=options.beams,
+        samples=options.samples,
+        drift_samples=options.drift_samples,
+        resamples=options.resamples,
+        lengths=options.lengths,
+        batches=options.batches,
+        seconds=options.seconds,
+        latency=not options.no_latency,
+        control=not options.no_control,
+    )
+    original = resolve_source(options.original, options.revision)
+    converted = [resolve_source(given) for given in options.converted]
+    if options.write_cards:
+        check_cards(converted)
+    with progress_bar(not options.json) as progress:
+        found = compare_checkpoints(original, converted, choices, device=find_device(options.device), progress=progress)
+    record = found.to_dict()
+    if options.output:
+        Path(options.output).write_text(writers[Path(options.output).suffix](record), encoding="utf-8")
+    if options.write_cards:
+        write_cards(record, original, converted, Path(choices.data.source).name)
+    if options.json:
+        print(json.dumps(record))
+    elif options.format == "table":
+        print_comparison(record)
+    else:
+        print({"markdown": to_markdown, "csv": to_csv}[options.format](record), end="")
+    if options.output and not options.json and options.format == "table":
+        print(f"written to {options.output}")
+    return 0

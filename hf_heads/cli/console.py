@@ -1,0 +1,174 @@
+"""What the command line draws: tables, a progress bar with the time left, the report of a conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from hf_heads.methods.words import settings_text
+from hf_heads.reporting.tables import notes, text_tables
+from hf_heads.vocabulary import percent
+
+
+def make_console() -> Console:
+    """Colour and the terminal's width on a terminal; elsewhere neither, and room for the tables."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=160)
+    return console
+
+
+def make_table(*columns: str) -> Table:
+    """An empty table; a column whose title starts with `>` is set to the right."""
+    table = Table(box=box.SIMPLE)
+    for column in columns:
+        right = column.startswith(">")
+        table.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
+    return table
+
+
+def quiet() -> None:
+    """Leave the screen to us: no progress bars or load reports of the libraries below."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+@contextmanager
+def progress_bar(wanted: bool) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A progress bar with the time left, on a terminal; nothing elsewhere."""
+    console = Console(stderr=True)
+    if not wanted or not console.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def report(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        yield report
+
+
+def print_report(record: dict[str, Any], output: Path) -> None:
+    """Print what a conversion did: a row for every block, then the totals and the drift."""
+    table = make_table("block", "settings", ">parameters", ">before", ">error", ">refit gain")
+    for block in record["blocks"]:
+        gain = "" if block["refit_gain"] is None else f"{100 * block['refit_gain']:.1f} %"
+        table.add_row(
+            block["name"],
+            settings_text(block),
+            f"{block['parameters']:,}",
+            f"{block['parameters_before']:,}",
+            f"{block['error']:.4f}",
+            gain,
+        )
+    console = make_console()
+    console.print(table)
+    for label, key in (
+        ("attention parameters", "attention_parameters"),
+        ("model parameters", "model_parameters"),
+        ("cached numbers per token", "cache_per_token"),
+    ):
+        before, after = record[f"{key}_before"], record[key]
+        console.print(f"{label:26} {before:>14,} -> {after:>14,}  ({percent(before, after)})")
+    for inputs, drift in record["drift"].items():
+        label = "drift on random inputs" if inputs == "random" else "drift on held-out data"
+        console.print(
+            f"{label:26} " + ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in drift.items())
+        )
+    console.print(f"{'calibration':26} {record['calibration']}", markup=False, highlight=False)
+    console.print(f"written to {output} in {record['seconds']:.0f} s", markup=False, highlight=False)
+
+
+def print_heads(
+    console: Console, values: Mapping[str, Sequence[float]], marks: Mapping[str, Sequence[str]] | None = None
+) -> None:
+    """Print a table with a row for every block and a column for every head.
+
+    Args:
+        console: where to.
+        values: a number for every head by block.
+        marks: what to put behind each number.
+    """
+    longest = max((len(row) for row in values.values()), default=0)
+    table = make_table("block", *(f">{head}" for head in range(longest)))
+    for name, row in values.items():
+        behind = marks[name] if marks else [""] * len(row)
+        table.add_row(name, *(f"{value:.3g}{mark}" for value, mark in zip(row, behind, strict=True)))
+    console.print(table)
+
+
+def print_ablation(record: Mapping[str, Any]) -> None:
+    """Print what ablations found: heads out alone, then each block's best single head and the block without heads."""
+    console = make_console()
+    values: dict[str, list[float]] = {}
+    marks: dict[str, list[str]] = {}
+    for row in record["one_out"]:
+        values.setdefault(row["block"], []).append(row["change"])
+        marks.setdefault(row["block"], []).append("*" if row["low"] > 0 or row["high"] < 0 else "")
+    console.print(f"change of {record['metric']} with one head out; * where the 95 % interval leaves out zero")
+    print_heads(console, values, marks)
+    better = max if record["metric"] == "accuracy" else min
+    table = make_table("block", ">best head", ">all others out", ">95 % interval", ">all out", ">95 % interval")
+    for none in record["none_left"]:
+        left = [row for row in record["one_left"] if row["block"] == none["block"]]
+        cells = ["", "", ""]
+        if left:
+            best = better(left, key=lambda row: row["change"])
+            (head,) = set(range(len(best["out"]) + 1)) - set(best["out"])
+            cells = [str(head), f"{best['change']:.3g}", _interval(best)]
+        table.add_row(none["block"], *cells, f"{none['change']:.3g}", _interval(none))
+    console.print(table)
+    console.print(f"{record['metric']}: {record['about']}", markup=False)
+    console.print(f"with all heads {record['whole']:.4g}, over {record['examples']} examples", markup=False)
+
+
+def print_comparison(record: Mapping[str, Any]) -> None:
+    """Print a comparison: sizes, speed and quality of its models, and what they were measured on."""
+    console = make_console()
+    for text in text_tables(record):
+        table = make_table(*text.header[: text.words], *(f">{name}" for name in text.header[text.words :]))
+        for row in text.rows:
+            table.add_row(*(escape(cell) for cell in row))
+        console.print(text.title, markup=False)
+        console.print(table)
+    for note in notes(record):
+        console.print(note, markup=False)
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    return f"{row['low']:.3g} to {row['high']:.3g}"
+
+
+def print_healed(record: Mapping[str, Any], output: Path) -> None:
+    """Print what healing did: the drift on held-out examples over time, and what was gained in all."""
+    run = record["distillation"]
+    console = make_console()
+    names = [name for name in ("drift", "cosine", "kl", "agreement") if name in run["before"]]
+    table = make_table(">step", ">seconds", *(f">{name}" for name in names))
+    for point in run["curve"]:
+        mark = " *" if point is run["after"] or point == run["after"] else ""
+        table.add_row(str(point["step"]) + mark, f"{point['seconds']:.0f}", *(f"{point[name]:.4f}" for name in names))
+    console.print(table)
+    gains = ", ".join(f"{name} {run['before'][name]:.4f} -> {run['after'][name]:.4f}" for name in names)
+    console.print(f"{'held-out examples':26} {gains}")
+    console.print(f"{'healed on':26} {run['data']}", markup=False)
+    console.print(f"{'teacher':26} {run['teacher']}", markup=False)
+    console.print(f"written to {output} after {run['steps']} steps in {run['seconds']:.0f} s", markup=False)

@@ -1,0 +1,142 @@
+"""What several commands of the command line have in common."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_heads.errors import HeadsError
+
+if TYPE_CHECKING:
+    from hf_heads.data.calibration import CalibrationChoice
+
+
+SOURCE = "a hub id, a folder, or package:NAME for a checkpoint inside an installed Python package"
+
+
+def add_command(commands: Any, name: str, run: Callable[..., int], text: str) -> argparse.ArgumentParser:
+    """A new command, with what all commands have."""
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command.set_defaults(run=run)
+    command.add_argument("--json", action="store_true", help="print one JSON object for machines instead of a table")
+    return command
+
+
+def add_data(command: argparse.ArgumentParser, option: str, text: str) -> None:
+    """Options that say what data to read."""
+    command.add_argument(option, dest="calibrate", metavar="SRC", help=text)
+    command.add_argument(
+        "--columns", metavar="A,B", type=name_list, help="columns of the data to read (found if left out)"
+    )
+    command.add_argument("--label", metavar="COLUMN", help="column with labels, where needed (found if left out)")
+
+
+def add_calibration(command: argparse.ArgumentParser, option: str, text: str) -> None:
+    """Options that say what data to read, and how much of it."""
+    add_data(command, option, text)
+    command.add_argument(
+        "--calibration-samples", metavar="N", type=positive, help="how many examples to read (default 512)"
+    )
+
+
+def name_list(text: str) -> tuple[str, ...]:
+    """`a, b` as (a, b)."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+def add_device(command: argparse.ArgumentParser) -> None:
+    """The option --device."""
+    command.add_argument(
+        "--device", default="auto", help="where to compute: auto, cpu, cuda, cuda:1, ... (default auto)"
+    )
+
+
+def add_seed(command: argparse.ArgumentParser) -> None:
+    """The option --seed."""
+    command.add_argument("--seed", type=int, help="of the choice or making of data and all else random (default 0)")
+
+
+def add_push(command: argparse.ArgumentParser) -> None:
+    """The options --push-to-hub and --private, for commands that write a checkpoint folder."""
+    command.add_argument(
+        "--push-to-hub", metavar="ID", help="upload the finished folder to this model repository on the hub as well"
+    )
+    command.add_argument("--private", action="store_true", help="make that repository private, if it is made")
+
+
+def check_push(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Refuse, before any work, an upload that the options ask for and that could not be.
+
+    Raises:
+        HeadsError: see `publish.check_push`.
+    """
+    if options.push_to_hub is not None:
+        from hf_heads.checkpoints.publish import check_push
+
+        check_push(options.push_to_hub)
+    elif options.private:
+        parser.error("--private says how --push-to-hub uploads: give --push-to-hub ID as well")
+
+
+def push(options: argparse.Namespace, output: Path) -> dict[str, str]:
+    """Upload a finished folder if the options ask for it, and say so.
+
+    Returns:
+        What to add to the JSON that --json prints: the repository's address as `url`, or nothing.
+
+    Raises:
+        HeadsError: the upload failed or was interrupted; the folder stays.
+    """
+    if options.push_to_hub is None:
+        return {}
+    from hf_heads.checkpoints.publish import push_folder, upload_later
+
+    try:
+        url = push_folder(output, options.push_to_hub, private=options.private)
+    except KeyboardInterrupt:
+        raise HeadsError(
+            "the upload was interrupted; " + upload_later(output, options.push_to_hub, private=options.private)
+        ) from None
+    if not options.json:
+        print(f"uploaded to {url}")
+    return {"url": url}
+
+
+def calibration_choice(options: argparse.Namespace, base: CalibrationChoice) -> CalibrationChoice:
+    """What the options say to calibrate on, on top of `base`."""
+    changes = {
+        "source": options.calibrate,
+        "columns": options.columns,
+        "label": options.label,
+        "samples": options.calibration_samples,
+        "seed": options.seed,
+    }
+    return dataclasses.replace(base, **{name: value for name, value in changes.items() if value is not None})
+
+
+def find_device(name: str) -> str:
+    """The device that --device means.
+
+    Raises:
+        HeadsError: it cannot be used.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise HeadsError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from None
+    return name

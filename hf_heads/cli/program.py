@@ -1,0 +1,65 @@
+"""The command line: parses, prints, exits. No maths, and nothing slow is imported before a command needs it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from hf_heads import __version__
+from hf_heads.cli.checks import add_inspect, add_list, add_verify
+from hf_heads.cli.compare import add_compare
+from hf_heads.cli.convert import add_convert
+from hf_heads.cli.distill import add_distill
+from hf_heads.cli.report import add_report
+from hf_heads.cli.studies import add_ablate, add_importance
+from hf_heads.errors import HeadsError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 well, 1 failed, 2 wrong usage."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = build_parser(methods=bool(arguments) and arguments[0] == "convert")
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run(options, parser))
+    except HeadsError as error:
+        print(f"hf-heads: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as stop:
+        print(f"hf-heads: interrupted; {str(stop) or 'nothing was written'}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if os.environ.get("HF_HEADS_DEBUG"):
+            raise
+        text = " ".join(str(error).split())[:300]
+        print(
+            f"hf-heads: error: {type(error).__name__}: {text} (unexpected; HF_HEADS_DEBUG=1 shows where)",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def build_parser(methods: bool = True) -> argparse.ArgumentParser:
+    """The parser; the options of the methods take seconds to import and are left out unless asked for."""
+    parser = argparse.ArgumentParser(
+        prog="hf-heads",
+        description="Re-parametrize the attention heads of pretrained Transformers checkpoints.",
+        epilog="Every command explains itself with --help.",
+    )
+    parser.add_argument("--version", action="version", version=f"hf-heads {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    add_convert(commands, methods)
+    add_distill(commands)
+    add_importance(commands)
+    add_ablate(commands)
+    add_compare(commands)
+    add_inspect(commands)
+    add_verify(commands)
+    add_report(commands)
+    add_list(commands)
+    return parser

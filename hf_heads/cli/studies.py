@@ -1,0 +1,141 @@
+"""The commands that look at heads without converting anything: importance and ablate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from hf_heads.cli.options import (
+    SOURCE,
+    add_calibration,
+    add_command,
+    add_device,
+    add_seed,
+    calibration_choice,
+    find_device,
+    positive,
+)
+from hf_heads.vocabulary import RULES
+
+
+def _add_study(command: argparse.ArgumentParser) -> None:
+    """What importance and ablation have in common."""
+    command.add_argument("source", metavar="SOURCE", help=SOURCE)
+    add_calibration(command, "--calibrate", "data to measure on, as for convert (default: random, made on the spot)")
+    command.add_argument("--blocks", metavar="PATTERN", help="shell patterns of the blocks to look at, as for convert")
+    command.add_argument("--output", metavar="FILE", help="write the figures there as JSON")
+    command.add_argument("--plot", metavar="FILE", help="draw a map of layers and heads there (.png, .svg or .pdf)")
+    command.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    command.add_argument("--revision", metavar="REV", help="commit, branch or tag of a source on the hub")
+    add_device(command)
+    add_seed(command)
+
+
+def _prepare(options: argparse.Namespace) -> dict[str, Any]:
+    """What both studies take, after a look at what they would write."""
+    from hf_heads.checkpoints.files import check_file
+    from hf_heads.checkpoints.sources import resolve_source
+    from hf_heads.cli.console import quiet
+
+    quiet()
+    from hf_heads.data.calibration import CalibrationChoice
+    from hf_heads.reporting.figures.style import need_matplotlib
+
+    for path in (options.output, options.plot):
+        check_file(path, options.overwrite)
+    if options.plot:
+        need_matplotlib(options.plot)
+    return {
+        "source": resolve_source(options.source, options.revision),
+        "calibration": calibration_choice(options, CalibrationChoice()),
+        "blocks": options.blocks,
+        "device": find_device(options.device),
+    }
+
+
+def add_importance(commands: Any) -> None:
+    """The command `importance`."""
+    command = add_command(
+        commands, "importance", _importance, "score how much every head matters, for reading and for convert --scores"
+    )
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
+    command.epilog = "what a score is:\n" + "\n".join(f"  {name:13} {text}" for name, text in RULES.items())
+    command.add_argument(
+        "--score", default="gauss-newton", choices=tuple(RULES), help="what makes a head important (below)"
+    )
+    command.add_argument(
+        "--steps",
+        type=positive,
+        default=4,
+        metavar="N",
+        help="rounds; scores are renewed after each (default 4)",
+    )
+    command.add_argument("--normalize", action="store_true", help="divide scores by their l2 norm in each block")
+    _add_study(command)
+
+
+def _importance(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from hf_heads.cli.console import make_console, print_heads, progress_bar
+
+    common = _prepare(options)
+    from hf_heads.reporting.figures.heads import draw_heads
+    from hf_heads.scoring.checkpoint import score_checkpoint
+
+    with progress_bar(not options.json) as progress:
+        found = score_checkpoint(
+            **common, rule=options.score, steps=options.steps, normalize=options.normalize, progress=progress
+        )
+    if options.output:
+        found.save(options.output)
+    if options.plot:
+        draw_heads(Path(options.plot), found.importance, f"Importance of heads by {found.rule}", RULES[found.rule])
+    if options.json:
+        print(json.dumps(found.to_dict()))
+        return 0
+    console = make_console()
+    print_heads(console, found.importance)
+    console.print(f"{found.rule}: {RULES[found.rule]}", markup=False)
+    if found.data:
+        console.print(f"measured on {found.data}", markup=False)
+    first = ", ".join(f"{name} {head}" for name, head in found.order[:4])
+    console.print(f"first to go: {first}", markup=False)
+    for path in filter(None, (options.output, options.plot)):
+        console.print(f"written to {path}", markup=False)
+    return 0
+
+
+def add_ablate(commands: Any) -> None:
+    """The command `ablate`."""
+    command = add_command(
+        commands, "ablate", _ablate, "measure what is lost without each head, with one head a block, and with none"
+    )
+    command.add_argument(
+        "--metric", choices=("drift", "accuracy", "loss"), default="drift", help="drift (the default) needs no labels"
+    )
+    _add_study(command)
+
+
+def _ablate(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from hf_heads.cli.console import print_ablation, progress_bar
+
+    common = _prepare(options)
+    from hf_heads.reporting.figures.heads import draw_heads
+    from hf_heads.scoring.checkpoint import ablate_checkpoint
+
+    with progress_bar(not options.json) as progress:
+        found = ablate_checkpoint(**common, metric=options.metric, progress=progress)
+    record = found.to_dict()
+    if options.output:
+        Path(options.output).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if options.plot:
+        values: dict[str, list[float]] = {}
+        for row in found.one_out:
+            values.setdefault(row.block, []).append(row.change)
+        draw_heads(Path(options.plot), values, "Change without each head", f"{found.metric}: {record['about']}")
+    if options.json:
+        print(json.dumps(record))
+    else:
+        print_ablation(record)
+    return 0

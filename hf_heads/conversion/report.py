@@ -1,0 +1,63 @@
+"""What a conversion did, in numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hf_heads.attention.spec import HeadsSpec
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """What happened to one block.
+
+    Attributes:
+        name: the block's name inside the base model.
+        kind: self, causal or cross.
+        spec: the settings, resolved.
+        parameters, parameters_before: of the block, output projection included.
+        cache, cache_before: numbers per token in a key-value cache.
+        error: relative error of the decomposition in the norm that it minimised.
+        refit_gain: share of the output's squared error that the refit removed on data it was not fitted to, or None.
+    """
+
+    name: str
+    kind: str
+    spec: HeadsSpec
+    parameters: int
+    parameters_before: int
+    cache: int
+    cache_before: int
+    error: float
+    refit_gain: float | None
+
+
+@dataclass
+class Report:
+    """What a conversion did, in numbers; `to_dict` gives plain JSON."""
+
+    blocks: list[BlockReport] = field(default_factory=list)
+    model_parameters: int = 0
+    model_parameters_before: int = 0
+    calibration: str = "none"
+    seconds: float = 0.0
+    drift: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON and the model card."""
+        return {
+            "blocks": [
+                {**{name: value for name, value in vars(block).items() if name != "spec"}, **block.spec.to_config()}
+                for block in self.blocks
+            ],
+            "attention_parameters": sum(block.parameters for block in self.blocks),
+            "attention_parameters_before": sum(block.parameters_before for block in self.blocks),
+            "model_parameters": self.model_parameters,
+            "model_parameters_before": self.model_parameters_before,
+            "cache_per_token": sum(block.cache for block in self.blocks),
+            "cache_per_token_before": sum(block.cache_before for block in self.blocks),
+            "calibration": self.calibration,
+            "seconds": round(self.seconds, 1),
+            "drift": self.drift,
+        }

@@ -1,0 +1,1 @@
+"""Mathematics on tensors: torch alone, no transformers."""

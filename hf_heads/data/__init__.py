@@ -1,0 +1,1 @@
+"""Data: read, encoded, made from nothing, batched."""

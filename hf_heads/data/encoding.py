@@ -1,0 +1,69 @@
+"""Raw examples to dicts of lists (token ids) or tensors (pixels), one for each example."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hf_heads.data.reading import reason
+from hf_heads.errors import HeadsError
+
+MAX_LENGTH = 128
+
+# Encoding: raw examples to dicts of lists (token ids) or tensors (pixels), one for each example.
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        HeadsError: there is none that can be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        raise HeadsError(f"no tokenizer can be loaded from '{folder}': {reason(error)}") from None
+
+
+def encode_text(texts: list[str], folder: Path) -> list[dict[str, Any]]:
+    """Examples with `input_ids`."""
+    encoded = load_tokenizer(folder)(texts, truncation=True, max_length=MAX_LENGTH)
+    return [{"input_ids": ids} for ids in encoded["input_ids"]]
+
+
+def encode_pairs(pairs: list[Any], folder: Path) -> list[dict[str, Any]]:
+    """Examples with `input_ids` of sources and `target_ids` of targets; without the latter where no pairs are."""
+    tokenizer = load_tokenizer(folder)
+    if isinstance(pairs[0], str):
+        return [{"input_ids": ids} for ids in tokenizer(pairs, truncation=True, max_length=MAX_LENGTH)["input_ids"]]
+    sources, targets = zip(*pairs, strict=True)
+    encoded = tokenizer(list(sources), text_target=list(targets), truncation=True, max_length=MAX_LENGTH)
+    return [
+        {"input_ids": ids, "target_ids": target}
+        for ids, target in zip(encoded["input_ids"], encoded["labels"], strict=True)
+    ]
+
+
+def encode_images(images: list[Any], folder: Path) -> list[dict[str, Any]]:
+    """Examples with `pixel_values` (channels, height, width).
+
+    Raises:
+        HeadsError: the folder has no image processor that can be loaded.
+    """
+    from transformers import AutoImageProcessor
+
+    try:
+        processor = AutoImageProcessor.from_pretrained(folder)
+    except Exception as error:
+        raise HeadsError(f"no image processor can be loaded from '{folder}': {reason(error)}") from None
+    return [{"pixel_values": processor(image, return_tensors="pt")["pixel_values"][0]} for image in images]
+
+
+ENCODE: dict[str, Callable[[list[Any], Path], list[dict[str, Any]]]] = {
+    "text": encode_text,
+    "text-to-text": encode_pairs,
+    "image": encode_images,
+}

@@ -1,0 +1,144 @@
+"""What keeps a run of healing in order: the order of its examples, how far it is, when it stops, and no dropout."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Sampler
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
+
+
+class LengthSampler(Sampler[int]):
+    """All examples in a new order every epoch, such that those of one step are of similar lengths.
+
+    The order depends on seed and epoch alone: neither on how a step is divided among processes and accumulated
+    batches, nor on anything drawn before.
+
+    Args:
+        lengths: of the examples.
+        step: examples of one optimizer step, over all processes.
+        seed: of the order.
+    """
+
+    def __init__(self, lengths: Sequence[int], step: int, seed: int) -> None:
+        self.lengths = torch.tensor(lengths, dtype=torch.float64)
+        self.step, self.seed, self.epoch = step, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called before every epoch, and after a resume with the one that was left."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
+        noise = 1 + 0.2 * torch.rand(len(self.lengths), generator=generator, dtype=torch.float64)
+        order = (self.lengths * noise).argsort()
+        full = len(order) // self.step * self.step
+        groups = order[:full].view(-1, self.step)
+        groups = groups[torch.randperm(len(groups), generator=generator)]
+        yield from groups.flatten().tolist()
+        yield from order[full:].tolist()
+
+
+class RunClock(TrainerCallback, ExportableState):
+    """How far a run is, by steps and by time; it decides when to measure, to save and to stop.
+
+    Args:
+        minutes: the time there is, or None.
+        evaluations: how often to measure and save.
+        report: called with (what, done, total).
+    """
+
+    def __init__(self, minutes: float | None, evaluations: int, report: Any = None) -> None:
+        self.minutes, self.evaluations, self.report = minutes, evaluations, report
+        self.before = 0.0  # seconds of the run up to the checkpoint that it was resumed from
+        self.started = time.perf_counter()
+        self.done = 0.0
+        self.measured = 0
+        self.curve: list[dict[str, float]] = []
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, evaluations included, over all resumed parts."""
+        return self.before + time.perf_counter() - self.started
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        settings = {"minutes": self.minutes, "evaluations": self.evaluations}
+        kept = {"before": self.seconds, "done": self.done, "measured": self.measured, "curve": self.curve}
+        return {"args": settings, "attributes": kept}
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Start the clock."""
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Note how far the run is, the same in all processes."""
+        share = state.global_step / max(state.max_steps, 1)
+        if self.minutes is not None:
+            share = max(share, shared_maximum(self.seconds / 60 / self.minutes))
+        self.done = min(share, 1.0)
+        if self.report is not None:
+            self.report("healing", round(1000 * self.done), 1000)
+        reached = math.floor(self.done * self.evaluations + 1e-9)
+        if reached > self.measured:
+            self.measured = reached
+            control.should_evaluate = control.should_save = True
+        if self.done >= 1:
+            control.should_training_stop = True
+
+
+def shared_maximum(value: float) -> float:
+    """The largest of all processes' values."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    tensor = torch.tensor(value, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+    return float(tensor)
+
+
+class Patience(TrainerCallback, ExportableState):
+    """Stops a run when a metric has not been lower for so many evaluations."""
+
+    def __init__(self, patience: int, metric: str) -> None:
+        self.patience, self.metric, self.best, self.waited = patience, metric, math.inf, 0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        settings = {"patience": self.patience, "metric": self.metric}
+        return {"args": settings, "attributes": {"best": self.best, "waited": self.waited}}
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Count the evaluations since the best."""
+        found = kwargs["metrics"][self.metric]
+        self.waited = 0 if found < self.best else self.waited + 1
+        self.best = min(self.best, found)
+        if self.waited >= self.patience:
+            control.should_training_stop = True
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Dropout off within the `with` block, whatever mode the model is in: a student must see what its teacher sees."""
+    names = ("dropout", "attention_dropout", "activation_dropout", "layerdrop")
+    before: list[tuple[nn.Module, str, float]] = []
+    for module in model.modules():
+        before += [(module, "p", module.p)] if isinstance(module, nn.Dropout) else []
+        before += [(module, name, vars(module)[name]) for name in names if isinstance(vars(module).get(name), float)]
+    for module, name, _ in before:
+        setattr(module, name, 0.0)
+    try:
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)

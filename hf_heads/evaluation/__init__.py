@@ -1,0 +1,1 @@
+"""What a conversion cost and gained, measured."""

@@ -1,0 +1,255 @@
+"""An original beside its converted checkpoints: sizes, speed, memory, drift and a task score, in one record."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_heads.checkpoints.loading import load_source
+from hf_heads.checkpoints.sources import Source
+from hf_heads.core.batches import Progress
+from hf_heads.core.intervals import paired_scores
+from hf_heads.data.calibration import CalibrationChoice, calibration_data
+from hf_heads.errors import HeadsError
+from hf_heads.evaluation.comparison import Comparison, ModelRow
+from hf_heads.evaluation.costs import (
+    check_lengths,
+    count_multiply_adds,
+    image_length,
+    longest_input,
+    measure_generation,
+    measure_latency,
+    measure_memory,
+)
+from hf_heads.evaluation.drift import measure_closely
+from hf_heads.evaluation.sources import check_classes, check_configs, describe
+from hf_heads.evaluation.tasks import AUTO, make_task
+from hf_heads.evaluation.uniform import NAME, check_native, saved, saved_multiply_adds, uniform_attention
+from hf_heads.hosts.blocks import find_blocks
+from hf_heads.hosts.table import adapter_of
+
+LENGTHS, BATCHES = (32, 128, 512), (1, 8)
+
+_LONGEST_TIMED = 128  # of the lengths that nobody chose
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What is compared, and on what.
+
+    Attributes:
+        data: the data of the drift and of the score: its source, columns, label and seed.
+        metric: the task score, see `task_scores.make_task`.
+        beams: of the translations that BLEU scores.
+        samples: examples that are scored; for pseudo-perplexity, tokens.
+        drift_samples: examples that the drift is measured on.
+        resamples: of the bootstrap.
+        lengths: tokens of an example; None takes 32, 128 and 512 as far as the models go, and times up to 128.
+        batches: examples at a time.
+        seconds: of timing, for all models together at each batch and length.
+        latency: whether to time at all.
+        control: whether to measure the original with uniform attention as well.
+    """
+
+    data: CalibrationChoice = field(default_factory=CalibrationChoice)
+    metric: str = AUTO
+    beams: int = 1
+    samples: int = 1000
+    drift_samples: int = 256
+    resamples: int = 1000
+    lengths: tuple[int, ...] | None = None
+    batches: tuple[int, ...] = BATCHES
+    seconds: float = 2.0
+    latency: bool = True
+    control: bool = True
+
+
+def compare_checkpoints(
+    original: Source,
+    converted: Sequence[Source],
+    choices: Choices | None = None,
+    *,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Comparison:
+    """Measure converted checkpoints against the one that they were made from.
+
+    All models are in memory at the same time, since they are timed in turn.
+
+    Args:
+        original: from `resolve_source`.
+        converted: checkpoints of the same architecture, sizes and class; those that hf-heads did not make as well.
+        choices: what to measure, and on what.
+        device: where to run.
+        progress: called with (what, done, total).
+
+    Raises:
+        HeadsError: checkpoints that do not belong together or cannot be loaded, lengths that they do not take, or
+            data that lacks what the metric needs; all of it before anything is measured.
+    """
+    choices = choices or Choices()
+    if choices.data.source == "none":
+        raise HeadsError("a comparison needs inputs: name data with --data SRC, or leave it out for random ones")
+    sources = [original, *converted]
+    check_configs(sources)
+    step = _Steps(progress, len(sources))
+    models = []
+    for source in sources:
+        step(f"loading {source.name}")
+        models.append(load_source(source, device))
+    check_classes(sources, models)
+    lengths, timed = _lengths(sources, models, choices.lengths)
+    if choices.control:
+        check_native(models[0])
+    task = make_task(
+        choices.metric, models[0], original, replace(choices.data, samples=choices.samples), beams=choices.beams
+    )
+    data = calibration_data(original, models[0], replace(choices.data, samples=choices.drift_samples))
+    rows = describe(sources, models)
+    cells = len(choices.batches) * (len(timed) + _generates(models[0])) if choices.latency else 0
+    rivals = len(converted) + choices.control
+    step.total += len(models) + cells + rivals + (rivals + 1 if task else 0)
+
+    for index, model in enumerate(models):
+        step(f"counting {rows[index].name}")
+        rows[index] = replace(
+            rows[index],
+            multiply_adds={str(length): count_multiply_adds(model, length) for length in lengths},
+            peak_memory=tuple(measure_memory(model, batch, length) for batch in choices.batches for length in timed),
+        )
+    if choices.latency:
+        rows = _timed(rows, models, choices, timed, step)
+    if choices.control:
+        rows.append(_control(rows[0], models[0], lengths))
+        models.append(uniform_attention(models[0]))
+    statistics: list[Tensor] = []
+    for index, model in enumerate(models):
+        if index:
+            step(f"drift of {rows[index].name}")
+            drift, errors = measure_closely(model, models[0], data.batches)
+            blocks = tuple(replace(block, drift=errors.get(block.name)) for block in rows[index].blocks)
+            rows[index] = replace(rows[index], drift=drift.to_dict(), blocks=blocks)
+        if task is not None:
+            step(f"{task.metric.name} of {rows[index].name}")
+            statistics.append(task.measure(model))
+    if task is not None:
+        scores = paired_scores(statistics, task.metric.value, resamples=choices.resamples, seed=choices.data.seed)
+        rows = [replace(row, score=score) for row, score in zip(rows, scores, strict=True)]
+    metric = None
+    if task is not None:
+        metric = {name: getattr(task.metric, name) for name in ("name", "about", "higher_is_better")}
+        metric["examples"] = task.examples
+    packages = ["hf-heads", "transformers", "torch", *(["sacrebleu"] if task and task.metric.name == "bleu" else [])]
+    return Comparison(
+        original=original.given,
+        data=data.description,
+        date=datetime.date.today().isoformat(),
+        versions={name: version(name) for name in packages},
+        machine=_machine(device),
+        threads=torch.get_num_threads(),
+        device=device,
+        metric=metric,
+        lengths=tuple(lengths),
+        batches=choices.batches,
+        models=tuple(rows),
+    )
+
+
+class _Steps:
+    """Progress in steps, told before each."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress, self.done, self.total = progress, 0, total
+
+    def __call__(self, what: str) -> None:
+        if self.progress:
+            self.progress(what, self.done, self.total)
+        self.done += 1
+
+
+def _lengths(
+    sources: Sequence[Source], models: Sequence[PreTrainedModel], chosen: tuple[int, ...] | None
+) -> tuple[list[int], list[int]]:
+    """Lengths to count multiply-adds for, and lengths to time."""
+    fixed = image_length(models[0])
+    if fixed is not None:
+        if chosen not in (None, (fixed,)):
+            raise HeadsError(f"images of '{sources[0].given}' are always {fixed} tokens: leave out --lengths")
+        return [fixed], [fixed]
+    if chosen is not None:
+        for source, model in zip(sources, models, strict=True):
+            check_lengths(model, chosen, f"'{source.given}'")
+        return list(chosen), list(chosen)
+    limit = min(longest_input(model) or max(LENGTHS) for model in models)
+    fitting = [length for length in LENGTHS if length <= limit] or [limit]
+    return fitting, [length for length in fitting if length <= _LONGEST_TIMED]
+
+
+# The rows.
+
+
+def _control(original: ModelRow, model: PreTrainedModel, lengths: Sequence[int]) -> ModelRow:
+    """The original with uniform attention, which needs no queries, no keys and no scores."""
+    saved = {block.name: saved(block) for block in find_blocks(model)}
+    blocks = tuple(
+        replace(
+            block,
+            settings=f"uniform, {block.heads} heads",
+            parameters=block.parameters - saved[block.name].parameters,
+            cache=block.cache - saved[block.name].cache,
+        )
+        for block in original.blocks
+    )
+    parameters = sum(one.parameters for one in saved.values())
+    return ModelRow(
+        name=NAME,
+        source=original.source,
+        role="control",
+        attention_parameters=original.attention_parameters - parameters,
+        model_parameters=original.model_parameters - parameters,
+        cache_per_token=original.cache_per_token - sum(one.cache for one in saved.values()),
+        settings="uniform",
+        multiply_adds={
+            str(length): original.multiply_adds[str(length)] - saved_multiply_adds(model, length) for length in lengths
+        },
+        blocks=blocks,
+    )
+
+
+def _timed(
+    rows: Sequence[ModelRow],
+    models: Sequence[PreTrainedModel],
+    choices: Choices,
+    lengths: Sequence[int],
+    step: _Steps,
+) -> list[ModelRow]:
+    """The rows with latency and, where models generate text from text, the speed of that."""
+    found = list(rows)
+    for batch in choices.batches:
+        for length in lengths:
+            step(f"timing batch {batch}, length {length}")
+            for index, one in enumerate(measure_latency(models, batch, length, choices.seconds)):
+                found[index] = replace(found[index], latency=(*found[index].latency, one))
+        if _generates(models[0]):
+            step(f"timing generation, batch {batch}")
+            for index, speed in enumerate(measure_generation(models, batch, choices.seconds)):
+                found[index] = replace(found[index], generation=(*found[index].generation, speed))
+    return found
+
+
+def _generates(model: PreTrainedModel) -> bool:
+    """Whether a model's generation is timed: a text from a text."""
+    return adapter_of(model.config).modality == "text-to-text" and model.can_generate()
+
+
+def _machine(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU"

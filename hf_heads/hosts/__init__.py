@@ -1,0 +1,1 @@
+"""The architectures: where each keeps its attention."""

@@ -1,0 +1,140 @@
+"""Ranks of queries and keys: given, from a total or from an energy, and spread over the blocks."""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from hf_heads.attention.spec import BlockProfile, HeadsSpec, RankHeads, option
+from hf_heads.core.decompositions import tail_energy
+from hf_heads.core.dense import AttentionShape, DenseAttention
+from hf_heads.core.statistics import BlockStatistics
+from hf_heads.core.whitening import whitened_factors
+from hf_heads.errors import HeadsError
+
+
+@dataclass(frozen=True)
+class RankSpec(HeadsSpec):
+    """Settings of a method whose size is a query-key rank summed over the heads."""
+
+    rank: int | None = option(None, "width of the query-key space, all heads together")
+    energy: float | None = option(
+        None, "instead of a rank: keep this share (0-1) of each block's query-key energy", stored=False
+    )
+    allocate: bool = option(False, "spread rank x blocks over the blocks by where it saves most", stored=False)
+
+    def step(self, shape: AttentionShape) -> int:
+        """Ranks are multiples of this."""
+        return 1
+
+    def lossless_rank(self, shape: AttentionShape) -> int:
+        """The rank at which nothing is lost."""
+        return min(shape.heads * shape.head_dim, shape.heads * min(shape.query_width, shape.key_width))
+
+    def resolve(self, shape: AttentionShape, where: str = "the block", before: HeadsSpec | None = None) -> Self:
+        spec = super().resolve(shape, where, before)
+        limit, step = self.lossless_rank(shape), self.step(shape)
+        if self.energy is not None:
+            if not 0 < self.energy <= 1:
+                raise HeadsError(f"energy {self.energy} is not a share between 0 and 1")
+            if self.rank is not None or self.allocate:
+                raise HeadsError("energy chooses the ranks itself; leave out rank and allocate")
+            return spec
+        if self.rank is None:
+            raise HeadsError(f"{self.method} needs a rank: from {step} to {limit} (lossless) in {where}")
+        if self.rank < 1:
+            raise HeadsError(f"rank {self.rank} is not positive; {where} takes {step} to {limit} (lossless)")
+        if before is not None:  # heads may have gone, so what fits the host need not fit here
+            return dataclasses.replace(spec, rank=max(step, min(self.rank, limit) // step * step))
+        if self.rank > limit:
+            raise HeadsError(
+                f"rank {self.rank} exceeds heads x head_dim = {limit} of {where}; {limit} is already lossless"
+            )
+        if self.rank % step:
+            raise HeadsError(
+                f"rank {self.rank} is not a multiple of {step}, the number of heads of {where}; "
+                f"try {max(step, self.rank // step * step)} or {min(limit, (self.rank // step + 1) * step)}"
+            )
+        return spec
+
+    def needs_profiles(self) -> bool:
+        return self.allocate or self.energy is not None
+
+    def plan(self, blocks: Mapping[str, BlockProfile], rank_heads: RankHeads) -> dict[str, Self]:
+        specs = super().plan(blocks, rank_heads)
+        if not self.needs_profiles():
+            return specs
+        tails = {name: self.tail(block.dense, block.statistics) for name, block in blocks.items()}
+        if self.energy is not None:
+            ranks = {name: self._energy_rank(tails[name], blocks[name].shape, self.energy) for name in blocks}
+        else:
+            ranks = self._allocate({name: self._losses(blocks[name], tails[name]) for name in blocks}, blocks)
+        return {
+            name: dataclasses.replace(spec, rank=ranks[name], energy=None, allocate=False)
+            for name, spec in specs.items()
+        }
+
+    def tail(self, dense: DenseAttention, statistics: BlockStatistics) -> Tensor:
+        """Energy that is lost at every rank from 0 to the lossless one."""
+        return tail_energy(*whitened_factors(dense, statistics))
+
+    def _energy_rank(self, tail: Tensor, shape: AttentionShape, energy: float) -> int:
+        """The smallest rank that keeps the share `energy` of what the tail starts with."""
+        step = self.step(shape)
+        enough = (tail[::step] <= (1 - energy) * tail[0] + 1e-12 * tail[0]).nonzero()[0, 0]
+        return max(step, int(enough) * step)
+
+    def _losses(self, block: BlockProfile, tail: Tensor) -> Tensor:
+        """What a block loses at every rank, comparable between blocks.
+
+        With data: how far the whole model's output drifts when this block alone is converted, measured at half, all
+        and twice the mean rank, the logarithm interpolated. Without: the energy of its weights that is lost.
+        """
+        assert self.rank is not None
+        limit, step = self.lossless_rank(block.shape), self.step(block.shape)
+        if block.trial is None:
+            return tail[: limit + 1]
+        points = sorted({min(limit, max(step, round(self.rank * share / step) * step)) for share in (0.5, 1, 2)})
+        plain = dataclasses.replace(self, heads=block.shape.heads, allocate=False)
+        measured = [block.trial(dataclasses.replace(plain, rank=point)) for point in points]
+        logs = torch.tensor(measured, dtype=torch.float64).clamp_min(1e-12).log()
+        ranks = torch.arange(limit + 1, dtype=torch.float64)
+        if len(points) == 1:
+            return tail[: limit + 1] / tail[points[0]].clamp_min(1e-300) * measured[0]
+        knots = torch.tensor(points, dtype=torch.float64)
+        left = torch.searchsorted(knots, ranks).clamp(1, len(points) - 1) - 1
+        slope = (logs[left + 1] - logs[left]) / (knots[left + 1] - knots[left])
+        return (logs[left] + slope.clamp_max(0) * (ranks - knots[left])).exp()
+
+    def _allocate(self, losses: Mapping[str, Tensor], blocks: Mapping[str, BlockProfile]) -> dict[str, int]:
+        """Greedy spread of rank x blocks: each step of rank goes where it saves most."""
+        assert self.rank is not None
+        steps = {name: max(self.step(block.shape), _GRAIN) for name, block in blocks.items()}
+        limits = {name: self.lossless_rank(block.shape) for name, block in blocks.items()}
+        ranks = {name: min(steps[name], limits[name]) for name in blocks}
+        budget = self.rank * len(blocks) - sum(ranks.values())
+
+        def gain(name: str) -> float:
+            after = min(ranks[name] + steps[name], limits[name])
+            spent = after - ranks[name]
+            return float(losses[name][ranks[name]] - losses[name][after]) / spent if spent else 0.0
+
+        queue = [(-gain(name), name) for name in blocks]
+        heapq.heapify(queue)
+        while queue:
+            _, name = heapq.heappop(queue)
+            spent = min(steps[name], limits[name] - ranks[name])
+            if 0 < spent <= budget:
+                ranks[name] += spent
+                budget -= spent
+                heapq.heappush(queue, (-gain(name), name))
+        return ranks
+
+
+_GRAIN = 4  # ranks are spread in steps of at least this, so that matrix widths stay friendly

@@ -1,0 +1,1 @@
+"""Derived model types: how converted checkpoints reach transformers' Auto classes."""

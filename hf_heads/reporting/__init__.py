@@ -1,0 +1,1 @@
+"""Records as words, tables, figures, cards and pages."""

@@ -1,0 +1,43 @@
+"""Words that several rooms share: rules, losses, metrics, file names. Nothing here needs torch."""
+
+from __future__ import annotations
+
+
+def percent(before: int, after: int) -> str:
+    """The change from one number to another, such as `-12.5 %`."""
+    return f"{100 * (after - before) / before:+.1f} %" if before else "0 %"
+
+
+# What the drift's figures are called: the hub's name of the metric, and in words.
+METRICS = {
+    "cosine": ("cosine_similarity", "cosine similarity to the original's outputs"),
+    "max_difference": ("max_absolute_difference", "largest absolute difference from the original's outputs"),
+    "kl": ("kl_divergence", "Kullback-Leibler divergence from the original's outputs, nats"),
+    "agreement": ("agreement", "share of the original's predictions that are the same"),
+    "drift": ("relative_squared_error", "relative squared error against the original's outputs"),
+}
+
+PREFIX = "heads_"
+
+RULES = {
+    "gauss-newton": "how far the model's output moves without the head, predicted; needs no labels",
+    "gradient": "mean over examples of |dL/d(mask)|, the rule of arXiv 1905.10650; needs labels",
+    "ablation": "how far the model's output moves without the head, measured; needs no labels",
+    "weights": "size of the head's value-output map; needs no data",
+    "random": "at random: the control",
+}
+
+CONSTANT_RULES = ("weights", "random")  # these need no data, and no second round would change them
+
+LOSSES = {
+    "output": "the model's outputs: KL of logits, or squared error of last hidden states of a model without a head",
+    "embedding": "1 - cosine of mean-pooled last hidden states (models without a head)",
+    "hidden": "squared error of the hidden states between the layers",
+    "blocks": "squared error of the outputs of the attention blocks",
+    "attention": "KL of the attention maps, head by head (runs both models in eager)",
+    "task": "the student's own loss on labels",
+}
+
+REPORT = "heads_report.json"
+
+RANDOM = "random"
