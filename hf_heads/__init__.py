@@ -33,12 +33,14 @@ _PUBLIC = {
     "rank_heads": "scoring.ranking",
 }
 
-__all__ = ["HeadsError", "__version__", "methods", *_PUBLIC]
+_MODULES = ("compat", "methods", "models")
+
+__all__ = ["HeadsError", "__version__", *_MODULES, *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "methods":
-        return importlib.import_module(".methods", __name__)
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
     if name not in _PUBLIC:
         raise AttributeError(f"module 'hf_heads' has no attribute '{name}'")
     value = getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from hf_heads.cli.program import main
-from tests.twins import TWINS
+from tests.support.twins import TWINS
 
 logging.disable_progress_bar()
 

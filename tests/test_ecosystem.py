@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.test_examples import save_image_processor
 from torch import Tensor, nn
 from torch.export import Dim
 from transformers import (
@@ -32,8 +33,7 @@ import hf_heads
 from hf_heads import CollabSpec, HeadsSpec, LowRankSpec, MgkSpec, MheSpec, PrunedSpec
 from hf_heads.hosts.blocks import find_blocks
 from tests.conftest import save_tokenizer
-from tests.test_examples import save_image_processor
-from tests.twins import HEADS, TWINS, WIDTH, bert_config, logits, randomize
+from tests.support.twins import HEADS, TWINS, WIDTH, bert_config, logits, randomize
 
 METHODS: dict[str, HeadsSpec] = {
     "collab": CollabSpec(rank=10),

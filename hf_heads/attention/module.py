@@ -6,6 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
+from transformers import Cache
 
 from hf_heads.attention.kernels import attend
 from hf_heads.core.dense import AttentionShape, DenseAttention
@@ -154,7 +155,7 @@ class HeadsAttention(nn.Module):
         Args:
             hidden_states: (batch, target, query_width)
             attention_mask: what transformers builds for the implementation at hand: additive, boolean or None.
-            past_key_values: a cache of transformers, of any kind.
+            past_key_values: a cache of transformers, of any kind; it may come under any other name as well.
             kwargs: the key-side inputs of cross-attention under the host's name for them; the rest is not used.
 
         Returns:
@@ -162,6 +163,8 @@ class HeadsAttention(nn.Module):
             the module, and the attention weights (batch, heads, target, source) in `eager`, else None.
         """
         memory = kwargs.pop(self.site.memory, None) if self.site.memory else None
+        if past_key_values is None:  # transformers 5.24 renamed it to `cache`
+            past_key_values = next((value for value in kwargs.values() if isinstance(value, Cache)), None)
         key, value = self._memory(hidden_states if memory is None else memory, memory is not None, past_key_values)
         if not self.shape.heads:
             return self._without_heads(hidden_states, key)

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from hf_heads.checkpoints.files import Weights
 from hf_heads.checkpoints.loading import read_config
 from hf_heads.checkpoints.sources import Source
 from hf_heads.checkpoints.tensors import tensor_names
+from hf_heads.checkpoints.weights import Weights
 from hf_heads.errors import HeadsError
 from hf_heads.hosts.blocks import find_blocks
 from hf_heads.hosts.reading import host_shape

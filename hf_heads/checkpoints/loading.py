@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from hf_heads.checkpoints.files import Weights
 from hf_heads.checkpoints.sources import Source
+from hf_heads.checkpoints.weights import Weights
 from hf_heads.errors import HeadsError
 from hf_heads.hosts.table import adapter_of
 from hf_heads.modeling.auto_classes import auto_classes

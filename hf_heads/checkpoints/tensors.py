@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from hf_heads.checkpoints.files import Weights
+from hf_heads.checkpoints.weights import Weights
 from hf_heads.hosts.blocks import base_prefix, find_blocks
 
 

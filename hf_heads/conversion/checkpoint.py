@@ -12,10 +12,11 @@ from transformers import PreTrainedModel
 
 from hf_heads.attention.spec import HeadsSpec
 from hf_heads.checkpoints.card import write_card
-from hf_heads.checkpoints.files import Weights, finished_folder
+from hf_heads.checkpoints.files import finished_folder
 from hf_heads.checkpoints.loading import load_source
 from hf_heads.checkpoints.sources import Source
 from hf_heads.checkpoints.tensors import TensorNames, block_tensors, tensor_names
+from hf_heads.checkpoints.weights import Weights
 from hf_heads.checkpoints.writing import copy_companions, write_weights
 from hf_heads.conversion.convert import convert
 from hf_heads.conversion.planning import choose_blocks

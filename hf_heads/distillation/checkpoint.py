@@ -15,17 +15,18 @@ from transformers import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback
 
 from hf_heads.checkpoints.card import write_card
-from hf_heads.checkpoints.files import Weights, check_output, finished_folder
+from hf_heads.checkpoints.files import check_output, finished_folder
 from hf_heads.checkpoints.loading import load_source
 from hf_heads.checkpoints.record import read_record
 from hf_heads.checkpoints.sources import Source, resolve_source
 from hf_heads.checkpoints.tensors import block_tensors, tensor_names, whole_tensors
+from hf_heads.checkpoints.weights import Weights
 from hf_heads.checkpoints.writing import copy_companions, write_weights
 from hf_heads.core.batches import Progress
 from hf_heads.data.calibration import CalibrationChoice, probes
 from hf_heads.distillation.data import SAMPLES, load_healing
 from hf_heads.distillation.settings import DistillSettings
-from hf_heads.distillation.trainer import DistillTrainer
+from hf_heads.distillation.trainer import DistillTrainer, training_arguments
 from hf_heads.errors import HeadsError
 from hf_heads.evaluation.drift import measure_drift
 from hf_heads.hosts.blocks import find_blocks
@@ -106,7 +107,9 @@ def distill_checkpoint(
     if not resume:
         _check_unused(work, overwrite)
     last = _resumed(work, asked) if resume else None
-    training = settings.arguments(work, use_cpu=device == "cpu", **(arguments or {}))  # also starts several processes
+    training = training_arguments(
+        settings, work, use_cpu=device == "cpu", **(arguments or {})
+    )  # also starts several processes
     main = PartialState().is_main_process
     before = read_record(source.folder)
     given = teacher or before.get("source")

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_heads.core.batches import Batch, output_mask
+from hf_heads.distillation.settings import check_losses
 from hf_heads.errors import HeadsError
 from hf_heads.hosts.blocks import find_blocks
 from hf_heads.modeling.blocks import block_shape, block_specs
-from hf_heads.vocabulary import LOSSES
 
 _STATES = (
     ("hidden_states", "attention_mask"),
@@ -211,16 +211,6 @@ class Matching:
 
     def _task(self, here: Any, there: Any, batch: Batch) -> Tensor:
         return here["loss"]
-
-
-def check_losses(weights: Mapping[str, float]) -> None:
-    """Raises HeadsError where a loss is unknown, a weight negative or none is left."""
-    if unknown := [name for name in weights if name not in LOSSES]:
-        raise HeadsError(f"no loss '{unknown[0]}'. Losses: {', '.join(LOSSES)}")
-    if wrong := [name for name, weight in weights.items() if not weight >= 0]:
-        raise HeadsError(f"the weight of the loss '{wrong[0]}' is {weights[wrong[0]]}; it must be 0 or more")
-    if not any(weights.values()):
-        raise HeadsError(f"no loss has a weight; name some of {', '.join(LOSSES)}")
 
 
 def _kept_heads(student: PreTrainedModel, teacher: PreTrainedModel) -> dict[str, list[int]]:

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from transformers import TrainingArguments
-
-from hf_heads.distillation.losses import check_losses
-from hf_heads.distillation.trainer import NEVER
 from hf_heads.errors import HeadsError
+from hf_heads.vocabulary import LOSSES
 
 Train = Literal["attention", "all"]
 
@@ -67,36 +62,12 @@ class DistillSettings:
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise HeadsError(f"{name.replace('_', '-')} {getattr(self, name)} is not positive")
 
-    def arguments(self, folder: Path, **more: Any) -> TrainingArguments:
-        """The settings as `TrainingArguments`; `more` has the last word."""
-        given: dict[str, Any] = {
-            "output_dir": str(folder),
-            "per_device_train_batch_size": self.batch_size,
-            "gradient_accumulation_steps": self.accumulate,
-            "num_train_epochs": self.epochs,
-            "max_steps": self.steps or -1,
-            "bf16": self.precision == "bfloat16",
-            "fp16": self.precision == "float16",
-            "seed": self.seed,
-            "learning_rate": self.learning_rate or (1e-3 if self.train == "attention" else 1e-4),
-            "weight_decay": 0.0,
-            "adam_epsilon": 1e-6,
-            "max_grad_norm": 0.0,  # both optimizers take steps of the same size whatever the gradient's
-            "dataloader_pin_memory": torch.cuda.is_available(),
-            "eval_strategy": "steps",
-            "eval_steps": NEVER,
-            "save_strategy": "steps",
-            "save_steps": NEVER,
-            "save_total_limit": 1,
-            "load_best_model_at_end": True,
-            "metric_for_best_model": "drift",
-            "greater_is_better": False,
-            "dataloader_drop_last": True,
-            "remove_unused_columns": False,
-            "logging_steps": 10,
-            "disable_tqdm": True,
-            "report_to": "none",
-        }
-        if self.gradient_checkpointing:
-            given |= {"gradient_checkpointing": True}
-        return TrainingArguments(**{**given, **more})
+
+def check_losses(weights: Mapping[str, float]) -> None:
+    """Raises HeadsError where a loss is unknown, a weight negative or none is left."""
+    if unknown := [name for name in weights if name not in LOSSES]:
+        raise HeadsError(f"no loss '{unknown[0]}'. Losses: {', '.join(LOSSES)}")
+    if wrong := [name for name, weight in weights.items() if not weight >= 0]:
+        raise HeadsError(f"the weight of the loss '{wrong[0]}' is {weights[wrong[0]]}; it must be 0 or more")
+    if not any(weights.values()):
+        raise HeadsError(f"no loss has a weight; name some of {', '.join(LOSSES)}")

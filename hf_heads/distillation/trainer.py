@@ -30,6 +30,41 @@ from hf_heads.modeling.classes import native_model
 NEVER = 10**9  # steps between what a callback decides instead
 
 
+def training_arguments(settings: DistillSettings, folder: Path, **more: Any) -> TrainingArguments:
+    """Settings of healing as `TrainingArguments`; `more` has the last word."""
+    given: dict[str, Any] = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": settings.batch_size,
+        "gradient_accumulation_steps": settings.accumulate,
+        "num_train_epochs": settings.epochs,
+        "max_steps": settings.steps or -1,
+        "bf16": settings.precision == "bfloat16",
+        "fp16": settings.precision == "float16",
+        "seed": settings.seed,
+        "learning_rate": settings.learning_rate or (1e-3 if settings.train == "attention" else 1e-4),
+        "weight_decay": 0.0,
+        "adam_epsilon": 1e-6,
+        "max_grad_norm": 0.0,  # both optimizers take steps of the same size whatever the gradient's
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "eval_strategy": "steps",
+        "eval_steps": NEVER,
+        "save_strategy": "steps",
+        "save_steps": NEVER,
+        "save_total_limit": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "drift",
+        "greater_is_better": False,
+        "dataloader_drop_last": True,
+        "remove_unused_columns": False,
+        "logging_steps": 10,
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
+    if settings.gradient_checkpointing:
+        given |= {"gradient_checkpointing": True}
+    return TrainingArguments(**{**given, **more})
+
+
 def default_losses(model: PreTrainedModel, labels: bool = False) -> dict[str, float]:
     """Losses that did well for a model like this, see `scripts/heal.py`."""
     losses = {"output": 1.0, "hidden": 1.0}
@@ -96,7 +131,7 @@ class DistillTrainer(Trainer):
         if not held_out:
             raise HeadsError("healing needs examples to hold out, by which it knows when to stop; give more data")
         self.settings = settings
-        args = args or settings.arguments(Path(folder))
+        args = args or training_arguments(settings, Path(folder))
         self.clock = RunClock(settings.minutes, settings.evaluations, report)
         teacher.to(args.device)  # type: ignore[arg-type]
         self.student, self.teacher = model, teacher.eval().requires_grad_(False)

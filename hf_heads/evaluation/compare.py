@@ -197,24 +197,24 @@ def _lengths(
 
 def _control(original: ModelRow, model: PreTrainedModel, lengths: Sequence[int]) -> ModelRow:
     """The original with uniform attention, which needs no queries, no keys and no scores."""
-    saved = {block.name: saved(block) for block in find_blocks(model)}
+    spared = {block.name: saved(block) for block in find_blocks(model)}
     blocks = tuple(
         replace(
             block,
             settings=f"uniform, {block.heads} heads",
-            parameters=block.parameters - saved[block.name].parameters,
-            cache=block.cache - saved[block.name].cache,
+            parameters=block.parameters - spared[block.name].parameters,
+            cache=block.cache - spared[block.name].cache,
         )
         for block in original.blocks
     )
-    parameters = sum(one.parameters for one in saved.values())
+    parameters = sum(one.parameters for one in spared.values())
     return ModelRow(
         name=NAME,
         source=original.source,
         role="control",
         attention_parameters=original.attention_parameters - parameters,
         model_parameters=original.model_parameters - parameters,
-        cache_per_token=original.cache_per_token - sum(one.cache for one in saved.values()),
+        cache_per_token=original.cache_per_token - sum(one.cache for one in spared.values()),
         settings="uniform",
         multiply_adds={
             str(length): original.multiply_adds[str(length)] - saved_multiply_adds(model, length) for length in lengths

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hf_heads.checkpoints.files import Weights
 from hf_heads.checkpoints.inspection import sizes
 from hf_heads.checkpoints.loading import load_source
 from hf_heads.checkpoints.record import read_record
 from hf_heads.checkpoints.sources import Source, resolve_source
 from hf_heads.checkpoints.tensors import tensor_names
+from hf_heads.checkpoints.weights import Weights
 from hf_heads.data.calibration import CalibrationChoice, calibration_data, probes
 from hf_heads.errors import HeadsError
 from hf_heads.evaluation.drift import Drift, measure_drift

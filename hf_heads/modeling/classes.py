@@ -89,18 +89,23 @@ def check_loaded(model: PreTrainedModel, info: dict[str, Any]) -> None:
 
 
 _derived: set[str] = set()
+_deriving: set[str] = set()
 
 
 def derive(config: type[Any]) -> None:
     """Make and register the model classes of a derived config class; done once, when a first config is built."""
-    if config.model_type in _derived:
+    if config.model_type in _derived | _deriving:
         return
-    _derived.add(config.model_type)
-    adapter = ADAPTERS[config.model_type.removeprefix(PREFIX)]
-    for auto_name, native_name in auto_classes(adapter).items():
-        model = model_class(getattr(adapter.modeling, native_name))
-        auto_mappings()[auto_name].register(config, model, exist_ok=True)
-    _register_processors(adapter, config)
+    _deriving.add(config.model_type)  # classes that are made build configs themselves
+    try:
+        adapter = ADAPTERS[config.model_type.removeprefix(PREFIX)]
+        for auto_name, native_name in auto_classes(adapter).items():
+            model = model_class(getattr(adapter.modeling, native_name))
+            auto_mappings()[auto_name].register(config, model, exist_ok=True)
+        _register_processors(adapter, config)
+        _derived.add(config.model_type)
+    finally:
+        _deriving.discard(config.model_type)
 
 
 def _register_processors(adapter: AttentionAdapter, config: type[Any]) -> None:

@@ -18,10 +18,12 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from hf_heads import models
 from hf_heads.attention.spec import HeadsSpec
 from hf_heads.errors import HeadsError
 from hf_heads.hosts.table import ADAPTERS, AttentionAdapter
 from hf_heads.methods.registry import get_method
+from hf_heads.modeling.auto_classes import auto_classes
 from hf_heads.vocabulary import PREFIX
 
 FORMAT = 1
@@ -51,9 +53,7 @@ class HeadsConfig:
             kwargs.pop(name, None)
         super().__post_init__(**kwargs)  # type: ignore[misc]
         self.block_specs()
-        from hf_heads.modeling.classes import derive
-
-        derive(type(self))
+        models.deriver(type(self))
 
     def block_specs(self) -> dict[str, HeadsSpec]:
         """The settings of every converted block by name.
@@ -155,8 +155,6 @@ def derived_config(config: PreTrainedConfig, specs: dict[str, HeadsSpec]) -> Any
 
 def auto_map(config: type[HeadsConfig]) -> dict[str, str]:
     """The `auto_map` of `config.json`: which class of the stub serves which Auto class."""
-    from hf_heads.modeling.auto_classes import auto_classes
-
     adapter = ADAPTERS[config.model_type.removeprefix(PREFIX)]
     names = {name: f"Heads{native}" for name, native in auto_classes(adapter).items()}
     return {

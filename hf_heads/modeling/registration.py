@@ -7,11 +7,15 @@ each of them we register what is complete by then.
 
 from __future__ import annotations
 
+import importlib.abc
 import importlib.machinery
 import re
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
+
+from hf_heads import models
 
 _CONFIGS = "transformers.models.auto.configuration_auto"
 
@@ -59,15 +63,28 @@ def _register() -> None:
         return
     _running.add(__name__)  # registering imports watched modules itself
     try:
-        from hf_heads.modeling.configuration import register_configs
+        from hf_heads.modeling.configuration import register_configs  # needs transformers, which is there by now
 
         register_configs()
     finally:
         _running.discard(__name__)
 
 
+def _class_by_name(name: str) -> type | None:
+    from hf_heads.modeling.classes import class_by_name  # takes seconds, and only who unpickles a class needs it
+
+    return class_by_name(name)
+
+
+def _derive(config: type[Any]) -> None:
+    from hf_heads.modeling.classes import derive  # takes seconds, and only who builds a config needs it
+
+    derive(config)
+
+
 def register() -> None:
     """Register now what can be, and the rest when its modules are imported."""
+    vars(models).update(resolver=_class_by_name, deriver=_derive)
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
     _register()

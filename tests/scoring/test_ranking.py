@@ -19,7 +19,7 @@ from hf_heads.hosts.blocks import find_blocks
 from hf_heads.hosts.reading import read_host
 from hf_heads.scoring import sensitivity
 from hf_heads.scoring.sensitivity import Reference, gauss_newton
-from tests.twins import HEADS, LAYERS, TWINS, bert_config, randomize
+from tests.support.twins import HEADS, LAYERS, TWINS, bert_config, randomize
 
 CAUSAL = "bert-decoder"
 

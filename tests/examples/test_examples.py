@@ -38,9 +38,9 @@ from transformers import (
 import hf_heads
 from hf_heads import CollabSpec
 from hf_heads.cli.program import build_parser
-from tests.twins import TWINS, bert_config, logits, randomize
+from tests.support.twins import TWINS, bert_config, logits, randomize
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 # What the examples read: models with tokenizers or processors, and data that can be learned in a few steps.

@@ -15,7 +15,7 @@ from hf_heads.attention.module import HeadsAttention
 from hf_heads.hosts.blocks import find_blocks
 from hf_heads.hosts.reading import read_host
 from hf_heads.modeling.blocks import block_shape
-from tests.twins import HEADS, TWINS, WIDTH, Twin, logits
+from tests.support.twins import HEADS, TWINS, WIDTH, Twin, logits
 
 
 @pytest.fixture(params=TWINS)

@@ -23,7 +23,7 @@ from hf_heads.evaluation.metrics import average_ranks, bleu, perplexity, spearma
 from hf_heads.evaluation.scores import ngram_counts
 from hf_heads.evaluation.tasks import Task, make_task
 from tests.conftest import save_tokenizer
-from tests.twins import TWINS, bert_config, randomize
+from tests.support.twins import TWINS, bert_config, randomize
 
 HYPOTHESES = ["the cat sat on the mat today", "a dog", "", "rain fell on the old town, and on us", "yes"]
 REFERENCES = [

@@ -175,7 +175,8 @@ def test_import_is_cheap_and_pyplot_stays_out(tmp_path: Path):
     program = f"""
 import sys
 from pathlib import Path
-from hf_heads.figures import draw_curves, draw_heads
+from hf_heads.reporting.figures.curves import draw_curves
+from hf_heads.reporting.figures.heads import draw_heads
 assert "matplotlib" not in sys.modules and "torch" not in sys.modules
 draw_heads(Path({str(tmp_path)!r}, "heads.svg"), {{"a": [1.0, 2.0]}}, "title", "label")
 draw_curves(Path({str(tmp_path)!r}, "curves.png"), {{"a": [(0, 1), (1, 2)]}}, "x", "y", "title")

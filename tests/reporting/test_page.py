@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from tests.test_cli import Run, check_refused, leftovers
 
 from hf_heads.core.intervals import Score
 from hf_heads.errors import HeadsError
@@ -21,9 +22,8 @@ from hf_heads.evaluation.costs import Generation, Latency, Memory
 from hf_heads.evaluation.record import pareto_front, read_comparison
 from hf_heads.reporting.page import write_report
 from hf_heads.reporting.words import NONE, big, change, duration, interval, quality_text, signed, summary
-from tests.browser import CHROMIUM, Browser
-from tests.comparison_records import comparison, healed, model, rich, score, scores, unmeasured
-from tests.test_cli import Run, check_refused, leftovers
+from tests.support.browser import CHROMIUM, Browser
+from tests.support.records import comparison, healed, model, rich, score, scores, unmeasured
 
 FIGURES = ["healing.png", "importance.png", "layers.png", "quality.png", "speed.png"]
 VOID = {"meta", "link", "img", "br"}

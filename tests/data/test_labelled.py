@@ -11,6 +11,7 @@ import datasets
 import pytest
 import torch
 from PIL import Image
+from tests.test_examples import save_image_processor, save_marian_tokenizer
 from transformers import (
     AutoTokenizer,
     BertForMaskedLM,
@@ -33,8 +34,7 @@ import hf_heads
 from hf_heads import CollabSpec, HeadsError
 from hf_heads.data.labelled import kind_of, load_labelled
 from tests.conftest import save_tokenizer
-from tests.test_examples import save_image_processor, save_marian_tokenizer
-from tests.twins import TWINS, bert_config, marian_config, randomize, vit_config
+from tests.support.twins import TWINS, bert_config, marian_config, randomize, vit_config
 
 PAD, UNK, CLS, SEP, MASK, WORD0 = 0, 1, 2, 3, 4, 5
 Write = Callable[..., str]

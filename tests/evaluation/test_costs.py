@@ -21,7 +21,7 @@ from hf_heads.evaluation.costs import (
 )
 from hf_heads.evaluation.uniform import check_native, saved, saved_multiply_adds, uniform_attention
 from hf_heads.hosts.blocks import find_blocks
-from tests.twins import HEADS, LAYERS, TWINS, WIDTH
+from tests.support.twins import HEADS, LAYERS, TWINS, WIDTH
 
 CPU = torch.device("cpu")
 

@@ -26,7 +26,7 @@ from hf_heads.hosts.blocks import find_blocks
 from hf_heads.modeling.classes import model_class
 from hf_heads.modeling.configuration import derived_config
 from tests.conftest import save_tokenizer
-from tests.twins import TWINS, bert_config, logits, marian_config, vit_config
+from tests.support.twins import TWINS, bert_config, logits, marian_config, vit_config
 
 
 @pytest.fixture

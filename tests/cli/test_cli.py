@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoTokenizer, BertModel, LlamaConfig, Llama
 
 from hf_heads.checkpoints import writing
 from tests.conftest import Outcome
-from tests.twins import TWINS
+from tests.support.twins import TWINS
 
 Run = Callable[..., Outcome]
 FAST = ("--calibration-samples", 24)

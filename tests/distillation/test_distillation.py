@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.test_cli import Run
 from transformers import AutoModel, AutoModelForMaskedLM, BertForSequenceClassification
 
 import hf_heads
@@ -32,8 +33,7 @@ from hf_heads.evaluation.verify import verify
 from hf_heads.hosts.blocks import find_blocks
 from hf_heads.vocabulary import RANDOM
 from tests.conftest import WORDS, save_tokenizer
-from tests.test_cli import Run
-from tests.twins import TWINS, bert_config, randomize
+from tests.support.twins import TWINS, bert_config, randomize
 
 
 def data_for(name: str, tmp_path: Path) -> CalibrationChoice:

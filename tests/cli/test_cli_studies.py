@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.test_cli import Run, check_refused, leftovers
 from transformers import AutoModel, AutoModelForSequenceClassification, BertForSequenceClassification
 
 from hf_heads import head_mask
 from hf_heads.hosts.blocks import find_blocks
 from tests.conftest import WORDS, save_tokenizer
-from tests.test_cli import Run, check_refused, leftovers
-from tests.twins import HEADS, bert_config, logits, randomize
+from tests.support.twins import HEADS, bert_config, logits, randomize
 
 FAST = ("--calibration-samples", 16)
 

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from tests.test_cli import Run, check_refused, leftovers
+from tests.test_examples import save_image_processor, save_marian_tokenizer
 from torch.nn.functional import cosine_similarity
 from transformers import BertForMaskedLM, BertModel
 
@@ -22,9 +24,7 @@ from hf_heads.evaluation.drift import measure_closely, measure_drift, neighbour_
 from hf_heads.evaluation.record import read_comparison
 from hf_heads.hosts.blocks import find_blocks
 from tests.conftest import save_tokenizer
-from tests.test_cli import Run, check_refused, leftovers
-from tests.test_examples import save_image_processor, save_marian_tokenizer
-from tests.twins import HEADS, LAYERS, TWINS, WIDTH, bert_config, randomize
+from tests.support.twins import HEADS, LAYERS, TWINS, WIDTH, bert_config, randomize
 
 FAST = ("--lengths", 8, "--batches", 2, "--seconds", 0, "--resamples", 50)
 

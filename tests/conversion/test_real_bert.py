@@ -10,9 +10,9 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 import hf_heads
 from hf_heads import CollabSpec, LowRankSpec
-from hf_heads.checkpoints.files import Weights
 from hf_heads.checkpoints.sources import resolve_source
 from hf_heads.checkpoints.tensors import tensor_names
+from hf_heads.checkpoints.weights import Weights
 from hf_heads.conversion.checkpoint import convert_checkpoint
 from hf_heads.conversion.recipes import load_recipe
 from hf_heads.data.calibration import CalibrationChoice

@@ -16,7 +16,7 @@ from hf_heads.core.dense import AttentionShape
 from hf_heads.core.grouping import balanced_groups, captured_energy
 from hf_heads.hosts.blocks import find_blocks
 from hf_heads.methods.mhe import MheAttention
-from tests.twins import HEADS, TWINS, WIDTH, bert_config, logits, randomize, vit_config
+from tests.support.twins import HEADS, TWINS, WIDTH, bert_config, logits, randomize, vit_config
 
 DIM = WIDTH // HEADS
 SETTINGS = [

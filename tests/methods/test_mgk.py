@@ -18,7 +18,7 @@ from hf_heads.hosts.blocks import find_blocks
 from hf_heads.hosts.reading import read_host
 from hf_heads.methods.mgk.attention import MgkAttention
 from hf_heads.methods.mgk.conversion import match_heads
-from tests.twins import HEADS, TWINS, WIDTH, bert_config, logits, randomize
+from tests.support.twins import HEADS, TWINS, WIDTH, bert_config, logits, randomize
 
 DIM = WIDTH // HEADS
 SETTINGS = [

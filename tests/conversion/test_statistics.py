@@ -20,7 +20,7 @@ from hf_heads.hosts.reading import read_host
 from hf_heads.modeling.blocks import share_weights
 from hf_heads.modeling.classes import adopt
 from tests.conftest import save_tokenizer
-from tests.twins import TWINS, WIDTH
+from tests.support.twins import TWINS, WIDTH
 
 
 def test_moments_are_those_of_all_rows():

@@ -22,7 +22,7 @@ from hf_heads.hosts.reading import read_host
 from hf_heads.hosts.table import ADAPTERS
 from hf_heads.modeling.auto_classes import auto_classes, auto_mappings
 from hf_heads.modeling.classes import model_class
-from tests.twins import HEADS, TWINS, WIDTH, Twin, logits, randomize
+from tests.support.twins import HEADS, TWINS, WIDTH, Twin, logits, randomize
 
 # Every method with settings that lose nothing and settings that do.
 Specs = HeadsSpec | dict[str, HeadsSpec]

@@ -17,7 +17,7 @@ from hf_heads.conversion.recipes import Recipe, load_recipe
 from hf_heads.core.statistics import BlockStatistics
 from hf_heads.hosts.blocks import find_blocks
 from hf_heads.hosts.reading import host_shape, read_host
-from tests.twins import TWINS, WIDTH
+from tests.support.twins import TWINS, WIDTH
 
 RECIPES = sorted(Path("conversions").glob("*.toml"))
 OPUS = dict(

@@ -1,0 +1,70 @@
+"""The tensors of a checkpoint's files, read lazily."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from hf_heads.errors import HeadsError
+
+
+class Weights(Mapping[str, Tensor]):
+    """The tensors of a checkpoint folder by name, each read from disk when it is asked for.
+
+    Raises:
+        HeadsError: a file is missing, truncated or corrupted.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file_of: dict[str, Path] = {}
+        index = folder / "model.safetensors.index.json"
+        if index.is_file():
+            names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+            files = [folder / name for name in names]
+        else:
+            files = sorted(folder.glob("*.safetensors"))
+        for file in files:
+            with self._open(file) as handle:
+                self.file_of.update(dict.fromkeys(handle.keys(), file))
+
+    @contextmanager
+    def _open(self, file: Path) -> Iterator[Any]:
+        try:
+            with safe_open(file, framework="pt") as handle:
+                yield handle
+        except FileNotFoundError:
+            raise HeadsError(f"{file.name} is missing from '{self.folder}'; download the checkpoint again") from None
+        except (SafetensorError, OSError) as error:
+            raise HeadsError(f"{file.name} in '{self.folder}' is truncated or corrupted: {error}") from None
+
+    def __getitem__(self, name: str) -> Tensor:
+        with self._open(self.file_of[name]) as handle:
+            return handle.get_tensor(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, without reading the tensor."""
+        with self._open(self.file_of[name]) as handle:
+            return tuple(handle.get_slice(name).get_shape())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.file_of)
+
+    def __len__(self) -> int:
+        return len(self.file_of)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HeadsError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise HeadsError(f"{path} does not hold a JSON object")
+    return found
