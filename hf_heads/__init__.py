@@ -12,7 +12,6 @@ from hf_heads.errors import HeadsError
 from hf_heads.modeling.registration import register
 
 __version__ = "0.1.0"
-
 _PUBLIC = {
     "CollabSpec": "methods.collab",
     "DistillSettings": "distillation.settings",
@@ -32,9 +31,7 @@ _PUBLIC = {
     "prune_heads": "compat",
     "rank_heads": "scoring.ranking",
 }
-
 _MODULES = ("compat", "methods", "models")
-
 __all__ = ["HeadsError", "__version__", *_MODULES, *_PUBLIC]
 
 

@@ -16,9 +16,7 @@ METRICS = {
     "agreement": ("agreement", "share of the original's predictions that are the same"),
     "drift": ("relative_squared_error", "relative squared error against the original's outputs"),
 }
-
 PREFIX = "heads_"
-
 RULES = {
     "gauss-newton": "how far the model's output moves without the head, predicted; needs no labels",
     "gradient": "mean over examples of |dL/d(mask)|, the rule of arXiv 1905.10650; needs labels",
@@ -26,9 +24,7 @@ RULES = {
     "weights": "size of the head's value-output map; needs no data",
     "random": "at random: the control",
 }
-
 CONSTANT_RULES = ("weights", "random")  # these need no data, and no second round would change them
-
 LOSSES = {
     "output": "the model's outputs: KL of logits, or squared error of last hidden states of a model without a head",
     "embedding": "1 - cosine of mean-pooled last hidden states (models without a head)",
@@ -37,7 +33,5 @@ LOSSES = {
     "attention": "KL of the attention maps, head by head (runs both models in eager)",
     "task": "the student's own loss on labels",
 }
-
 REPORT = "heads_report.json"
-
 RANDOM = "random"

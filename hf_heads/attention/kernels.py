@@ -48,7 +48,6 @@ def attend(
 # alone, never by a stopwatch at run time, so that results repeat.
 
 _LONG = 64  # keys
-
 _PIECE = 2**18  # scores of a piece: with their exponentials they stay in a core's cache
 
 

@@ -30,7 +30,6 @@ _TASKS = {
     "ViTModel": "image-feature-extraction",
     "BertModel": "feature-extraction",
 }
-
 Figures = dict[str, float]
 
 

@@ -10,7 +10,6 @@ from hf_heads.checkpoints.card import name_in_card
 from hf_heads.errors import HeadsError
 
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN, with a token that may write"
-
 _LATER = "try again later, or leave out --push-to-hub"
 
 # Weights of an earlier upload under other names would stand beside the new ones, and might be the ones that load.

@@ -14,7 +14,6 @@ from torch import Tensor
 from hf_heads.checkpoints.files import WEIGHTS
 
 _NOT_COPIED = (*WEIGHTS, "config.json", "README.md", "heads_remote.py", "heads_report.json", ".*")
-
 _SHARD_BYTES = 5 * 10**9
 
 

@@ -33,7 +33,6 @@ class Refit:
 
 
 _FOLDS = 4
-
 _RIDGES = tuple(10.0**exponent for exponent in range(-5, 3))
 
 

@@ -12,9 +12,7 @@ from hf_heads.core.batches import Batch
 from hf_heads.errors import HeadsError
 
 _TOKENS_PER_BATCH = 2048
-
 _IMAGES_PER_BATCH = 32
-
 IGNORED = -100  # what the losses of transformers leave out
 
 # Batching.

@@ -19,9 +19,7 @@ from hf_heads.hosts.table import adapter_of
 from hf_heads.modeling.auto_classes import auto_classes
 
 Example = dict[str, Any]
-
 Kind = Literal["text-class", "image-class", "targets", "masked", "causal"]
-
 _KINDS: dict[str, Kind] = {
     "AutoModelForSequenceClassification": "text-class",
     "AutoModelForImageClassification": "image-class",
@@ -29,9 +27,7 @@ _KINDS: dict[str, Kind] = {
     "AutoModelForMaskedLM": "masked",
     "AutoModelForCausalLM": "causal",
 }
-
 _LABEL_NAMES = {"label", "labels", "target", "class"}
-
 _MASKED_SHARE = 0.15
 
 

@@ -12,7 +12,6 @@ from typing import Any, Literal
 from hf_heads.errors import HeadsError
 
 Content = Literal["text", "image"]
-
 _FORMATS = {
     ".jsonl": ("json", {}),
     ".json": ("json", {}),
@@ -21,7 +20,6 @@ _FORMATS = {
     ".parquet": ("parquet", {}),
     ".txt": ("text", {}),
 }
-
 _IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
 # Reading.

@@ -37,7 +37,6 @@ from hf_heads.modeling.configuration import HeadsConfig
 from hf_heads.vocabulary import RANDOM, REPORT
 
 _OF_WEIGHTS = ("scores", "measured")  # what a report may say of the weights that are healed, and no longer of the new
-
 _ASKED = "asked.json"  # what a run was asked for, beside its checkpoints
 
 

@@ -21,9 +21,7 @@ from hf_heads.hosts.table import adapter_of
 from hf_heads.vocabulary import RANDOM
 
 HELD_OUT = 256
-
 _GENERATED = 64  # sources translated at a time
-
 SAMPLES = {"text": 20_000, "text-to-text": 20_000, "image": 5_000}
 
 

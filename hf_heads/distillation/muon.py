@@ -15,11 +15,8 @@ import torch
 from torch import Tensor, nn
 
 _QUINTIC = (3.4445, -4.775, 2.0315)  # pushes singular values of (0, 1] into about 0.7 to 1.2 in five rounds
-
 _ROUNDS = 5
-
 _BETAS = (0.9, 0.98)
-
 _EPSILON = 1e-6  # gradients that are zero but for rounding, as those of key biases, must move nothing
 
 

@@ -36,7 +36,6 @@ from hf_heads.hosts.blocks import find_blocks
 from hf_heads.hosts.table import adapter_of
 
 LENGTHS, BATCHES = (32, 128, 512), (1, 8)
-
 _LONGEST_TIMED = 128  # of the lengths that nobody chose
 
 

@@ -23,7 +23,6 @@ from hf_heads.errors import HeadsError
 from hf_heads.hosts.table import adapter_of
 
 NEW_TOKENS = 32  # what the generation is timed with, and what its source texts are long
-
 _ROUNDS = 3  # the fewest that a median is taken of
 
 

@@ -12,7 +12,6 @@ from typing import Any
 from hf_heads.errors import HeadsError
 
 FORMAT = 1
-
 ROLES = ("original", "converted", "control")
 
 

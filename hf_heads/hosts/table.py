@@ -82,9 +82,7 @@ class AttentionAdapter:
 _bert_site = partial(
     AttentionSite, query="query", key="key", value="value", output="../output.dense", heads="num_attention_heads"
 )
-
 _decoder_site = partial(AttentionSite, query_mask="decoder_attention_mask")
-
 ADAPTERS: dict[str, AttentionAdapter] = {
     adapter.model_type: adapter
     for adapter in (
@@ -118,11 +116,8 @@ ADAPTERS: dict[str, AttentionAdapter] = {
         ),
     )
 }
-
 _ROTARY = "its keys are rotated by position after projection, so heads cannot share one key space"
-
 _RELATIVE = "its scores depend on relative positions, which the decomposition of the weights does not see"
-
 REFUSED: dict[str, str] = {
     "llama": _ROTARY,
     "mistral": _ROTARY,

@@ -33,5 +33,4 @@ class _Methods(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Methods
-
 __all__ = ["HeadsSpec", "Method", "all_methods", "get_method"]

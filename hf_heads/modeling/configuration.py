@@ -27,7 +27,6 @@ from hf_heads.modeling.auto_classes import auto_classes
 from hf_heads.vocabulary import PREFIX
 
 FORMAT = 1
-
 _STUB = "heads_remote"
 
 # transformers hands an unknown fusion to its loader, which raises with the name of the fusion: the only place where a

@@ -18,11 +18,8 @@ from typing import Any
 from hf_heads import models
 
 _CONFIGS = "transformers.models.auto.configuration_auto"
-
 _MODELS = "transformers.models.auto.modeling_auto"
-
 _WATCHED = re.compile(rf"{re.escape(_MODELS)}|transformers\.models\.\w+\.configuration_\w+")
-
 _running: set[str] = set()
 
 

@@ -11,7 +11,6 @@ from typing import Any
 from hf_heads.vocabulary import percent
 
 Record = Mapping[str, Any]
-
 _DRIFT = ("cosine", "max_difference", "kl", "agreement", "neighbours", "attention_distance")
 
 

@@ -7,11 +7,8 @@ from collections.abc import Iterable, Sequence
 from hf_heads.evaluation.record import Comparison, Model, Score
 
 NONE = "\N{EN DASH}"  # stands for what was not measured
-
 NAME_BEGINS, NAME_ENDS = "\x02", "\x03"
-
 _MINUS = "\N{MINUS SIGN}"
-
 _CLEARLY = 1.02  # what a mean ratio of speeds exceeds, beside 1 in every setting, where a model is called faster
 
 

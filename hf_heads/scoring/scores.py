@@ -17,7 +17,6 @@ from hf_heads.methods.pruned import PrunedSpec
 from hf_heads.vocabulary import RULES
 
 FORMAT = 1
-
 Head = tuple[str, int]
 
 

@@ -19,7 +19,6 @@ from hf_heads.scoring.masks import head_mask
 from hf_heads.scoring.scores import Head
 
 _PROBES = 2  # random directions of the output for each example and round
-
 _ABLATION_SHARE = 4  # ablation runs the model once for every head, on one example in so many
 
 

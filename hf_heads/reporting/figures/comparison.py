@@ -31,13 +31,9 @@ if TYPE_CHECKING:
 
 
 _METHODS = ("collab", "low-rank", "pruned", "mhe", "mgk")  # have the same colours on every page
-
 _LIGHT, _DARK = "#b3d4ed", "#08407a"  # ends of the scale of the bars
-
 _LINE = 0.185  # inches for a line of text
-
 _LOG_RANGE = 10.0  # errors that spread over more than this factor are drawn over a logarithm
-
 _MOST_LINES = 6  # that are told apart in one pair of axes
 
 

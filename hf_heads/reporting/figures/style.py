@@ -17,26 +17,17 @@ if TYPE_CHECKING:
 
 
 DPI = 150
-
 NARROW, FINE = 4.4, 220  # width in inches, and dots per inch, of a figure that is read on a telephone
-
 FORMATS = (".png", ".svg", ".pdf")
-
 LOG_RANGE = 50.0  # colours are logarithmic when the largest value exceeds the smallest by more than this factor
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, without the yellow (too light for a line).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-
 MARKERS = ("o", "s", "^", "D", "v", "p", "<", ">")
-
 DASHES = ("-", "-.", ":")
-
 GREY = "#808080"
-
 _BLOCK = re.compile(r"(?:.+?\.)??(?:(encoder|decoder)\.)?layers?\.(\d+)\.([\w.]+)")
-
 _SELF = {"attention.self", "attention.attention", "attention", "self_attn"}
-
 _CROSS = {"crossattention.self", "encoder_attn"}
 
 
