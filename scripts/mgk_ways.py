@@ -20,6 +20,7 @@ from common import medians, parser, save, start
 from torch import Tensor
 
 from hf_heads.attention import mixture
+from hf_heads.attention.kernels import Conditions
 from hf_heads.attention.mixture import mixture_attention
 
 HEADS, COMPONENTS, DIM = 6, 2, 32
@@ -42,7 +43,7 @@ def naive(query: Tensor, key: Tensor, value: Tensor, prior: Tensor) -> Tensor:
 
 def logarithmic(query: Tensor, key: Tensor, value: Tensor, prior: Tensor) -> Tensor:
     additive = prior[:, :, None] - 0.5 * DIM**-0.5 * key.square().sum(-1)
-    return mixture_attention(query, key, value, DIM**-0.5, additive, None, False, 0.0, "sdpa")[0]
+    return mixture_attention(query, key, value, DIM**-0.5, additive, Conditions(implementation="sdpa"))[0]
 
 
 def fused(query: Tensor, key: Tensor, value: Tensor, prior: Tensor) -> Tensor:

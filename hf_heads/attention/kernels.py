@@ -2,21 +2,73 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
+
+
+class Conditions(NamedTuple):
+    """What holds for one call of attention, whatever the method.
+
+    Attributes:
+        mask: additive or boolean (True attends), broadcastable to (batch, heads, target, source), or None.
+        causal: the module is causal; only used when there is no mask, as in transformers.
+        dropout: probability of dropping an attention weight.
+        implementation: `eager` returns the weights; `sdpa` takes the fastest exact way.
+    """
+
+    mask: Tensor | None = None
+    causal: bool = False
+    dropout: float = 0.0
+    implementation: str | None = "eager"
+
+    @property
+    def eager(self) -> bool:
+        """Whether the attention weights are wanted."""
+        return self.implementation == "eager"
+
+    def additive(self, query: Tensor, source: int, dtype: torch.dtype | None = None) -> Tensor | None:
+        """The mask as something to add to the scores; a causal one is built where transformers leaves it to the kernel.
+
+        Args:
+            query: (..., target, width)
+            source: number of keys.
+            dtype: of the result where the mask is not additive already; the query's when None.
+        """
+        mask, dtype = self.mask, dtype or query.dtype
+        if mask is None:
+            if not self.causal or query.shape[-2] == 1:
+                return None
+            mask = lower_triangle(query, source)
+        if mask.dtype == torch.bool:
+            return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+        return mask
+
+    def weights(self, weights: Tensor) -> Tensor | None:
+        """Attention weights as they are returned."""
+        return weights if self.eager else None
+
+    def drop(self, weights: Tensor) -> Tensor:
+        """Attention weights with dropout."""
+        return nn.functional.dropout(weights, self.dropout, training=self.dropout > 0)
+
+
+_PLAIN = Conditions()
+
+
+def lower_triangle(query: Tensor, source: int) -> Tensor:
+    """What a causal module may see without a cache, (target, source)."""
+    return torch.ones(query.shape[-2], source, dtype=torch.bool, device=query.device).tril()
 
 
 def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    *,
     scaling: float,
     bias: Tensor | None = None,
-    mask: Tensor | None = None,
-    causal: bool = False,
-    dropout: float = 0.0,
-    implementation: str | None = "eager",
+    conditions: Conditions = _PLAIN,
 ) -> tuple[Tensor, Tensor | None]:
     """Softmax attention with shared keys or values, an additive term on the scores, and any widths.
 
@@ -26,25 +78,21 @@ def attend(
         value: (batch, n, source, value_dim), with an n of its own.
         scaling: factor on the scores; the additive term is not scaled.
         bias: broadcastable to (batch, heads, target, source).
-        mask: additive or boolean (True attends), broadcastable to (batch, heads, target, source).
-        causal: the module is causal; only used when there is no mask, as in transformers.
-        dropout: probability of dropping an attention weight.
-        implementation: `eager` returns the weights; `sdpa` takes the fastest exact way.
+        conditions: mask, dropout and implementation.
 
     Returns:
         Context (batch, heads, target, value_dim) and the weights or None.
     """
-    if implementation != "eager" and fused_is_faster(query, key, value, bias):
-        return _fused(query, key, value, scaling, mask, causal, dropout), None
-    additive = _additive(mask, causal, query, key)
-    if implementation != "eager" and pieces_are_faster(query, key):
+    if not conditions.eager and fused_is_faster(query, key, value, bias):
+        return _fused(query, key, value, scaling, conditions), None
+    additive = conditions.additive(query, key.shape[-2])
+    if not conditions.eager and pieces_are_faster(query, key):
         return _in_pieces(query, key, value, scaling, bias, additive), None
-    weights = _weights(query, key, scaling, bias, additive).to(value.dtype)
-    weights = nn.functional.dropout(weights, dropout, training=dropout > 0)
-    return _fold(weights, value), weights if implementation == "eager" else None
+    weights = conditions.drop(_weights(query, key, scaling, bias, additive).to(value.dtype))
+    return _fold(weights, value), conditions.weights(weights)
 
 
-# Which exact way is the fastest was measured (scripts/ways.py). It is decided by shape, device and gradient mode
+# Which exact way is the fastest was measured (scripts/run.py ways). It is decided by shape, device and gradient mode
 # alone, never by a stopwatch at run time, so that results repeat.
 
 _LONG = 64  # keys
@@ -125,24 +173,11 @@ def _fold(left: Tensor, right: Tensor) -> Tensor:
     return folded.view(batch, heads, target, right.shape[-1])
 
 
-def _additive(mask: Tensor | None, causal: bool, query: Tensor, key: Tensor) -> Tensor | None:
-    """The mask as something to add to the scores; a causal one is built where transformers leaves it to the kernel."""
-    target, source = query.shape[-2], key.shape[-2]
-    if mask is None:
-        if not causal or target == 1:
-            return None
-        mask = torch.ones(target, source, dtype=torch.bool, device=query.device).tril()
-    if mask.dtype == torch.bool:
-        return torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
-    return mask
-
-
-def _fused(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None, causal: bool, dropout: float
-) -> Tensor:
+def _fused(query: Tensor, key: Tensor, value: Tensor, scaling: float, conditions: Conditions) -> Tensor:
     """Torch's fused attention; queries and keys are padded to the values' width, since it wants equal widths."""
     target, source = query.shape[-2], key.shape[-2]
-    causal = causal and mask is None and target > 1
+    mask, dropout = conditions.mask, conditions.dropout
+    causal = conditions.causal and mask is None and target > 1
     if causal and source > target:
         key, value = key[:, :, :target], value[:, :, :target]  # an empty static cache beyond the prompt
     missing = value.shape[-1] - query.shape[-1]

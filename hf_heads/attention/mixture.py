@@ -1,9 +1,9 @@
 """Attention over several keys per position, always in log space: softmax, its hard form, and the linear form.
 
 Shapes in all three: query (batch, heads, 1 or components, target, head_dim), one for all components or one each; key
-(batch, heads, components, source, head_dim); value (batch, heads, source, value_dim); mask additive or boolean (True
-attends), broadcastable to (batch, heads, target, source), or None. All return the context (batch, heads, target,
-value_dim) and, for `eager`, the weights (batch, heads, target, source), summed over components, rows summing to one.
+(batch, heads, components, source, head_dim); value (batch, heads, source, value_dim). All return the context (batch,
+heads, target, value_dim) and, for `eager`, the weights (batch, heads, target, source), summed over components, rows
+summing to one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from hf_heads.attention.kernels import exporting
+from hf_heads.attention.kernels import Conditions, exporting, lower_triangle
 
 _LONG = 64  # keys; for fewer, making the scores at once is faster than the fused kernel
 
@@ -37,10 +37,7 @@ def mixture_attention(
     value: Tensor,
     scaling: float,
     additive: Tensor,
-    mask: Tensor | None,
-    causal: bool,
-    dropout: float,
-    implementation: str | None,
+    conditions: Conditions,
     watch: Callable[[Tensor], None] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """softmax over all components of all positions of scaling * q k + additive.
@@ -49,45 +46,30 @@ def mixture_attention(
         additive: (batch or 1, heads, components, source) in float32: log priors and the keys' norms.
         watch: is given the weights by component, (batch, heads, target, components, source).
     """
-    eager = implementation == "eager"
     long = exporting() or key.shape[-2] >= _LONG  # an exported program serves any length
-    if not eager and watch is None and not dropout and query.shape[2] == 1 and long:
-        return _fused(query[:, :, 0], key, value, scaling, additive, mask, causal), None
-    scores = _scores(query, key, scaling, additive, mask, causal)
+    if not conditions.eager and watch is None and not conditions.dropout and query.shape[2] == 1 and long:
+        return _fused(query[:, :, 0], key, value, scaling, additive, conditions), None
+    scores = _scores(query, key, scaling, additive, conditions)
     if watch is not None:
         watch(scores.flatten(-2).softmax(-1).view_as(scores))
-    weights = scores.logsumexp(-2).softmax(-1).to(value.dtype)  # (batch, heads, target, source)
-    weights = nn.functional.dropout(weights, dropout, training=dropout > 0)
-    return weights @ value, weights if eager else None
+    return _merge(scores.logsumexp(-2), value, conditions)  # (batch, heads, target, source)
 
 
 def hard_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scaling: float,
-    additive: Tensor,
-    mask: Tensor | None,
-    causal: bool,
-    dropout: float,
-    implementation: str | None,
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, additive: Tensor, conditions: Conditions
 ) -> tuple[Tensor, Tensor | None]:
     """The same with every position represented by its best component for the query (hard-E)."""
-    scores = _scores(query, key, scaling, additive, mask, causal)
-    weights = scores.amax(-2).softmax(-1).to(value.dtype)
-    weights = nn.functional.dropout(weights, dropout, training=dropout > 0)
-    return weights @ value, weights if implementation == "eager" else None
+    return _merge(_scores(query, key, scaling, additive, conditions).amax(-2), value, conditions)
+
+
+def _merge(scores: Tensor, value: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor | None]:
+    """Context and weights from scores (batch, heads, target, source)."""
+    weights = conditions.drop(scores.softmax(-1).to(value.dtype))
+    return weights @ value, conditions.weights(weights)
 
 
 def linear_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_priors: Tensor,
-    mask: Tensor | None,
-    causal: bool,
-    dropout: float,
-    eager: bool,
+    query: Tensor, key: Tensor, value: Tensor, log_priors: Tensor, conditions: Conditions
 ) -> tuple[Tensor, Tensor | None]:
     """a_ij ~ phi(q_i) sum_r pi_r phi(k_jr) with phi = elu + 1, in time linear in the source where no mask forbids it.
 
@@ -97,31 +79,30 @@ def linear_attention(
     features = nn.functional.elu(query[:, :, 0].float()) + 1
     keys = nn.functional.elu(key.float()) + 1
     keys = (keys * log_priors.exp()[:, :, None, None]).sum(2)  # (batch, heads, source, head_dim)
-    allowed = _allowed(mask, causal, query.shape[-2], key.shape[-2], query.device)
-    if eager or dropout or (allowed is not None and allowed.shape[-2] > 1):
+    allowed = _allowed(conditions, query, key.shape[-2])
+    if conditions.eager or conditions.dropout or (allowed is not None and allowed.shape[-2] > 1):
         weights = features @ keys.mT
         weights = weights if allowed is None else weights * allowed
-        weights = (weights / weights.sum(-1, keepdim=True).clamp_min(1e-20)).to(value.dtype)
-        weights = nn.functional.dropout(weights, dropout, training=dropout > 0)
-        return weights @ value, weights if eager else None
+        weights = conditions.drop((weights / weights.sum(-1, keepdim=True).clamp_min(1e-20)).to(value.dtype))
+        return weights @ value, conditions.weights(weights)
     keys = keys if allowed is None else keys * allowed.mT
     total = features @ keys.sum(-2)[..., None]
     context = features @ (keys.mT @ value.float()) / total.clamp_min(1e-20)
     return context.to(value.dtype), None
 
 
-def _scores(query: Tensor, key: Tensor, scaling: float, additive: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+def _scores(query: Tensor, key: Tensor, scaling: float, additive: Tensor, conditions: Conditions) -> Tensor:
     """Scores (batch, heads, target, components, source) in float32, or float64 where queries are."""
     scores = (query * scaling) @ key.mT
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) + additive[..., None, :]
-    term = _mask_term(mask, causal, query.shape[-2], key.shape[-2], query.device)
+    term = conditions.additive(query, key.shape[-2], torch.float32)
     if term is not None:
         scores = scores + term[..., None, :, :]
     return scores.transpose(2, 3)
 
 
 def _fused(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float, additive: Tensor, mask: Tensor | None, causal: bool
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, additive: Tensor, conditions: Conditions
 ) -> Tensor:
     """Torch's fused attention over components x source keys, with the additive term in channels of its own.
 
@@ -139,40 +120,18 @@ def _fused(
     if missing < 0:
         key, query = nn.functional.pad(key, (0, -missing)), nn.functional.pad(query, (0, -missing))
     wide = wide[:, :, None].expand(-1, -1, components, -1, -1).flatten(2, 3)
-    allowed = _mask_term(mask, causal, query.shape[-2], source, query.device, query.dtype)
+    allowed = conditions.additive(query, source)
     if allowed is not None:
-        allowed = allowed.repeat(*[1] * (allowed.ndim - 1), components)
+        allowed = allowed.to(query.dtype).repeat(*[1] * (allowed.ndim - 1), components)
     context = nn.functional.scaled_dot_product_attention(query, key, wide, attn_mask=allowed, scale=scaling)
     return context[..., : value.shape[-1]]
 
 
-def _causal(target: int, source: int, device: torch.device) -> Tensor:
-    """What a causal module may see where transformers leaves it to the kernel: (target, source)."""
-    return torch.ones(target, source, dtype=torch.bool, device=device).tril()
-
-
-def _mask_term(
-    mask: Tensor | None,
-    causal: bool,
-    target: int,
-    source: int,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor | None:
-    """The mask as something to add to the scores."""
-    if mask is None:
-        if not causal or target == 1:
-            return None
-        mask = _causal(target, source, device)
-    if mask.dtype == torch.bool:
-        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
-    return mask.to(dtype)
-
-
-def _allowed(mask: Tensor | None, causal: bool, target: int, source: int, device: torch.device) -> Tensor | None:
+def _allowed(conditions: Conditions, query: Tensor, source: int) -> Tensor | None:
     """The mask as booleans; of a mask whose rows are the same memory, one row."""
+    mask = conditions.mask
     if mask is None:
-        return _causal(target, source, device) if causal and target > 1 else None
+        return lower_triangle(query, source) if conditions.causal and query.shape[-2] > 1 else None
     if mask.dtype != torch.bool:
         mask = mask > torch.finfo(mask.dtype).min / 2
     return mask[..., :1, :] if mask.stride(-2) == 0 else mask

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 from transformers import Cache
 
-from hf_heads.attention.kernels import attend
+from hf_heads.attention.kernels import Conditions, attend
 from hf_heads.core.dense import AttentionShape, DenseAttention
 from hf_heads.hosts.reading import host_shape
 from hf_heads.hosts.table import AttentionSite, Kind
@@ -102,22 +102,10 @@ class HeadsAttention(nn.Module):
         key: Tensor,
         value: Tensor,
         bias: Tensor | None,
-        mask: Tensor | None,
-        causal: bool,
-        dropout: float,
+        conditions: Conditions,
     ) -> tuple[Tensor, Tensor | None]:
         """Attention itself, by default softmax attention, see `attend`."""
-        return attend(
-            query,
-            key,
-            value,
-            scaling=self.scaling,
-            bias=bias,
-            mask=mask,
-            causal=causal,
-            dropout=dropout,
-            implementation=self.config._attn_implementation,
-        )
+        return attend(query, key, value, self.scaling, bias, conditions)
 
     def finish_context(self, context: Tensor) -> Tensor:
         """What is done to the heads' contexts (batch, heads, target, any width) before the output projection."""
@@ -132,6 +120,11 @@ class HeadsAttention(nn.Module):
         raise NotImplementedError
 
     # What all methods share.
+
+    @property
+    def implementation(self) -> str | None:
+        """`eager`, which returns attention weights, or another."""
+        return self.config._attn_implementation  # the name by which every host's forward reads it
 
     @property
     def value_projection(self) -> nn.Linear:
@@ -174,7 +167,8 @@ class HeadsAttention(nn.Module):
             bias = constant if bias is None else bias + constant
         causal = self.is_causal if kwargs.get("is_causal") is None else kwargs["is_causal"]
         dropout = self.attention_dropout if self.training else 0.0
-        context, weights = self.core(query, key, value, bias, attention_mask, causal, dropout)
+        conditions = Conditions(attention_mask, causal, dropout, self.implementation)
+        context, weights = self.core(query, key, value, bias, conditions)
         context = self.finish_context(context).transpose(1, 2).flatten(2)
         if self.site.output_inside:
             context = getattr(self, self.site.output)(context)
@@ -186,7 +180,7 @@ class HeadsAttention(nn.Module):
         context = hidden_states.new_zeros(batch, target, 0)
         if self.site.output_inside:
             context = getattr(self, self.site.output)(context)
-        eager = self.config._attn_implementation == "eager"
+        eager = self.implementation == "eager"
         return context, hidden_states.new_zeros(batch, 0, target, key.shape[-2]) if eager else None
 
     def _cached_memory(self, source: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from hf_heads.hosts.table import adapter_of
 from hf_heads.modeling.auto_classes import auto_classes
 from hf_heads.modeling.blocks import block_size, block_specs
 from hf_heads.modeling.classes import model_class
-from hf_heads.modeling.configuration import HeadsConfig
+from hf_heads.modeling.configuration import HeadsConfig, native_entries
 
 
 def sizes(model: PreTrainedModel) -> dict[str, int]:
@@ -40,7 +40,7 @@ def inspect(source: Source) -> dict[str, Any]:
     weights = Weights(source.folder)
     config = read_config(source)
     adapter = adapter_of(config)
-    native_config = AutoConfig.for_model(adapter.model_type, **_native_entries(config))
+    native_config = AutoConfig.for_model(adapter.model_type, **native_entries(config))
     served = auto_classes(adapter)["AutoModel"]
     with torch.device("meta"):
         native = getattr(adapter.modeling, served)(native_config)
@@ -70,12 +70,3 @@ def inspect(source: Source) -> dict[str, Any]:
             }
         )
     return {"source": source.given, "model_type": config.model_type, "blocks": rows}
-
-
-def _native_entries(config: Any) -> dict[str, Any]:
-    entries = config.to_dict()
-    return {
-        name: value
-        for name, value in entries.items()
-        if name not in ("model_type", "heads", "auto_map", "fusion_config", "architectures", "transformers_version")
-    }

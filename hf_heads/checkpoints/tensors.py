@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from hf_heads.checkpoints.weights import Weights
 from hf_heads.hosts.blocks import base_prefix, find_blocks
+from hf_heads.modeling.internals import KeyNames
 
 
 @dataclass(frozen=True)
@@ -37,24 +35,10 @@ class TensorNames:
     inner: dict[str, str]
 
 
-def _transforms(model: PreTrainedModel, reverse: bool) -> tuple[list[Any], list[Any]]:
-    transforms = get_model_conversion_mapping(model, add_legacy=not reverse)
-    if reverse:
-        transforms = [transform.reverse_transform() for transform in transforms[::-1]]
-    return tuple(  # type: ignore[return-value]
-        [transform for transform in transforms if isinstance(transform, kind)]
-        for kind in (WeightRenaming, WeightConverter)
-    )
-
-
 def tensor_names(model: PreTrainedModel, weights: Weights) -> TensorNames:
     """Sort the tensors of a checkpoint's files by the attention blocks of the model that was loaded from it."""
-    renamings, converters = _transforms(model, reverse=False)
-    back_renamings, back_converters = _transforms(model, reverse=True)
-    state = model.state_dict()
-    in_model = {
-        name: rename_source_key(name, renamings, converters, model.base_model_prefix, state)[0] for name in weights
-    }
+    keys = KeyNames.of(model)
+    in_model = {name: keys.in_model(name) for name in weights}
     prefix = base_prefix(model)
     owners = {}
     for block in find_blocks(model):
@@ -70,7 +54,7 @@ def tensor_names(model: PreTrainedModel, weights: Weights) -> TensorNames:
         by_block[owner].append(name)
         if owner not in dtypes:
             dtypes[owner] = weights[name].dtype
-            written = rename_source_key(inner, back_renamings, back_converters, reverse=True)[0]
+            written = keys.in_file(inner)
             if name.endswith(written):
                 added = name.removesuffix(written)
             elif written.endswith(name):
@@ -80,14 +64,14 @@ def tensor_names(model: PreTrainedModel, weights: Weights) -> TensorNames:
 
 def block_tensors(model: PreTrainedModel, names: TensorNames) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a converted model's blocks under the names that belong into the files."""
-    renamings, converters = _transforms(model, reverse=True)
+    keys = KeyNames.of(model)
     prefix = base_prefix(model)
     for block in find_blocks(model):
         tensors = {f"{prefix}{block.name}.{name}": tensor for name, tensor in block.module.state_dict().items()}
         output = block.site.output_name(prefix + block.name)
         tensors.update({f"{output}.{name}": tensor for name, tensor in block.output.state_dict().items()})
         for inner, tensor in tensors.items():
-            name = rename_source_key(inner, renamings, converters, reverse=True)[0].removeprefix(names.strip)
+            name = keys.in_file(inner).removeprefix(names.strip)
             yield names.prefix + name, tensor.to(names.dtypes[block.name])
 
 

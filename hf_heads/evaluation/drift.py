@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from hf_heads.core.batches import Batch, main_output, mean_pool, output_mask
 from hf_heads.hosts.blocks import Block, find_blocks
+from hf_heads.modeling.internals import attention_implementation
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def measure_closely(
 @contextmanager
 def _evaluating(*models: PreTrainedModel, eager: bool = False) -> Iterator[None]:
     """Models in evaluation mode, and in eager attention if asked for, as long as the `with` block lasts."""
-    before = [(one, one.training, one.config._attn_implementation) for one in models]
+    before = [(one, one.training, attention_implementation(one.config)) for one in models]
     try:
         for one in models:
             one.eval()

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
-from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from hf_heads.attention.module import HeadsAttention, linear
 from hf_heads.attention.spec import HeadsSpec
@@ -20,6 +18,7 @@ from hf_heads.errors import HeadsError
 from hf_heads.hosts.blocks import Block, base_prefix, find_blocks
 from hf_heads.hosts.table import ADAPTERS, AttentionAdapter, adapter_of
 from hf_heads.methods.registry import all_methods, get_method
+from hf_heads.modeling import internals
 from hf_heads.modeling.auto_classes import auto_classes, auto_mappings
 from hf_heads.modeling.configuration import config_class, derived_config
 from hf_heads.vocabulary import PREFIX
@@ -39,8 +38,7 @@ class HeadsModel(PreTrainedModel):
             if isinstance(block.module, HeadsAttention):
                 for module in [*block.module.modules(), block.output]:
                     if not any(parameter.is_meta for parameter in module.parameters()):
-                        module._is_hf_initialized = False  # type: ignore[assignment]
-                        self._initialize_weights(module)
+                        internals.initialize(self, module)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -140,8 +138,7 @@ def model_class(native: type[PreTrainedModel]) -> type[HeadsModel]:
     made = _made[name] = type(name, (HeadsModel, native), namespace)
     # Renamings of checkpoint keys are looked up by class name, then by model type.
     for own, host in ((name, native.__name__), (PREFIX + adapter.model_type, adapter.model_type)):
-        if (mapping := get_checkpoint_conversion_mapping(host)) is not None:
-            register_checkpoint_conversion_mapping(own, mapping, overwrite=True)
+        internals.rename_keys_like(own, host)
     return made
 
 
@@ -213,8 +210,7 @@ def graft(model: PreTrainedModel, specs: dict[str, HeadsSpec]) -> None:
             replace_block(model, blocks[name], spec)
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and not isinstance(module, HeadsModel):
-            module.__class__ = model_class(type(module))
-            _CAN_RECORD_REGISTRY[module] = module._can_record_outputs
+            internals.become(module, model_class(type(module)))
 
 
 def replace_block(model: PreTrainedModel, block: Block, spec: HeadsSpec) -> HeadsAttention:
@@ -258,8 +254,7 @@ def adopt(model: PreTrainedModel) -> None:
     if isinstance(model, HeadsModel):
         return
     set_specs(model, {})
-    model.__class__ = model_class(type(model))
-    _CAN_RECORD_REGISTRY[model] = model._can_record_outputs
+    internals.become(model, model_class(type(model)))
     graft(model, {})
 
 

@@ -23,14 +23,12 @@ from hf_heads.attention.spec import HeadsSpec
 from hf_heads.errors import HeadsError
 from hf_heads.hosts.table import ADAPTERS, AttentionAdapter
 from hf_heads.methods.registry import get_method
+from hf_heads.modeling import internals
 from hf_heads.modeling.auto_classes import auto_classes
 from hf_heads.vocabulary import PREFIX
 
 FORMAT = 1
 _STUB = "heads_remote"
-
-# transformers hands an unknown fusion to its loader, which raises with the name of the fusion: the only place where a
-# native class that is about to fill our checkpoint's attention with random numbers can be made to stop.
 GUARD = (
     "this checkpoint has re-parametrized attention heads and a native class would load it with random attention; "
     "`import hf_heads` and load it with AutoModel or any AutoModelForX"
@@ -48,9 +46,8 @@ class HeadsConfig:
     model_type: str
 
     def __post_init__(self, **kwargs: Any) -> None:
-        for name in ("fusion_config", "auto_map"):  # for those who load the file without us
-            kwargs.pop(name, None)
-        super().__post_init__(**kwargs)  # type: ignore[misc]
+        kwargs.pop("auto_map", None)  # as the guard, for those who load the file without us
+        super().__post_init__(**internals.without_guard(kwargs))  # type: ignore[misc]
         self.block_specs()
         models.deriver(type(self))
 
@@ -66,8 +63,7 @@ class HeadsConfig:
         """The config as written to `config.json`, with what makes other ways of loading it safe."""
         entries: dict[str, Any] = super().to_dict()  # type: ignore[misc]
         if self.heads:
-            entries["fusion_config"] = {GUARD: True}
-            entries["auto_map"] = auto_map(type(self))
+            return {**internals.guarded(entries, GUARD), "auto_map": auto_map(type(self))}
         return entries
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
@@ -140,15 +136,18 @@ def config_class(adapter: AttentionAdapter) -> type[HeadsConfig]:
     return strict(type(name, (HeadsConfig, native), namespace))
 
 
+def native_entries(config: PreTrainedConfig) -> dict[str, Any]:
+    """The entries of a config, native or derived, that its host's own config class takes."""
+    ours = ("model_type", "heads", "auto_map", "transformers_version")
+    entries = internals.without_guard(copy.deepcopy(config.to_dict()))
+    return {name: value for name, value in entries.items() if name not in ours}
+
+
 def derived_config(config: PreTrainedConfig, specs: dict[str, HeadsSpec]) -> Any:
     """A derived config with everything of `config` and the settings of the converted blocks."""
     adapter = ADAPTERS[config.model_type.removeprefix(PREFIX)]
-    entries = copy.deepcopy(config.to_dict())
-    for name in ("model_type", "heads", "auto_map", "fusion_config", "transformers_version"):
-        entries.pop(name, None)
-    made = config_class(adapter)(**entries, heads=heads_section(specs))  # type: ignore[call-arg]
-    made._attn_implementation = config._attn_implementation  # type: ignore[attr-defined]
-    made._name_or_path = getattr(config, "_name_or_path", "")  # type: ignore[attr-defined]
+    made = config_class(adapter)(**native_entries(config), heads=heads_section(specs))  # type: ignore[call-arg]
+    internals.copy_choices(config, made)
     return made
 
 

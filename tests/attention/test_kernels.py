@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hf_heads.attention import kernels
-from hf_heads.attention.kernels import attend
+from hf_heads.attention.kernels import Conditions, attend
 
 
 def naive(query: Tensor, key: Tensor, value: Tensor, scaling: float, bias: Tensor, allowed: Tensor) -> Tensor:
@@ -59,16 +59,8 @@ def test_every_way_is_softmax_attention(
     wanted = naive(query, key, value, 0.3, bias, allowed)
     for implementation in ("eager", "sdpa"):
         with torch.set_grad_enabled(gradient):
-            found, weights = attend(
-                query,
-                key,
-                value,
-                scaling=0.3,
-                bias=bias if biased else None,
-                mask=mask,
-                causal=masking == "causal",
-                implementation=implementation,
-            )
+            conditions = Conditions(mask, masking == "causal", implementation=implementation)
+            found, weights = attend(query, key, value, 0.3, bias if biased else None, conditions)
         assert (found - wanted).abs().max() < 1e-5
         assert (weights is None) == (implementation == "sdpa")
 
@@ -80,5 +72,5 @@ def test_pieces_are_really_made(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(kernels, "_weights", lambda *args: seen.append(args[0].shape) or whole(*args))
     query, value = torch.randn(3, 2, 37, 5), torch.randn(3, 2, 37, 6)
     with torch.no_grad():
-        attend(query, query[:, :1], value, scaling=1.0, implementation="sdpa")
+        attend(query, query[:, :1], value, scaling=1.0, conditions=Conditions(implementation="sdpa"))
     assert len(seen) == 9 and {shape[0] for shape in seen} == {1} and max(shape[2] for shape in seen) == 16

@@ -12,6 +12,7 @@ from transformers import BertModel, PreTrainedModel
 import hf_heads
 from hf_heads import HeadsError, MgkSpec
 from hf_heads.attention import mixture
+from hf_heads.attention.kernels import Conditions
 from hf_heads.attention.mixture import centred, hard_attention, linear_attention, mixture_attention
 from hf_heads.conversion.statistics import collect_statistics
 from hf_heads.hosts.blocks import find_blocks
@@ -32,6 +33,8 @@ SETTINGS = [
     MgkSpec(merge=2),
     MgkSpec(merge=2, queries="shared", values="shared"),
 ]
+
+EAGER, SDPA = Conditions(), Conditions(implementation="sdpa")
 
 
 def name_of(spec: MgkSpec) -> str:
@@ -156,9 +159,7 @@ def test_distances_that_underflow_do_no_harm(
     query, key = centred(query.to(dtype), key.to(dtype), torch.ones(3))
     additive = prior.to(dtype).log()[:, :, None] - 0.5 * scaling * key.square().sum(-1)
     value = value.to(dtype)
-    found, maps = mixture_attention(
-        query, key, value, scaling, additive, None, False, 0.0, "eager" if implementation == "eager" else "sdpa"
-    )
+    found, maps = mixture_attention(query, key, value, scaling, additive, EAGER if implementation == "eager" else SDPA)
     # Centred, the scores at distance d are of size d, of which float32 keeps seven digits.
     assert (found - wanted).abs().max() < (1e-6 if dtype == torch.float64 else 1e-6 * max(1.0, distance))
     assert found.isfinite().all()
@@ -174,11 +175,9 @@ def test_bfloat16_keeps_the_precision_of_the_additive_term(fused: bool, monkeypa
     value = torch.randn(2, 3, 16, 8, generator=generator)
     query, key, value = (one.bfloat16() for one in (query, key, value))
     additive = -0.5 * 8**-0.5 * (key.float() * 4).square().sum(-1)
-    exact, _ = mixture_attention(
-        query.double(), key.double(), value.double(), 8**-0.5, additive, None, False, 0.0, "eager"
-    )
-    found, _ = mixture_attention(query, key, value, 8**-0.5, additive, None, False, 0.0, "sdpa")
-    rounded, _ = mixture_attention(query, key, value, 8**-0.5, additive.bfloat16().float(), None, False, 0.0, "sdpa")
+    exact, _ = mixture_attention(query.double(), key.double(), value.double(), 8**-0.5, additive, EAGER)
+    found, _ = mixture_attention(query, key, value, 8**-0.5, additive, SDPA)
+    rounded, _ = mixture_attention(query, key, value, 8**-0.5, additive.bfloat16().float(), SDPA)
     error, careless = ((one.double() - exact).abs().mean() for one in (found, rounded))
     assert error < 0.6 * careless
 
@@ -189,10 +188,10 @@ def test_hard_and_linear_attention_in_one_component_are_plain():
     value, nothing = torch.randn(2, 3, 7, 4, generator=generator), torch.zeros(3, 1, 7)
     wanted = torch.nn.functional.scaled_dot_product_attention(query[:, :, 0], key[:, :, 0], value)
     for attention in (mixture_attention, hard_attention):
-        found, _ = attention(query, key, value, 8**-0.5, nothing, None, False, 0.0, "eager")
+        found, _ = attention(query, key, value, 8**-0.5, nothing, EAGER)
         assert (found - wanted).abs().max() < 1e-6
-    slow, weights = linear_attention(query, key, value, torch.zeros(3, 1), None, False, 0.0, True)
-    fast, _ = linear_attention(query, key, value, torch.zeros(3, 1), None, False, 0.0, False)
+    slow, weights = linear_attention(query, key, value, torch.zeros(3, 1), EAGER)
+    fast, _ = linear_attention(query, key, value, torch.zeros(3, 1), SDPA)
     assert weights is not None and (weights.sum(-1) - 1).abs().max() < 1e-5
     assert (slow - fast).abs().max() < 1e-5
 

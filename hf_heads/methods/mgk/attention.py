@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from hf_heads.attention.kernels import Conditions
 from hf_heads.attention.mixture import centred, hard_attention, linear_attention, mixture_attention
 from hf_heads.attention.module import HeadsAttention
 from hf_heads.core.dense import AttentionShape, DenseAttention
@@ -83,17 +84,14 @@ class MgkAttention(HeadsAttention):
         key: Tensor,
         value: Tensor,
         bias: Tensor | None,
-        mask: Tensor | None,
-        causal: bool,
-        dropout: float,
+        conditions: Conditions,
     ) -> tuple[Tensor, Tensor | None]:
         spec = self.spec
         key = self.components_of(key)
         query = query.unflatten(-1, (spec.query_count, -1)).transpose(2, 3)  # (batch, heads, 1 or components, ...)
-        implementation = self.config._attn_implementation
         priors = self.log_priors(query.device)
         if spec.kernel == "linear":
-            return linear_attention(query, key, value, priors, mask, causal, dropout, implementation == "eager")
+            return linear_attention(query, key, value, priors, conditions)
         precision = self.log_precision.float().exp() * self.scaling
         if spec.query_count == 1:
             query, key = centred(query, key, self.norm_coefficient)
@@ -104,11 +102,9 @@ class MgkAttention(HeadsAttention):
         additive = priors[:, :, None] - coefficient * norms
         query = query * (precision / self.scaling).to(query.dtype)[:, None, None, None]
         if spec.assignment == "hard":
-            return hard_attention(query, key, value, self.scaling, additive, mask, causal, dropout, implementation)
+            return hard_attention(query, key, value, self.scaling, additive, conditions)
         watch = self._watch if spec.priors == "em" and self.training else None
-        return mixture_attention(
-            query, key, value, self.scaling, additive, mask, causal, dropout, implementation, watch
-        )
+        return mixture_attention(query, key, value, self.scaling, additive, conditions, watch)
 
     def _watch(self, weights: Tensor) -> None:
         """Move the priors towards the components' shares in weights (batch, heads, target, components, source)."""

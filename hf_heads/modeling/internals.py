@@ -1,0 +1,125 @@
+"""Everything of transformers that is not public and that we rest on: one small wrapper each, with a test each.
+
+No other module names these things; what they do is pinned by `tests/modeling/test_internals.py`, which runs on the
+lowest and the newest version that we support.
+
+Imports of what takes seconds stand inside the functions: configs are made in programs that never load a model.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+_GUARD_KEY = "fusion_config"
+
+
+def mappings_of_auto_classes() -> dict[str, Any]:
+    """Transformers' model Auto classes by name."""
+    auto = importlib.import_module("transformers.models.auto.modeling_auto")
+    return {
+        name: value
+        for name, value in vars(auto).items()
+        if name.startswith("AutoModel") and getattr(value, "_model_mapping", None) is not None
+    }
+
+
+def served_class(auto_class: Any, model_type: str) -> str | None:
+    """The name of the class that an Auto class makes of a model type; None where there is none, or several."""
+    native = auto_class._model_mapping._model_mapping.get(model_type)
+    return native if isinstance(native, str) else None
+
+
+def become(model: PreTrainedModel, made: type[PreTrainedModel]) -> None:
+    """Give a model another class, and have its outputs recorded as that class says."""
+    from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY  # takes seconds
+
+    model.__class__ = made
+    _CAN_RECORD_REGISTRY[model] = model._can_record_outputs
+
+
+def initialize(model: PreTrainedModel, module: nn.Module) -> None:
+    """Start a module's parameters as `model` starts those of its class, once more where that was done before."""
+    module._is_hf_initialized = False  # type: ignore[assignment]
+    model._initialize_weights(module)
+
+
+def attention_implementation(config: Any) -> str:
+    """`eager`, `sdpa` or another, as it was chosen for a model with this config."""
+    return config._attn_implementation
+
+
+def copy_choices(source: Any, config: Any) -> None:
+    """Give a config what another one was told at run time: the attention implementation, and where it came from."""
+    config._attn_implementation = source._attn_implementation
+    config._name_or_path = getattr(source, "_name_or_path", "")
+
+
+def guarded(entries: dict[str, Any], message: str) -> dict[str, Any]:
+    """The entries of a `config.json` that a native class refuses to load weights for, with `message` in the error.
+
+    transformers hands a fusion that it does not know to its loader, which raises with the fusion's name: the only
+    place where a native class that is about to fill our checkpoint's attention with random numbers can be made to stop.
+    """
+    return {**entries, _GUARD_KEY: {message: True}}
+
+
+def without_guard(entries: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a config as a class of ours takes them."""
+    return {name: value for name, value in entries.items() if name != _GUARD_KEY}
+
+
+def rename_keys_like(own: str, host: str) -> None:
+    """Rename checkpoint keys for `own`, a class name or a model type, as transformers does for `host`."""
+    from transformers.conversion_mapping import (  # takes seconds
+        get_checkpoint_conversion_mapping,
+        register_checkpoint_conversion_mapping,
+    )
+
+    if (mapping := get_checkpoint_conversion_mapping(host)) is not None:
+        register_checkpoint_conversion_mapping(own, mapping, overwrite=True)
+
+
+@dataclass(frozen=True)
+class KeyNames:
+    """How transformers renames the keys of a checkpoint's files for a model, and back."""
+
+    model: PreTrainedModel
+    forth: tuple[list[Any], list[Any]]
+    back: tuple[list[Any], list[Any]]
+    state: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> KeyNames:
+        """The renamings of a model's class and parts."""
+        from transformers.conversion_mapping import get_model_conversion_mapping  # takes seconds
+
+        forth = get_model_conversion_mapping(model, add_legacy=True)
+        back = [one.reverse_transform() for one in get_model_conversion_mapping(model, add_legacy=False)[::-1]]
+        return cls(model, _sorted_by_kind(forth), _sorted_by_kind(back), model.state_dict())
+
+    def in_model(self, name: str) -> str:
+        """What the model calls a tensor of the files."""
+        from transformers.core_model_loading import rename_source_key  # takes seconds
+
+        return rename_source_key(name, *self.forth, self.model.base_model_prefix, self.state)[0]
+
+    def in_file(self, name: str) -> str:
+        """What `save_pretrained` calls a tensor of the model."""
+        from transformers.core_model_loading import rename_source_key  # takes seconds
+
+        return rename_source_key(name, *self.back, reverse=True)[0]
+
+
+def _sorted_by_kind(transforms: list[Any]) -> tuple[list[Any], list[Any]]:
+    from transformers.core_model_loading import WeightConverter, WeightRenaming  # takes seconds
+
+    renamings, converters = (
+        [one for one in transforms if isinstance(one, kind)] for kind in (WeightRenaming, WeightConverter)
+    )
+    return renamings, converters

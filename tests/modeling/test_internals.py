@@ -1,0 +1,91 @@
+"""What is not public in transformers and we rest on: each wrapper does what the rest of the package counts on."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertModel, PreTrainedModel, ViTModel
+
+from hf_heads.modeling import internals
+from tests.support.twins import TWINS, bert_config
+
+
+def test_the_auto_classes_and_what_they_serve():
+    mappings = internals.mappings_of_auto_classes()
+    assert mappings["AutoModelForMaskedLM"] is AutoModelForMaskedLM and len(mappings) > 20
+    assert internals.served_class(AutoModelForMaskedLM, "bert") == "BertForMaskedLM"
+    assert internals.served_class(AutoModelForMaskedLM, "vit") is None
+
+
+def test_a_model_that_becomes_another_class_records_that_classes_outputs():
+    class Other(nn.Linear):
+        pass
+
+    class Mine(BertModel):
+        _can_record_outputs = {"hidden_states": Other}
+
+    model = TWINS["bert"].model().bert
+    internals.become(model, Mine)
+    assert type(model) is Mine
+    inputs = {name: value[:1, :4] for name, value in TWINS["bert"].inputs().items()}
+    assert not model(**inputs, output_hidden_states=True).hidden_states  # of `Other` there is none in the model
+
+
+def test_a_module_is_initialized_again():
+    model = BertModel(bert_config())
+    layer = model.encoder.layer[0].attention.self.query
+    with torch.no_grad():
+        layer.weight.fill_(3.0)
+        layer.bias.fill_(3.0)
+    internals.initialize(model, layer)
+    assert 0 < layer.weight.std() < 0.1 and not layer.bias.any()
+
+
+def test_the_attention_implementation_and_the_origin_travel():
+    model = TWINS["bert"].model("sdpa")
+    assert internals.attention_implementation(model.config) == "sdpa"
+    config = BertConfig()
+    model.config._name_or_path = "somewhere"
+    internals.copy_choices(model.config, config)
+    assert internals.attention_implementation(config) == "sdpa" and config._name_or_path == "somewhere"
+
+
+def test_a_guarded_config_stops_every_native_class(tmp_path: Path):
+    model = TWINS["bert"].model()
+    model.save_pretrained(tmp_path)
+    config = BertConfig.from_dict(internals.guarded(model.config.to_dict(), "the message"))
+    config.save_pretrained(tmp_path)
+    for native in (BertModel, BertForMaskedLM, AutoModelForMaskedLM):
+        with pytest.raises(ValueError, match="the message"):
+            native.from_pretrained(tmp_path)
+    free = internals.without_guard(config.to_dict())
+    BertConfig.from_dict(free).save_pretrained(tmp_path)
+    BertModel.from_pretrained(tmp_path)
+
+
+def test_keys_are_renamed_like_the_hosts():
+    class Mine(ViTModel):
+        pass
+
+    internals.rename_keys_like("Mine", "ViTModel")
+    own, host = (internals.KeyNames.of(cls(copy.deepcopy(TWINS["vit"].make().config))) for cls in (Mine, ViTModel))
+    name = "encoder.layer.0.attention.attention.query.weight"
+    assert own.in_model(name) == host.in_model(name) != name
+
+
+@pytest.mark.parametrize("kind", TWINS)
+def test_names_in_files_are_those_that_transformers_writes(kind: str, tmp_path: Path):
+    model: PreTrainedModel = TWINS[kind].model()
+    model.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    keys = internals.KeyNames.of(model)
+    state = model.state_dict()
+    for name, tensor in stored.items():
+        inner = keys.in_model(name)
+        assert torch.equal(state[inner], tensor)
+        assert keys.in_file(inner) == name
