@@ -89,6 +89,13 @@ def test_the_readme_is_short_and_its_summary_quotes_the_tables():
             assert re.search(rf"(?<![\d.]){re.escape(number.lstrip('+-'))}(?![\d])", tables), f"{number} in {row}"
 
 
+def test_decisions_quote_the_tables():
+    tables = " ".join(map(read, PAGES))
+    for page in DOCUMENTS:
+        for number in re.findall(r"\b0\.\d{4}\b", read(page)):
+            assert page in PAGES or number in tables, f"{page}: {number}"
+
+
 def test_public_names_and_version():
     for name in hf_heads.__all__:
         assert getattr(hf_heads, name) is not None
