@@ -205,7 +205,7 @@ def test_gradient_checkpointing_changes_no_gradient_and_no_state(settings: Heads
     assert all(torch.equal(tensor, checkpointed[name]) for name, tensor in plain.items())
 
 
-# The names that the README gives for PEFT; the host's own are those of BERT, ViT and Marian.
+# The names that docs/ecosystem.md gives for PEFT; the host's own are those of BERT, ViT and Marian.
 LORA = {
     "collab": ["shared_query", "shared_key", "content_bias"],
     "low-rank": ["narrow_query", "narrow_key"],
@@ -219,8 +219,8 @@ HOSTS = {
 }
 
 
-def test_the_readme_names_what_lora_is_tried_on():
-    text = " ".join(Path("README.md").read_text(encoding="utf-8").split())
+def test_the_documents_name_what_lora_is_tried_on():
+    text = " ".join(Path("docs/ecosystem.md").read_text(encoding="utf-8").split())
     for names in LORA.values():
         assert re.search(r"\[" + ", ".join(f'"{name}"' for name in names) + r"\]", text), names
 

@@ -13,8 +13,7 @@ import pytest
 
 import hf_heads
 from hf_heads.cli.program import build_parser
-
-README = Path("README.md").read_text(encoding="utf-8")
+from tests.docs.pages import DOCUMENTS, PAGES, README, blocks, prose, read
 
 
 def script(name: str) -> Any:
@@ -27,10 +26,12 @@ def script(name: str) -> Any:
     return module
 
 
-def test_the_readmes_tables_are_those_of_the_stored_results():
+def test_the_tables_are_those_of_the_stored_results():
     module = script("readme_tables")
-    assert set(re.findall(r"<!-- table: (\w+) -->", README)) == set(module.TABLES)
-    assert module.filled(README) == README, "run python scripts/readme_tables.py"
+    names = [name for page in PAGES for name in re.findall(r"<!-- table: (\w+) -->", read(page))]
+    assert sorted(names) == sorted(module.TABLES)
+    for page in PAGES:
+        assert module.filled(read(page)) == read(page), f"{page}: its tables are not those of scripts/results/"
 
 
 def test_every_table_has_a_command_that_its_script_takes(monkeypatch: pytest.MonkeyPatch):
@@ -53,22 +54,46 @@ def test_every_table_has_a_command_that_its_script_takes(monkeypatch: pytest.Mon
             module.main()
 
 
-def test_the_commands_in_the_readme_parse():
-    lines = [line.split("  #")[0] for line in README.splitlines() if line.startswith("hf-heads ")]
-    assert len(lines) >= 4
-    for line in lines:
-        build_parser().parse_args(shlex.split(line)[1:])
+def commands() -> list[str]:
+    """The hf-heads commands in the code blocks of all documents, without their comments."""
+    lines = [line for page in DOCUMENTS for block in blocks(page) for line in block.splitlines()]
+    found = [re.match(r"(?:hf-heads|accelerate .* -m hf_heads\.cli) (.*?)(?:  +#.*)?$", line) for line in lines]
+    return [match[1] for match in found if match]
 
 
-def test_the_options_in_the_readme_exist():
+def test_the_commands_in_the_documents_parse():
+    assert len(commands()) >= 20
     parser = build_parser()
-    text = " ".join(re.findall(r"^\| `(--.*?)` \|", README, re.M))
-    known = {
-        option
-        for action in parser._subparsers._group_actions[0].choices["convert"]._actions
-        for option in action.option_strings
-    }
-    assert set(re.findall(r"--[a-z-]+", text)) <= known
+    for line in commands():
+        parser.parse_args(shlex.split(line))
+
+
+def test_the_options_in_the_documents_exist():
+    parser = build_parser()
+    choices = parser._subparsers._group_actions[0].choices.values()
+    known = {option for command in choices for action in command._actions for option in action.option_strings}
+    spans = [span for page in DOCUMENTS for span in re.findall(r"`((?:--|hf-heads )[^`]*)`", prose(page))]
+    named = {option for span in spans for option in re.findall(r"(?<!\S)--[a-z-]+", span)}
+    assert len(named) >= 30
+    assert named <= known | {"--version"}
+
+
+def test_the_readme_is_short_and_its_summary_quotes_the_tables():
+    text = read(README)
+    assert len(text.splitlines()) <= 140
+    rows = re.findall(r"^\| \[`.*$", text, re.M)
+    assert len(rows) == len(hf_heads.methods)
+    tables = " ".join(re.findall(r"<!-- table: .*?<!-- end -->", " ".join(map(read, PAGES)), re.S))
+    for row in rows:
+        for number in re.findall(r"[+-]?\d+\.\d+|-?\d+ %|\b\d{3,}\b", row.partition(" | ")[2]):
+            assert re.search(rf"(?<![\d.]){re.escape(number.lstrip('+-'))}(?![\d])", tables), f"{number} in {row}"
+
+
+def test_decisions_quote_the_tables():
+    tables = " ".join(map(read, PAGES))
+    for page in DOCUMENTS:
+        for number in re.findall(r"\b0\.\d{4}\b", read(page)):
+            assert page in PAGES or number in tables, f"{page}: {number}"
 
 
 def test_public_names_and_version():
