@@ -5,7 +5,7 @@ from __future__ import annotations
 from hf_heads.methods.base import Method
 from hf_heads.methods.mgk.attention import MgkAttention
 from hf_heads.methods.mgk.conversion import from_dense
-from hf_heads.methods.mgk.settings import MgkSpec
+from hf_heads.methods.settings.mgk import MgkSpec
 
 METHOD = Method(
     MgkSpec,
