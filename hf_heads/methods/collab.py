@@ -12,8 +12,8 @@ from hf_heads.core.dense import AttentionShape, DenseAttention
 from hf_heads.core.statistics import BlockStatistics
 from hf_heads.core.whitening import content_bias, whitened_factors
 from hf_heads.hosts.reading import read_value_output
-from hf_heads.methods.base import Converted, Method
-from hf_heads.methods.settings.collab import CollabSpec
+from hf_heads.methods.base import Converted
+from hf_heads.methods.settings.collab import ABOUT, CollabSpec
 
 
 class CollabAttention(HeadsAttention):
@@ -98,10 +98,4 @@ def weights_from_factors(
     }
 
 
-METHOD = Method(
-    CollabSpec,
-    CollabAttention,
-    from_dense,
-    "one shared query-key space, a mixing vector (cp) or matrix (tucker) per head",
-    "Cordonnier, Loukas, Jaggi 2020, arXiv 2006.16362",
-)
+METHOD = ABOUT.method(CollabAttention, from_dense)

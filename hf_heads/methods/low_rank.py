@@ -11,8 +11,8 @@ from hf_heads.core.dense import AttentionShape, DenseAttention, split_heads
 from hf_heads.core.statistics import BlockStatistics
 from hf_heads.core.whitening import augmented_factors
 from hf_heads.hosts.reading import read_value_output
-from hf_heads.methods.base import Converted, Method
-from hf_heads.methods.settings.low_rank import LowRankSpec
+from hf_heads.methods.base import Converted
+from hf_heads.methods.settings.low_rank import ABOUT, LowRankSpec
 
 
 class LowRankAttention(HeadsAttention):
@@ -66,10 +66,4 @@ def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: LowRank
     return Converted(weights, error)
 
 
-METHOD = Method(
-    LowRankSpec,
-    LowRankAttention,
-    from_dense,
-    "narrower queries and keys, head by head",
-    "Eckart, Young 1936; the per-head baseline of arXiv 2006.16362",
-)
+METHOD = ABOUT.method(LowRankAttention, from_dense)

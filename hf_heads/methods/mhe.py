@@ -18,8 +18,8 @@ from hf_heads.core.grouping import balanced_groups, captured_energy
 from hf_heads.core.statistics import BlockStatistics
 from hf_heads.core.whitening import score_factors
 from hf_heads.hosts.reading import read_output
-from hf_heads.methods.base import Converted, Method
-from hf_heads.methods.settings.mhe import MheSpec
+from hf_heads.methods.base import Converted
+from hf_heads.methods.settings.mhe import ABOUT, MheSpec
 
 
 class MheAttention(HeadsAttention):
@@ -262,10 +262,4 @@ def _widened(matrix: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(matrix, (0, width - matrix.shape[-1]))
 
 
-METHOD = Method(
-    MheSpec,
-    MheAttention,
-    from_dense,
-    "one shared head for all, told apart by embeddings: multi-query attention",
-    "Xue, Aletras 2023, arXiv 2310.07911",
-)
+METHOD = ABOUT.method(MheAttention, from_dense)

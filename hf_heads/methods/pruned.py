@@ -11,8 +11,8 @@ from hf_heads.attention.module import HeadsAttention
 from hf_heads.core.dense import AttentionShape, DenseAttention, merge_heads
 from hf_heads.core.statistics import BlockStatistics
 from hf_heads.hosts.reading import read_projections
-from hf_heads.methods.base import Converted, Method
-from hf_heads.methods.settings.pruned import PrunedSpec
+from hf_heads.methods.base import Converted
+from hf_heads.methods.settings.pruned import ABOUT, PrunedSpec
 
 
 class PrunedAttention(HeadsAttention):
@@ -62,10 +62,4 @@ def map_energy(dense: DenseAttention) -> Tensor:
     return torch.einsum("hij,hij->h", double.value.mT @ double.value, double.output @ double.output.mT)
 
 
-METHOD = Method(
-    PrunedSpec,
-    PrunedAttention,
-    from_dense,
-    "fewer heads: the least important ones of all blocks are removed",
-    "Michel, Levy, Neubig 2019, arXiv 1905.10650",
-)
+METHOD = ABOUT.method(PrunedAttention, from_dense)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from hf_heads.attention.spec import HeadsSpec, option
-from hf_heads.core.dense import AttentionShape
+from hf_heads.methods.base import About
 from hf_heads.methods.settings.ranks import RankSpec
+
+if TYPE_CHECKING:
+    from hf_heads.core.dense import AttentionShape
 
 
 @dataclass(frozen=True)
@@ -42,3 +45,10 @@ class CollabSpec(RankSpec):
     def cache_per_token(self, shape: AttentionShape) -> int:
         assert self.rank is not None
         return self.rank + shape.heads + shape.heads * shape.value_dim
+
+
+ABOUT = About(
+    CollabSpec,
+    "one shared query-key space, a mixing vector (cp) or matrix (tucker) per head",
+    "Cordonnier, Loukas, Jaggi 2020, arXiv 2006.16362",
+)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-
-from hf_heads.core.decompositions import head_svd
-from hf_heads.core.dense import AttentionShape, DenseAttention
-from hf_heads.core.statistics import BlockStatistics
-from hf_heads.core.whitening import augmented_factors
+from hf_heads.methods.base import About
 from hf_heads.methods.settings.ranks import RankSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hf_heads.core.dense import AttentionShape, DenseAttention
+    from hf_heads.core.statistics import BlockStatistics
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class LowRankSpec(RankSpec):
         return shape.heads
 
     def tail(self, dense: DenseAttention, statistics: BlockStatistics) -> Tensor:
-        values = head_svd(*augmented_factors(dense, statistics)[:2])[1].square()
-        lost = values.flip(1).cumsum(1).flip(1).sum(0)  # by width per head; the last entry is next to nothing
-        return torch.cat([lost[:-1].repeat_interleave(dense.shape.heads), lost[-1:]])
+        from hf_heads.core.ranks import head_tail  # imports torch, and only planning needs it
+
+        return head_tail(dense, statistics)
 
     def parameters(self, shape: AttentionShape) -> int:
         assert self.rank is not None
@@ -36,3 +36,10 @@ class LowRankSpec(RankSpec):
     def cache_per_token(self, shape: AttentionShape) -> int:
         assert self.rank is not None
         return self.rank + shape.heads * shape.value_dim
+
+
+ABOUT = About(
+    LowRankSpec,
+    "narrower queries and keys, head by head",
+    "Eckart, Young 1936; the per-head baseline of arXiv 2006.16362",
+)

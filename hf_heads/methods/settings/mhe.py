@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from hf_heads.attention.spec import HeadsSpec, option
-from hf_heads.core.dense import AttentionShape
 from hf_heads.errors import HeadsError
+from hf_heads.methods.base import About
+
+if TYPE_CHECKING:
+    from hf_heads.core.dense import AttentionShape
 
 
 @dataclass(frozen=True)
@@ -63,3 +66,10 @@ class MheSpec(HeadsSpec):
     def cache_per_token(self, shape: AttentionShape) -> int:
         assert self.groups_qk is not None and self.groups_v is not None
         return self.groups_qk * shape.head_dim + self.groups_v * shape.value_dim
+
+
+ABOUT = About(
+    MheSpec,
+    "one shared head for all, told apart by embeddings: multi-query attention",
+    "Xue, Aletras 2023, arXiv 2310.07911",
+)

@@ -6,12 +6,15 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from hf_heads.attention.spec import BlockProfile, HeadsSpec, RankHeads, option
-from hf_heads.core.dense import AttentionShape
 from hf_heads.errors import HeadsError
+from hf_heads.methods.base import About
 from hf_heads.vocabulary import CONSTANT_RULES, RULES
+
+if TYPE_CHECKING:
+    from hf_heads.core.dense import AttentionShape
 
 
 @dataclass(frozen=True)
@@ -107,3 +110,10 @@ class PrunedSpec(HeadsSpec):
     def cache_per_token(self, shape: AttentionShape) -> int:
         # A block without heads keeps one number, so that a cache can still tell how many tokens it holds.
         return (self.heads or 0) * (shape.head_dim + shape.value_dim) or 1
+
+
+ABOUT = About(
+    PrunedSpec,
+    "fewer heads: the least important ones of all blocks are removed",
+    "Michel, Levy, Neubig 2019, arXiv 1905.10650",
+)
