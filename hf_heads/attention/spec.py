@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
-from hf_heads.core.dense import AttentionShape, DenseAttention
-from hf_heads.core.statistics import BlockStatistics
 from hf_heads.errors import HeadsError
+
+if TYPE_CHECKING:
+    from hf_heads.core.dense import AttentionShape, DenseAttention
+    from hf_heads.core.statistics import BlockStatistics
 
 
 def option(

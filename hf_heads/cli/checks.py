@@ -112,9 +112,9 @@ def add_list(commands: Any) -> None:
 def _list(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from hf_heads.cli.console import make_console, make_table
     from hf_heads.hosts.table import ADAPTERS, REFUSED
-    from hf_heads.methods.registry import all_methods, get_method
+    from hf_heads.methods.registry import about, all_methods
 
-    methods = {name: get_method(name) for name in all_methods()}
+    methods = {name: about(name) for name in all_methods()}
     pairs = {
         name: {
             **{model_type: method.reason_against.get(model_type, "yes") for model_type in ADAPTERS},

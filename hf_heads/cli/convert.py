@@ -68,11 +68,11 @@ def add_convert(commands: Any, methods: bool) -> None:
 
 def _method_options() -> dict[str, tuple[dataclasses.Field[Any], list[str]]]:
     """The fields of all methods' settings by name, with the methods that have them."""
-    from hf_heads.methods.registry import all_methods, get_method
+    from hf_heads.methods.registry import about, all_methods
 
     found: dict[str, tuple[dataclasses.Field[Any], list[str]]] = {}
     for name in all_methods():
-        for item in dataclasses.fields(get_method(name).spec):
+        for item in dataclasses.fields(about(name).spec):
             if item.metadata["command"]:
                 found.setdefault(item.name, (item, []))[1].append(name)
     return found
@@ -145,7 +145,7 @@ def _convert(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
 
 def _specs(options: argparse.Namespace, parser: argparse.ArgumentParser, recipe: Recipe | None) -> dict[str, HeadsSpec]:
     """The settings that the options ask for, on top of the recipe's."""
-    from hf_heads.methods.registry import all_methods, get_method
+    from hf_heads.methods.registry import about, all_methods
 
     given = {name: value for name in _method_options() if (value := getattr(options, name)) is not None}
     if recipe is not None:
@@ -156,7 +156,7 @@ def _specs(options: argparse.Namespace, parser: argparse.ArgumentParser, recipe:
         parser.error(f"convert: --to is missing. Methods: {', '.join(all_methods())}")
     if options.to not in all_methods():
         parser.error(f"convert: unknown method '{options.to}'. Methods: {', '.join(all_methods())}")
-    spec = get_method(options.to).spec
+    spec = about(options.to).spec
     own = {item.name for item in dataclasses.fields(spec)}
     if foreign := {name: value for name, value in given.items() if name not in own}:
         parser.error(f"convert: {options.to} has no {_flags(foreign)}")

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser(methods: bool = True) -> argparse.ArgumentParser:
-    """The parser; the options of the methods take seconds to import and are left out unless asked for."""
+    """The parser; the options of the methods are left out unless asked for: a method of another package may be slow."""
     parser = argparse.ArgumentParser(
         prog="hf-heads",
         description="Re-parametrize the attention heads of pretrained Transformers checkpoints.",

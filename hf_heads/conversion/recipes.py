@@ -34,7 +34,7 @@ from typing import Any
 from hf_heads.attention.spec import HeadsSpec
 from hf_heads.data.calibration import CalibrationChoice
 from hf_heads.errors import HeadsError
-from hf_heads.methods.registry import get_method
+from hf_heads.methods.registry import about
 
 _EXPECTED = {"attention_parameters", "model_parameters", "cache_per_token", "cosine", "agreement"}
 
@@ -130,4 +130,4 @@ def _spec(entries: dict[str, Any], where: str) -> HeadsSpec:
     if "method" not in entries:
         raise HeadsError(f"{where}: [heads] names no method")
     settings = {name: value for name, value in entries.items() if name != "method"}
-    return get_method(entries["method"]).spec.from_mapping(settings, where)
+    return about(entries["method"]).spec.from_mapping(settings, where)

@@ -1,17 +1,22 @@
-"""What a method is: a spec (its settings), an attention class (its forward) and `from_dense` (its conversion)."""
+"""What a method is: a spec (its settings), an attention class (its forward) and `from_dense` (its conversion).
+
+What there is to say of a method without importing torch stands in an `About`, beside its settings.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from hf_heads.attention.module import HeadsAttention
 from hf_heads.attention.spec import HeadsSpec
-from hf_heads.core.dense import DenseAttention
-from hf_heads.core.statistics import BlockStatistics
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hf_heads.attention.module import HeadsAttention
+    from hf_heads.core.dense import DenseAttention
+    from hf_heads.core.statistics import BlockStatistics
 
 
 @dataclass(frozen=True)
@@ -54,3 +59,21 @@ class Method:
     def name(self) -> str:
         """The name of the method in commands, recipes and configs."""
         return self.spec.method
+
+
+@dataclass(frozen=True)
+class About:
+    """What can be said of a method while torch is not imported; the attributes are those of `Method`."""
+
+    spec: type[HeadsSpec]
+    title: str
+    paper: str
+    reason_against: Mapping[str, str] = field(default_factory=dict)
+
+    def method(
+        self,
+        attention: type[HeadsAttention],
+        from_dense: Callable[[DenseAttention, BlockStatistics, Any], Converted],
+    ) -> Method:
+        """The method, complete."""
+        return Method(self.spec, attention, from_dense, self.title, self.paper, self.reason_against)

@@ -2,56 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
-from typing import ClassVar, Self
-
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
 from hf_heads.attention.module import HeadsAttention
-from hf_heads.attention.spec import HeadsSpec, option
 from hf_heads.core.decompositions import SharedFactors, cp, tucker
 from hf_heads.core.dense import AttentionShape, DenseAttention
 from hf_heads.core.statistics import BlockStatistics
 from hf_heads.core.whitening import content_bias, whitened_factors
 from hf_heads.hosts.reading import read_value_output
-from hf_heads.methods.base import Converted, Method
-from hf_heads.methods.ranks import RankSpec
-
-
-@dataclass(frozen=True)
-class CollabSpec(RankSpec):
-    """Collaborative heads.
-
-    score_h(x, y) = scale * (x U) G_h (y V)^T + y c_h, with U and V shared by all heads, (width, rank) each. In the CP
-    form G_h is a diagonal, the head's mixing vector; in the Tucker form a rank x rank matrix.
-
-    Attributes:
-        rank: R, width of the shared space; heads * head_dim is lossless.
-        form: cp (a mixing vector per head) or tucker (a mixing matrix per head).
-    """
-
-    method: ClassVar[str] = "collab"
-    form: str = option("cp", "how heads mix the shared space", choices=("cp", "tucker"))
-
-    def resolve(self, shape: AttentionShape, where: str = "the block", before: HeadsSpec | None = None) -> Self:
-        spec = super().resolve(shape, where, before)
-        # Beyond the inputs' width the Tucker factors would have more columns than rows and say nothing more.
-        if self.form == "tucker" and spec.rank is not None:
-            return dataclasses.replace(spec, rank=min(spec.rank, shape.query_width, shape.key_width))
-        return spec
-
-    def parameters(self, shape: AttentionShape) -> int:
-        assert self.rank is not None
-        core = self.rank if self.form == "cp" else self.rank**2
-        shared = self.rank * (shape.query_width + shape.key_width)
-        return shared + shape.heads * (core + shape.key_width) + shape.value_parameters
-
-    def cache_per_token(self, shape: AttentionShape) -> int:
-        assert self.rank is not None
-        return self.rank + shape.heads + shape.heads * shape.value_dim
+from hf_heads.methods.base import Converted
+from hf_heads.methods.settings.collab import ABOUT, CollabSpec
 
 
 class CollabAttention(HeadsAttention):
@@ -136,10 +98,4 @@ def weights_from_factors(
     }
 
 
-METHOD = Method(
-    CollabSpec,
-    CollabAttention,
-    from_dense,
-    "one shared query-key space, a mixing vector (cp) or matrix (tucker) per head",
-    "Cordonnier, Loukas, Jaggi 2020, arXiv 2006.16362",
-)
+METHOD = ABOUT.method(CollabAttention, from_dense)

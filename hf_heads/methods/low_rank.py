@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 
 from hf_heads.attention.module import HeadsAttention
-from hf_heads.core.decompositions import head_svd, low_rank
+from hf_heads.core.decompositions import low_rank
 from hf_heads.core.dense import AttentionShape, DenseAttention, split_heads
 from hf_heads.core.statistics import BlockStatistics
 from hf_heads.core.whitening import augmented_factors
 from hf_heads.hosts.reading import read_value_output
-from hf_heads.methods.base import Converted, Method
-from hf_heads.methods.ranks import RankSpec
-
-
-@dataclass(frozen=True)
-class LowRankSpec(RankSpec):
-    """Queries and keys of width rank / heads per head; heads * head_dim is lossless."""
-
-    method: ClassVar[str] = "low-rank"
-
-    def step(self, shape: AttentionShape) -> int:
-        return shape.heads
-
-    def tail(self, dense: DenseAttention, statistics: BlockStatistics) -> Tensor:
-        values = head_svd(*augmented_factors(dense, statistics)[:2])[1].square()
-        lost = values.flip(1).cumsum(1).flip(1).sum(0)  # by width per head; the last entry is next to nothing
-        return torch.cat([lost[:-1].repeat_interleave(dense.shape.heads), lost[-1:]])
-
-    def parameters(self, shape: AttentionShape) -> int:
-        assert self.rank is not None
-        return self.rank * (shape.query_width + 1 + shape.key_width) + shape.value_parameters
-
-    def cache_per_token(self, shape: AttentionShape) -> int:
-        assert self.rank is not None
-        return self.rank + shape.heads * shape.value_dim
+from hf_heads.methods.base import Converted
+from hf_heads.methods.settings.low_rank import ABOUT, LowRankSpec
 
 
 class LowRankAttention(HeadsAttention):
@@ -92,10 +66,4 @@ def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: LowRank
     return Converted(weights, error)
 
 
-METHOD = Method(
-    LowRankSpec,
-    LowRankAttention,
-    from_dense,
-    "narrower queries and keys, head by head",
-    "Eckart, Young 1936; the per-head baseline of arXiv 2006.16362",
-)
+METHOD = ABOUT.method(LowRankAttention, from_dense)

@@ -231,12 +231,14 @@ def test_other_packages_register_methods_by_entry_point(monkeypatch: pytest.Monk
         def load(self) -> Method:
             return dataclasses.replace(METHOD, spec=MineSpec, attention=MineAttention)
 
+    registry.registered.cache_clear()
     monkeypatch.setattr(registry, "entry_points", lambda group: [Point()])
     assert list(hf_heads.methods) == ["collab", "low-rank", "mgk", "mhe", "mine", "pruned"]
     assert hf_heads.methods["mine"].name == "mine" and "mine" in hf_heads.methods
     converted, _ = hf_heads.convert(TWINS["bert"].model(), MineSpec(rank=8))
     assert type(find_blocks(converted)[0].module).__name__ == "MineBertSelfAttention"
     registry.load.cache_clear()
+    registry.registered.cache_clear()
 
 
 @pytest.mark.parametrize("spec", [CollabSpec(rank=8), hf_heads.MheSpec(), hf_heads.PrunedSpec(kept=(0, 3))])

@@ -16,7 +16,7 @@ from hf_heads.core.statistics import BlockStatistics
 from hf_heads.core.whitening import score_factors
 from hf_heads.errors import HeadsError
 from hf_heads.methods.base import Converted
-from hf_heads.methods.mgk.settings import MgkSpec
+from hf_heads.methods.settings.mgk import MgkSpec
 
 
 def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: MgkSpec) -> Converted:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from hf_heads.attention.spec import HeadsSpec, option
-from hf_heads.core.dense import AttentionShape
 from hf_heads.errors import HeadsError
+from hf_heads.methods.base import About
+
+if TYPE_CHECKING:
+    from hf_heads.core.dense import AttentionShape
 
 
 @dataclass(frozen=True)
@@ -89,3 +92,10 @@ class MgkSpec(HeadsSpec):
     def cache_per_token(self, shape: AttentionShape) -> int:
         keys = self.components if self.mixture == "mgk" else 1
         return shape.heads * (keys * shape.head_dim + shape.value_dim)
+
+
+ABOUT = About(
+    MgkSpec,
+    "several Gaussian keys for every position and head; merges heads into one",
+    "Nguyen et al. 2022, arXiv 2110.08678",
+)

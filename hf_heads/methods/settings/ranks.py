@@ -6,17 +6,16 @@ import dataclasses
 import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Self
 
 from hf_heads.attention.spec import BlockProfile, HeadsSpec, RankHeads, option
-from hf_heads.core.decompositions import tail_energy
-from hf_heads.core.dense import AttentionShape, DenseAttention
-from hf_heads.core.statistics import BlockStatistics
-from hf_heads.core.whitening import whitened_factors
 from hf_heads.errors import HeadsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hf_heads.core.dense import AttentionShape, DenseAttention
+    from hf_heads.core.statistics import BlockStatistics
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,9 @@ class RankSpec(HeadsSpec):
 
     def tail(self, dense: DenseAttention, statistics: BlockStatistics) -> Tensor:
         """Energy that is lost at every rank from 0 to the lossless one."""
-        return tail_energy(*whitened_factors(dense, statistics))
+        from hf_heads.core.ranks import shared_tail  # imports torch, and only planning needs it
+
+        return shared_tail(dense, statistics)
 
     def _energy_rank(self, tail: Tensor, shape: AttentionShape, energy: float) -> int:
         """The smallest rank that keeps the share `energy` of what the tail starts with."""
@@ -96,21 +97,16 @@ class RankSpec(HeadsSpec):
         With data: how far the whole model's output drifts when this block alone is converted, measured at half, all
         and twice the mean rank, the logarithm interpolated. Without: the energy of its weights that is lost.
         """
+        from hf_heads.core.ranks import interpolated  # imports torch, and only planning needs it
+
         assert self.rank is not None
         limit, step = self.lossless_rank(block.shape), self.step(block.shape)
         if block.trial is None:
             return tail[: limit + 1]
         points = sorted({min(limit, max(step, round(self.rank * share / step) * step)) for share in (0.5, 1, 2)})
         plain = dataclasses.replace(self, heads=block.shape.heads, allocate=False)
-        measured = [block.trial(dataclasses.replace(plain, rank=point)) for point in points]
-        logs = torch.tensor(measured, dtype=torch.float64).clamp_min(1e-12).log()
-        ranks = torch.arange(limit + 1, dtype=torch.float64)
-        if len(points) == 1:
-            return tail[: limit + 1] / tail[points[0]].clamp_min(1e-300) * measured[0]
-        knots = torch.tensor(points, dtype=torch.float64)
-        left = torch.searchsorted(knots, ranks).clamp(1, len(points) - 1) - 1
-        slope = (logs[left + 1] - logs[left]) / (knots[left + 1] - knots[left])
-        return (logs[left] + slope.clamp_max(0) * (ranks - knots[left])).exp()
+        measured = {point: block.trial(dataclasses.replace(plain, rank=point)) for point in points}
+        return interpolated(measured, tail[: limit + 1])
 
     def _allocate(self, losses: Mapping[str, Tensor], blocks: Mapping[str, BlockProfile]) -> dict[str, int]:
         """Greedy spread of rank x blocks: each step of rank goes where it saves most."""

@@ -1,0 +1,45 @@
+"""The settings of per-head low rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from hf_heads.methods.base import About
+from hf_heads.methods.settings.ranks import RankSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hf_heads.core.dense import AttentionShape, DenseAttention
+    from hf_heads.core.statistics import BlockStatistics
+
+
+@dataclass(frozen=True)
+class LowRankSpec(RankSpec):
+    """Queries and keys of width rank / heads per head; heads * head_dim is lossless."""
+
+    method: ClassVar[str] = "low-rank"
+
+    def step(self, shape: AttentionShape) -> int:
+        return shape.heads
+
+    def tail(self, dense: DenseAttention, statistics: BlockStatistics) -> Tensor:
+        from hf_heads.core.ranks import head_tail  # imports torch, and only planning needs it
+
+        return head_tail(dense, statistics)
+
+    def parameters(self, shape: AttentionShape) -> int:
+        assert self.rank is not None
+        return self.rank * (shape.query_width + 1 + shape.key_width) + shape.value_parameters
+
+    def cache_per_token(self, shape: AttentionShape) -> int:
+        assert self.rank is not None
+        return self.rank + shape.heads * shape.value_dim
+
+
+ABOUT = About(
+    LowRankSpec,
+    "narrower queries and keys, head by head",
+    "Eckart, Young 1936; the per-head baseline of arXiv 2006.16362",
+)

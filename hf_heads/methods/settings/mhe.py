@@ -1,0 +1,75 @@
+"""The settings of head embeddings (arXiv 2310.07911)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from hf_heads.attention.spec import HeadsSpec, option
+from hf_heads.errors import HeadsError
+from hf_heads.methods.base import About
+
+if TYPE_CHECKING:
+    from hf_heads.core.dense import AttentionShape
+
+
+@dataclass(frozen=True)
+class MheSpec(HeadsSpec):
+    """Head embeddings, MHE-ADD and MHE-MUL.
+
+    With W_Q, W_K, W_V of one head's width and embeddings e_h of that width for every head,
+
+        mul: q_h = (x W_Q) * (1 + e_h^Q), k_h = (y W_K) * (1 + e_h^K), v_h = (y W_V) * (1 + e_h^V)
+        add: q_h = x W_Q + e_h^Q,         k_h = y W_K + e_h^K,         v_h = y W_V + e_h^V
+
+    Attributes:
+        variant: mul or add.
+        groups: number of shared heads; 1 is the paper, the number of heads is the original.
+        groups_qk, groups_v: the same for queries and keys, and for values, where they differ; one divides the other.
+        order: which head of the host stands at each place: heads that share are neighbours.
+    """
+
+    method: ClassVar[str] = "mhe"
+    variant: str = option("mul", "how embeddings enter", choices=("mul", "add"))
+    groups: int | None = option(None, "shared heads; 1 (the default) is the paper, the number of heads loses nothing")
+    groups_qk: int | None = option(None, "shared heads of queries and keys, where not `groups`")
+    groups_v: int | None = option(None, "shared heads of values, where not `groups`")
+    order: tuple[int, ...] | None = option(None, "the host's heads by place", command=False)
+
+    def resolve(self, shape: AttentionShape, where: str = "the block", before: HeadsSpec | None = None) -> Self:
+        spec = super().resolve(shape, where, before)
+        if self.variant not in ("mul", "add"):
+            raise HeadsError(f"variant is {self.variant!r}, expected mul or add")
+        if self.groups is not None and self.groups_qk is not None and self.groups_v is not None:
+            raise HeadsError(
+                f"{self.groups} groups and groups_qk {self.groups_qk}, groups_v {self.groups_v}: leave one out"
+            )
+        groups_qk, groups_v = (one or self.groups or 1 for one in (self.groups_qk, self.groups_v))
+        for groups in (groups_qk, groups_v):
+            if groups < 1 or shape.heads % groups:
+                fitting = [str(one) for one in range(1, shape.heads + 1) if shape.heads % one == 0]
+                raise HeadsError(
+                    f"{groups} groups do not divide the {shape.heads} heads of {where}: {', '.join(fitting)}"
+                )
+        if groups_qk % groups_v and groups_v % groups_qk:
+            raise HeadsError(f"groups_qk {groups_qk} and groups_v {groups_v}: one must divide the other")
+        return dataclasses.replace(spec, groups=None, groups_qk=groups_qk, groups_v=groups_v)
+
+    def parameters(self, shape: AttentionShape) -> int:
+        assert self.groups_qk is not None and self.groups_v is not None
+        scores = self.groups_qk * shape.head_dim * (shape.query_width + shape.key_width + 2 * shape.bias)
+        values = self.groups_v * shape.value_dim * (shape.key_width + shape.bias)
+        embeddings = shape.heads * (2 * shape.head_dim + shape.value_dim)
+        return scores + values + embeddings + shape.output_width * (shape.heads * shape.value_dim + 1)
+
+    def cache_per_token(self, shape: AttentionShape) -> int:
+        assert self.groups_qk is not None and self.groups_v is not None
+        return self.groups_qk * shape.head_dim + self.groups_v * shape.value_dim
+
+
+ABOUT = About(
+    MheSpec,
+    "one shared head for all, told apart by embeddings: multi-query attention",
+    "Xue, Aletras 2023, arXiv 2310.07911",
+)

@@ -1,0 +1,119 @@
+"""The settings of pruned heads (arXiv 1905.10650)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from hf_heads.attention.spec import BlockProfile, HeadsSpec, RankHeads, option
+from hf_heads.errors import HeadsError
+from hf_heads.methods.base import About
+from hf_heads.vocabulary import CONSTANT_RULES, RULES
+
+if TYPE_CHECKING:
+    from hf_heads.core.dense import AttentionShape
+
+
+@dataclass(frozen=True)
+class PrunedSpec(HeadsSpec):
+    """Fewer heads.
+
+    Give `keep`, and the least important heads of all blocks together go, or `kept` for one block.
+
+    Attributes:
+        keep: share of the heads of all chosen blocks that stay, 0 to 1.
+        kept: which heads of the block stay, numbered as in the host; an empty tuple leaves the output's bias alone.
+        score: what importance is.
+        steps: in how many rounds heads go; importance is measured anew after each.
+        normalize: divide importances by their l2 norm in each block, as in the paper.
+        scores: file of `hf-heads importance`, instead of measuring.
+        repair: refit the output projection on the heads that are left.
+    """
+
+    method: ClassVar[str] = "pruned"
+    keep: float | None = option(None, "share (0-1) of all heads to keep", stored=False)
+    kept: tuple[int, ...] | None = option(None, "heads of the block that stay", command=False)
+    score: str = option("gauss-newton", "what makes a head important", stored=False, choices=tuple(RULES))
+    steps: int = option(4, "rounds of removal; importance is measured anew after each", stored=False)
+    normalize: bool = option(False, "divide importances by their l2 norm in each block", stored=False)
+    scores: str | None = option(None, "importances that `hf-heads importance` wrote, instead of new ones", stored=False)
+    repair: bool = option(False, "refit the output projection on the heads that are left", stored=False)
+    places: tuple[int, ...] | None = option(None, "`kept`, counted in the block as it is", stored=False, command=False)
+
+    def resolve(self, shape: AttentionShape, where: str = "the block", before: HeadsSpec | None = None) -> Self:
+        if before is not None and not isinstance(before, PrunedSpec):
+            raise HeadsError(f"{where} is {before.method} already, and only standard heads can be pruned: prune first")
+        numbers = before.kept if before is not None and before.kept is not None else tuple(range(shape.heads))
+        if self.steps < 1:
+            raise HeadsError(f"steps {self.steps} is not positive")
+        if self.kept is None:
+            if self.keep is None:
+                raise HeadsError("pruned needs the share of heads to keep: keep = 0.5, say, or the heads to keep")
+            if not 0 <= self.keep <= 1:
+                raise HeadsError(f"keep {self.keep:g} is not a share between 0 and 1")
+            return self
+        if self.keep is not None:
+            raise HeadsError("keep chooses the heads itself; leave out kept")
+        if unknown := [head for head in self.kept if head not in numbers]:
+            raise HeadsError(
+                f"{where} has no head {unknown[0]}; its heads are {', '.join(map(str, numbers)) or 'gone'}"
+            )
+        kept = tuple(sorted(set(self.kept)))
+        places = tuple(numbers.index(head) for head in kept)
+        return dataclasses.replace(self, heads=len(kept), kept=kept, places=places)
+
+    def plan(self, blocks: Mapping[str, BlockProfile], rank_heads: RankHeads) -> dict[str, Self]:
+        if self.keep is None:
+            return super().plan(blocks, rank_heads)
+        total = sum(block.shape.heads for block in blocks.values())
+        going = total - round(self.keep * total)
+        gone: set[tuple[str, int]] = set()
+        if going:
+            order = rank_heads(
+                list(blocks),
+                rule=self.score,
+                steps=self.steps,
+                keep=self.keep,
+                normalize=self.normalize,
+                scores=self.scores,
+            )
+            gone = set(order[:going])
+        specs = {}
+        for name, block in blocks.items():
+            places = [place for place in range(block.shape.heads) if (name, place) not in gone]
+            numbers = getattr(block.before, "kept", None) or range(block.shape.heads)
+            explicit = dataclasses.replace(self, keep=None, kept=tuple(numbers[place] for place in places))
+            specs[name] = explicit.resolve(block.shape, name, block.before)
+        return specs
+
+    def refits(self) -> bool:
+        return self.repair
+
+    def uses_data(self) -> bool:
+        measured = self.keep is not None and self.scores is None and self.score not in CONSTANT_RULES
+        return self.repair or measured
+
+    def choice(self) -> str:
+        if self.keep is None:
+            return ""
+        return f"heads chosen by {self.score if self.scores is None else 'the scores in ' + Path(self.scores).name}"
+
+    def needs_labels(self) -> bool:
+        return self.keep is not None and self.scores is None and self.score == "gradient"
+
+    def parameters(self, shape: AttentionShape) -> int:
+        return dataclasses.replace(shape, heads=self.heads or 0).parameters
+
+    def cache_per_token(self, shape: AttentionShape) -> int:
+        # A block without heads keeps one number, so that a cache can still tell how many tokens it holds.
+        return (self.heads or 0) * (shape.head_dim + shape.value_dim) or 1
+
+
+ABOUT = About(
+    PrunedSpec,
+    "fewer heads: the least important ones of all blocks are removed",
+    "Michel, Levy, Neubig 2019, arXiv 1905.10650",
+)
