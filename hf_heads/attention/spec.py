@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from dataclasses import MISSING, Field, dataclass, field, fields
+from types import UnionType
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, Union, get_args, get_origin, get_type_hints
 
 from hf_heads.errors import HeadsError
 
@@ -15,18 +17,27 @@ if TYPE_CHECKING:
 
 
 def option(
-    default: Any, text: str, *, stored: bool = True, command: bool = True, choices: tuple[str, ...] | None = None
+    default: Any,
+    text: str,
+    *,
+    stored: bool = True,
+    command: bool = True,
+    choices: tuple[str, ...] | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
 ) -> Any:
-    """A field of a spec.
+    """A field of a spec, checked when the spec is built: by its annotation, and by what is said here.
 
     Args:
-        default: its value when nothing is said.
+        default: its value when nothing is said; `MISSING` where something must be.
         text: what it means, for the command line's help.
         stored: it is an entry of the config.
         command: it is an option of the command line.
         choices: the words that it may be.
+        at_least, at_most: bounds of a number.
     """
-    return field(default=default, metadata={"help": text, "stored": stored, "command": command, "choices": choices})
+    said = {"help": text, "stored": stored, "command": command, "choices": choices}
+    return field(default=default, metadata={**said, "at_least": at_least, "at_most": at_most})
 
 
 class RankHeads(Protocol):
@@ -61,31 +72,63 @@ class HeadsSpec:
     """One block's settings. Fields are the command's options and, once resolved, the config's entries."""
 
     method: ClassVar[str]
-    heads: int | None = option(None, "number of heads; the host's when not given", command=False)
+    heads: int | None = option(None, "number of heads; the host's when not given", command=False, at_least=0)
 
-    def resolve(self, shape: AttentionShape, where: str = "the block", before: HeadsSpec | None = None) -> Self:
-        """The same settings with all that depends on the block's shape filled in and checked.
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            object.__setattr__(self, item.name, _checked(type(self), item, getattr(self, item.name)))
+
+    @classmethod
+    def block_type(cls) -> type[HeadsSpec]:
+        """The type of the settings of one block, which says what these cannot lack any more; for methods to say."""
+        return HeadsSpec
+
+    @classmethod
+    def resolved(cls) -> type[HeadsSpec]:
+        """The type of these settings once they are those of one block: `block_type`, or this class where it is one."""
+        base = cls.block_type()
+        if issubclass(cls, base):
+            return cls
+        return base if issubclass(base, cls) else _joined(base, cls)
+
+    def settle(self, **values: Any) -> Any:
+        """These settings, with `values`, as those of one block."""
+        stated = {item.name: getattr(self, item.name) for item in fields(self)}
+        return self.resolved()(**{**stated, **values})
+
+    def resolve(
+        self, shape: AttentionShape, where: str = "the block", before: HeadsSpec | None = None
+    ) -> HeadsSpec | None:
+        """The settings of one block: all that depends on its shape filled in and checked.
 
         Args:
             shape: the block's sizes as it is now.
             where: the block's name, for messages.
             before: its settings if it was converted before.
 
+        Returns:
+            Settings of the type `resolved`; None where they are found by `plan`, from all blocks together.
+
         Raises:
             HeadsError: the settings do not fit the shape; the message names the limit.
         """
+        self.check_heads(shape, where)
+        return self.settle(heads=shape.heads)
+
+    def check_heads(self, shape: AttentionShape, where: str) -> None:
+        """Refuse another number of heads than the block's."""
         if self.heads not in (None, shape.heads):
             raise HeadsError(f"{self.method} keeps the number of heads, which is {shape.heads} in {where}")
-        return dataclasses.replace(self, heads=shape.heads)
 
-    def plan(self, blocks: Mapping[str, BlockProfile], rank_heads: RankHeads) -> dict[str, Self]:
+    def plan(self, blocks: Mapping[str, BlockProfile], rank_heads: RankHeads) -> dict[str, HeadsSpec]:
         """Settings for every block of a model, for methods that spread a total over the blocks.
 
         Args:
             blocks: what is known of each block.
             rank_heads: orders the heads of blocks by importance, which is measured when it is called.
         """
-        return {name: self.resolve(block.shape, name, block.before) for name, block in blocks.items()}
+        found = {name: self.resolve(block.shape, name, block.before) for name, block in blocks.items()}
+        return {name: spec for name, spec in found.items() if spec is not None}
 
     def needs_profiles(self) -> bool:
         """Whether `plan` wants statistics of all blocks of the original model first."""
@@ -132,26 +175,68 @@ class HeadsSpec:
         Raises:
             HeadsError: an unknown name or a value of the wrong type.
         """
-        known = {item.name: item for item in fields(cls)}
-        settings: dict[str, Any] = {}
-        for name, value in entries.items():
-            if name not in known:
-                raise HeadsError(f"{where}: {cls.method} has no setting '{name}'. Known: {', '.join(known)}")
-            choices = known[name].metadata.get("choices")
-            if choices and value not in choices:
-                raise HeadsError(f"{where}: {name} is {value!r}, expected one of {', '.join(choices)}")
-            wanted: tuple[type, ...] = (str,) if choices else _types(known[name].type)
-            settings[name] = value
-            if tuple in wanted and isinstance(value, list) and all(type(part) is int for part in value):
-                settings[name] = tuple(value)
-            elif value is not None and (type(value) not in wanted or type(value) is tuple):
-                names = " or ".join("a list of int" if kind is tuple else kind.__name__ for kind in wanted)
-                raise HeadsError(f"{where}: {name} is {value!r}, expected {names}")
-        return cls(**settings)
+        known = [item.name for item in fields(cls)]
+        if unknown := [name for name in entries if name not in known]:
+            raise HeadsError(f"{where}: {cls.method} has no setting '{unknown[0]}'. Known: {', '.join(known)}")
+        if missing := [item.name for item in fields(cls) if item.default is MISSING and item.name not in entries]:
+            raise HeadsError(f"{where}: {missing[0]} is missing")
+        try:
+            return cls(**entries)
+        except HeadsError as error:
+            raise HeadsError(f"{where}: {error}") from None
 
 
-def _types(annotation: Any) -> tuple[type, ...]:
-    """The plain types that an annotation of a spec's field allows."""
-    kinds: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool, "tuple[int, ...]": tuple}
-    found = [kinds[part.strip()] for part in str(annotation).split("|") if part.strip() in kinds]
-    return tuple([*found, int] if float in found else found)
+_joined_types: dict[type[HeadsSpec], type[HeadsSpec]] = {}
+
+
+def _joined(base: type[HeadsSpec], spec: type[HeadsSpec]) -> type[HeadsSpec]:
+    """The type of one block's settings for a spec that another package derived from a method's own."""
+
+    def reduce(self: HeadsSpec) -> tuple[Any, ...]:  # a class that is made here is not found by its name
+        return _rebuilt, (spec, {item.name: getattr(self, item.name) for item in fields(self)})
+
+    if spec not in _joined_types:
+        made = type(f"Resolved{spec.__name__}", (base, spec), {"__module__": spec.__module__, "__reduce__": reduce})
+        _joined_types[spec] = dataclass(frozen=True, kw_only=True)(made)
+    return _joined_types[spec]
+
+
+def _rebuilt(spec: type[HeadsSpec], values: dict[str, Any]) -> HeadsSpec:
+    return spec.resolved()(**values)
+
+
+def _checked(spec: type[HeadsSpec], item: Field[Any], value: Any) -> Any:
+    """The value of a setting, a list of numbers as a tuple.
+
+    Raises:
+        HeadsError: it is of another type than the field's, no word of its choices, or out of its bounds.
+    """
+    said, kinds = item.metadata, _kinds(spec)[item.name]
+    if value is None and type(None) in kinds:
+        return None
+    if (choices := said.get("choices")) and value not in choices:
+        raise HeadsError(f"{item.name} is {value!r}, expected one of {', '.join(choices)}")
+    if tuple in kinds and isinstance(value, (list, tuple)) and all(type(part) is int for part in value):
+        return tuple(value)
+    if kinds and (type(value) not in kinds or isinstance(value, tuple)):
+        names = ("a list of int" if kind is tuple else kind.__name__ for kind in kinds if kind is not type(None))
+        raise HeadsError(f"{item.name} is {value!r}, expected {' or '.join(names)}")
+    if isinstance(value, (int, float)):
+        least, most = said.get("at_least"), said.get("at_most")
+        above, below = -math.inf if least is None else least, math.inf if most is None else most
+        if not math.isfinite(value) or not above <= value <= below:
+            bounds = f"{above:g} to {below:g}" if most is not None else f"{above:g} or more"
+            raise HeadsError(f"{item.name} is {value}, expected {bounds if least is not None else 'a finite number'}")
+    return value
+
+
+def _kinds(spec: type[HeadsSpec]) -> dict[str, tuple[type, ...]]:
+    """The plain types that the annotations of a spec's fields allow; none of a field with another annotation."""
+    hints, found = get_type_hints(spec), {}
+    for item in fields(spec):
+        hint = hints[item.name]
+        parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        kinds = [tuple if get_origin(part) is tuple else part for part in parts]
+        plain = all(kind in (int, float, str, bool, tuple, type(None)) for kind in kinds)
+        found[item.name] = tuple([*kinds, int] if float in kinds else kinds) if plain else ()
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from functools import partial
 
@@ -82,14 +83,12 @@ def heads_config(
     """
     adapter_of(config)
     with torch.device("meta"):
-        model = AutoModel.from_config(config)
+        model = AutoModel.from_config(copy.deepcopy(config))  # which notes its choices in the config
     specs = {}
     for name, (block, one) in choose_blocks(model, spec, blocks).items():
         found = one.resolve(block_shape(block), name)
-        if found.heads is None or found.needs_profiles():
-            raise HeadsError(
-                f"{found.method}: these settings are found from weights; name the heads or ranks themselves"
-            )
+        if found is None:
+            raise HeadsError(f"{one.method}: these settings are found from weights; name the heads or ranks themselves")
         specs[name] = found
     return derived_config(config, specs)
 

@@ -13,17 +13,16 @@ from hf_heads.core.statistics import BlockStatistics
 from hf_heads.core.whitening import content_bias, whitened_factors
 from hf_heads.hosts.reading import read_value_output
 from hf_heads.methods.base import Converted
-from hf_heads.methods.settings.collab import ABOUT, CollabSpec
+from hf_heads.methods.settings.collab import ABOUT, CollabSpec, ResolvedCollab
 
 
 class CollabAttention(HeadsAttention):
     """Attention over one shared key per position; queries are the shared query, reweighted for each head."""
 
-    spec: CollabSpec
+    spec: ResolvedCollab
 
     def build(self, shape: AttentionShape) -> None:
         rank, heads = self.spec.rank, shape.heads
-        assert rank is not None
         self.shared_query = nn.Linear(shape.query_width, rank, bias=False)
         self.shared_key = nn.Linear(shape.key_width, rank, bias=False)
         self.content_bias = nn.Linear(shape.key_width, heads, bias=False)
@@ -67,9 +66,8 @@ class CollabAttention(HeadsAttention):
         )
 
 
-def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: CollabSpec) -> Converted:
+def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: ResolvedCollab) -> Converted:
     """Shared factors, mixing and content bias of a block, from its weights and what the data says about its inputs."""
-    assert spec.rank is not None
     query, key = whitened_factors(dense, statistics)
     factors = cp(query, key, spec.rank) if spec.form == "cp" else tucker(query, key, (spec.rank, spec.rank))
     core = factors.core
@@ -99,3 +97,5 @@ def weights_from_factors(
 
 
 METHOD = ABOUT.method(CollabAttention, from_dense)
+
+__all__ = ["METHOD", "CollabAttention", "CollabSpec", "from_dense", "weights_from_factors"]

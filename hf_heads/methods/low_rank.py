@@ -12,17 +12,16 @@ from hf_heads.core.statistics import BlockStatistics
 from hf_heads.core.whitening import augmented_factors
 from hf_heads.hosts.reading import read_value_output
 from hf_heads.methods.base import Converted
-from hf_heads.methods.settings.low_rank import ABOUT, LowRankSpec
+from hf_heads.methods.settings.low_rank import ABOUT, LowRankSpec, ResolvedLowRank
 
 
 class LowRankAttention(HeadsAttention):
     """Standard attention with narrow queries and keys."""
 
-    spec: LowRankSpec
+    spec: ResolvedLowRank
 
     def build(self, shape: AttentionShape) -> None:
         rank = self.spec.rank
-        assert rank is not None
         self.narrow_query = nn.Linear(shape.query_width, rank)
         self.narrow_key = nn.Linear(shape.key_width, rank, bias=False)
 
@@ -52,9 +51,8 @@ class LowRankAttention(HeadsAttention):
         )
 
 
-def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: LowRankSpec) -> Converted:
+def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: ResolvedLowRank) -> Converted:
     """Narrow queries and keys of a block: the best ones for its scores, biases included, head by head."""
-    assert spec.rank is not None
     query, key, query_inverse, key_inverse = augmented_factors(dense, statistics)
     narrow_query, narrow_key, error = low_rank(query, key, spec.rank // dense.shape.heads)
     u, v = query_inverse @ narrow_query, key_inverse @ narrow_key
@@ -67,3 +65,5 @@ def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: LowRank
 
 
 METHOD = ABOUT.method(LowRankAttention, from_dense)
+
+__all__ = ["METHOD", "LowRankAttention", "LowRankSpec", "from_dense"]

@@ -19,7 +19,7 @@ from hf_heads.core.statistics import BlockStatistics
 from hf_heads.core.whitening import score_factors
 from hf_heads.hosts.reading import read_output
 from hf_heads.methods.base import Converted
-from hf_heads.methods.settings.mhe import ABOUT, MheSpec
+from hf_heads.methods.settings.mhe import ABOUT, MheSpec, ResolvedMhe
 
 
 class MheAttention(HeadsAttention):
@@ -31,11 +31,10 @@ class MheAttention(HeadsAttention):
     """
 
     replaces: ClassVar[tuple[str, ...]] = ("query", "key", "value")
-    spec: MheSpec
+    spec: ResolvedMhe
 
     def build(self, shape: AttentionShape) -> None:
         groups_qk, groups_v = self.spec.groups_qk, self.spec.groups_v
-        assert groups_qk is not None and groups_v is not None
         self.shared_query = nn.Linear(shape.query_width, groups_qk * shape.head_dim, bias=shape.bias)
         self.shared_key = nn.Linear(shape.key_width, groups_qk * shape.head_dim, bias=shape.bias)
         self.shared_value = nn.Linear(shape.key_width, groups_v * shape.value_dim, bias=shape.bias)
@@ -58,7 +57,6 @@ class MheAttention(HeadsAttention):
 
     def project_query(self, hidden_states: Tensor) -> Tensor:
         groups = self.spec.groups_qk
-        assert groups is not None
         # (batch, groups, 1, target, head_dim), then every head of a group its own
         shared = self.shared_query(hidden_states).unflatten(-1, (groups, -1)).transpose(1, 2)[:, :, None]
         if self._multiplies:
@@ -73,7 +71,6 @@ class MheAttention(HeadsAttention):
 
     def unpack_memory(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         groups_qk, groups_v = self.spec.groups_qk, self.spec.groups_v
-        assert groups_qk is not None and groups_v is not None
         key = key.squeeze(1).unflatten(-1, (groups_qk, -1)).transpose(1, 2)
         value = value.squeeze(1).unflatten(-1, (groups_v, -1)).transpose(1, 2)
         if not self._multiplies and self._drops_weights:
@@ -95,7 +92,6 @@ class MheAttention(HeadsAttention):
 
     def to_dense(self, output: nn.Linear) -> DenseAttention:
         spec, shape = self.spec, self.shape
-        assert spec.groups_qk is not None and spec.groups_v is not None
         found: dict[str, Any] = {}
         for name, groups in (("query", spec.groups_qk), ("key", spec.groups_qk), ("value", spec.groups_v)):
             shared: nn.Linear = getattr(self, f"shared_{name}")
@@ -168,14 +164,13 @@ def _total(measures: Sequence[Callable[[Sequence[int]], float]], group: Sequence
     return sum(measure(group) for measure in measures)
 
 
-def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: MheSpec) -> Converted:
+def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: ResolvedMhe) -> Converted:
     """Shared projections and embeddings of a block.
 
     Queries and keys of a group are a CP decomposition of rank head_dim of its heads' scores, biases included (mul), or
     the best bilinear form that all of them can share (add). Values of a group are projected to the directions that its
     heads' value-output maps read most from the data; the output projection is then the best for them.
     """
-    assert spec.groups_qk is not None and spec.groups_v is not None
     whitened = _Whitened(dense, statistics)
     order = group_heads(whitened, spec.groups_qk, spec.groups_v)
     share = _multiplied_scores if spec.variant == "mul" else _added_scores
@@ -263,3 +258,5 @@ def _widened(matrix: Tensor, width: int) -> Tensor:
 
 
 METHOD = ABOUT.method(MheAttention, from_dense)
+
+__all__ = ["METHOD", "MheAttention", "MheSpec", "from_dense", "group_heads"]

@@ -12,14 +12,14 @@ from hf_heads.core.dense import AttentionShape, DenseAttention, merge_heads
 from hf_heads.core.statistics import BlockStatistics
 from hf_heads.hosts.reading import read_projections
 from hf_heads.methods.base import Converted
-from hf_heads.methods.settings.pruned import ABOUT, PrunedSpec
+from hf_heads.methods.settings.pruned import ABOUT, PrunedSpec, ResolvedPruned
 
 
 class PrunedAttention(HeadsAttention):
     """Standard attention with fewer heads, under the host's own names; without heads there are no projections."""
 
     replaces: ClassVar[tuple[str, ...]] = ("query", "key", "value")
-    spec: PrunedSpec
+    spec: ResolvedPruned
 
     def build(self, shape: AttentionShape) -> None:
         site, heads = self.site, shape.heads
@@ -43,7 +43,7 @@ class PrunedAttention(HeadsAttention):
         return DenseAttention.empty(self.shape, output.bias.detach(), self.scaling)
 
 
-def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: PrunedSpec) -> Converted:
+def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: ResolvedPruned) -> Converted:
     """The rows of the heads that stay; the error is the share of the value-output maps that goes."""
     assert spec.places is not None
     stay = torch.tensor(spec.places, dtype=torch.long, device=dense.query.device)
@@ -63,3 +63,5 @@ def map_energy(dense: DenseAttention) -> Tensor:
 
 
 METHOD = ABOUT.method(PrunedAttention, from_dense)
+
+__all__ = ["METHOD", "PrunedAttention", "PrunedSpec", "from_dense", "map_energy"]

@@ -97,7 +97,7 @@ def parse_heads(heads: Any) -> dict[str, HeadsSpec]:
             raise HeadsError(f"config.json: heads.blocks['{name}'] names no method")
         settings = {key: value for key, value in entry.items() if key != "method"}
         method = get_method(entry["method"])
-        spec = method.spec.from_mapping(settings, where=f"config.json: heads.blocks['{name}']")
+        spec = method.spec.resolved().from_mapping(settings, where=f"config.json: heads.blocks['{name}']")
         if spec.heads is None or spec.heads < 0:
             raise HeadsError(f"config.json: heads.blocks['{name}'] does not say how many heads it has")
         specs[name] = spec

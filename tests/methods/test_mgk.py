@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -302,19 +303,19 @@ def test_statistics_of_attention_are_their_formulas_written_out():
 
 
 @pytest.mark.parametrize(
-    ("spec", "text"),
+    ("settings", "text"),
     [
-        (MgkSpec(merge=3), "merge 3 does not divide the 4 heads"),
-        (MgkSpec(merge=2, mixture="smgk"), "heads are merged into mgk"),
-        (MgkSpec(merge=2, components=3), "merge 2 makes 2 components"),
-        (MgkSpec(queries="shared"), "give merge as well"),
-        (MgkSpec(components=0), "components 0 is too small"),
-        (MgkSpec(heads=2), "2 heads cannot be made of 4: give merge"),
+        ({"merge": 3}, "merge 3 does not divide the 4 heads"),
+        ({"merge": 2, "mixture": "smgk"}, "heads are merged into mgk"),
+        ({"merge": 2, "components": 3}, "merge 2 makes 2 components"),
+        ({"queries": "shared"}, "give merge as well"),
+        ({"components": 0}, "components is 0, expected 1 or more"),
+        ({"heads": 2}, "2 heads cannot be made of 4: give merge"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(spec: MgkSpec, text: str):
+def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], text: str):
     with pytest.raises(HeadsError, match=re.escape(text)):
-        hf_heads.convert(TWINS["bert"].model(), spec)
+        hf_heads.convert(TWINS["bert"].model(), MgkSpec(**settings))
 
 
 def test_what_is_a_mixture_is_not_converted_again():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -207,17 +208,17 @@ def test_groups_are_those_with_most_in_common():
 
 
 @pytest.mark.parametrize(
-    ("spec", "text"),
+    ("settings", "text"),
     [
-        (MheSpec(groups=3), "3 groups do not divide the 4 heads"),
-        (MheSpec(groups=8), "8 groups do not divide the 4 heads of encoder.layer.0.attention.self: 1, 2, 4"),
-        (MheSpec(groups=-1), "-1 groups do not divide"),
-        (MheSpec(variant="mal"), "variant is 'mal'"),
+        ({"groups": 3}, "3 groups do not divide the 4 heads"),
+        ({"groups": 8}, "8 groups do not divide the 4 heads of encoder.layer.0.attention.self: 1, 2, 4"),
+        ({"groups": -1}, "groups is -1, expected 1 or more"),
+        ({"variant": "mal"}, "variant is 'mal'"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(spec: MheSpec, text: str):
+def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], text: str):
     with pytest.raises(HeadsError, match=re.escape(text)):
-        hf_heads.convert(TWINS["bert"].model(), spec)
+        hf_heads.convert(TWINS["bert"].model(), MheSpec(**settings))
 
 
 def test_groups_of_either_side_must_nest():

@@ -14,14 +14,14 @@ from hf_heads.attention.mixture import centred, hard_attention, linear_attention
 from hf_heads.attention.module import HeadsAttention
 from hf_heads.core.dense import AttentionShape, DenseAttention
 from hf_heads.errors import HeadsError
-from hf_heads.methods.settings.mgk import MgkSpec
+from hf_heads.methods.settings.mgk import ResolvedMgk
 
 
 class MgkAttention(HeadsAttention):
     """Softmax attention over all components of all positions; what is cached is one entry for a position."""
 
     replaces: ClassVar[tuple[str, ...]] = ("query", "key", "value")
-    spec: MgkSpec
+    spec: ResolvedMgk
     shifts: Tensor
     running_prior: Tensor
     _prior_used: Tensor | None = None  # by the last forward in training, before it moved the running ones

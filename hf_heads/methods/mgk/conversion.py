@@ -16,12 +16,11 @@ from hf_heads.core.statistics import BlockStatistics
 from hf_heads.core.whitening import score_factors
 from hf_heads.errors import HeadsError
 from hf_heads.methods.base import Converted
-from hf_heads.methods.settings.mgk import MgkSpec
+from hf_heads.methods.settings.mgk import ResolvedMgk
 
 
-def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: MgkSpec) -> Converted:
+def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: ResolvedMgk) -> Converted:
     """The exact start: beta 0, equal priors, components that start as the host's key; or heads merged into one."""
-    assert spec.heads is not None
     if spec.heads * spec.merge != dense.shape.heads:
         raise HeadsError(f"{spec.heads} heads cannot be made of {dense.shape.heads}: give merge")
     constants = {"log_precision": torch.zeros(spec.heads), "norm_coefficient": torch.full((spec.heads,), spec.norm)}
@@ -36,7 +35,7 @@ def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: MgkSpec
     return Converted({**constants, **weights}, error, dataclasses.replace(spec, order=tuple(order)))
 
 
-def _unmerged(dense: DenseAttention, spec: MgkSpec) -> dict[str, Tensor]:
+def _unmerged(dense: DenseAttention, spec: ResolvedMgk) -> dict[str, Tensor]:
     """The host's own projections; components differ by small amounts that cancel to first order in the attention."""
     if dense.content_bias.any():
         raise HeadsError("this block's scores have a content bias, which a mixture of keys has no place for")
@@ -88,7 +87,7 @@ def _likeness(gram: Tensor, group: Sequence[int]) -> float:
 
 
 def _merged(
-    dense: DenseAttention, statistics: BlockStatistics, spec: MgkSpec
+    dense: DenseAttention, statistics: BlockStatistics, spec: ResolvedMgk
 ) -> tuple[dict[str, Tensor], float, list[int]]:
     """Merged heads: tensors, the relative error of what had to be shared, the host's heads by place."""
     if dense.content_bias.any():

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from dataclasses import MISSING, dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from hf_heads.attention.spec import HeadsSpec, option
 from hf_heads.methods.base import About
@@ -29,21 +28,29 @@ class CollabSpec(RankSpec):
     method: ClassVar[str] = "collab"
     form: str = option("cp", "how heads mix the shared space", choices=("cp", "tucker"))
 
-    def resolve(self, shape: AttentionShape, where: str = "the block", before: HeadsSpec | None = None) -> Self:
-        spec = super().resolve(shape, where, before)
+    @classmethod
+    def block_type(cls) -> type[HeadsSpec]:
+        return ResolvedCollab
+
+    def at_rank(self, rank: int, shape: AttentionShape) -> HeadsSpec:
         # Beyond the inputs' width the Tucker factors would have more columns than rows and say nothing more.
-        if self.form == "tucker" and spec.rank is not None:
-            return dataclasses.replace(spec, rank=min(spec.rank, shape.query_width, shape.key_width))
-        return spec
+        limit = min(shape.query_width, shape.key_width) if self.form == "tucker" else rank
+        return super().at_rank(min(rank, limit), shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedCollab(CollabSpec):
+    """Collaborative heads of one block."""
+
+    heads: int = option(MISSING, "number of heads", command=False, at_least=0)
+    rank: int = option(MISSING, "width of the query-key space", at_least=1)
 
     def parameters(self, shape: AttentionShape) -> int:
-        assert self.rank is not None
         core = self.rank if self.form == "cp" else self.rank**2
         shared = self.rank * (shape.query_width + shape.key_width)
         return shared + shape.heads * (core + shape.key_width) + shape.value_parameters
 
     def cache_per_token(self, shape: AttentionShape) -> int:
-        assert self.rank is not None
         return self.rank + shape.heads + shape.heads * shape.value_dim
 
 

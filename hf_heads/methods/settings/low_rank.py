@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from hf_heads.attention.spec import HeadsSpec, option
 from hf_heads.methods.base import About
 from hf_heads.methods.settings.ranks import RankSpec
 
@@ -29,12 +30,22 @@ class LowRankSpec(RankSpec):
 
         return head_tail(dense, statistics)
 
+    @classmethod
+    def block_type(cls) -> type[HeadsSpec]:
+        return ResolvedLowRank
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedLowRank(LowRankSpec):
+    """Low rank of one block's heads."""
+
+    heads: int = option(MISSING, "number of heads", command=False, at_least=0)
+    rank: int = option(MISSING, "width of the query-key space, all heads together", at_least=1)
+
     def parameters(self, shape: AttentionShape) -> int:
-        assert self.rank is not None
         return self.rank * (shape.query_width + 1 + shape.key_width) + shape.value_parameters
 
     def cache_per_token(self, shape: AttentionShape) -> int:
-        assert self.rank is not None
         return self.rank + shape.heads * shape.value_dim
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from dataclasses import MISSING, dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from hf_heads.attention.spec import HeadsSpec, option
 from hf_heads.errors import HeadsError
@@ -41,26 +41,29 @@ class MgkSpec(HeadsSpec):
     """
 
     method: ClassVar[str] = "mgk"
-    components: int = option(2, "keys for every position and head")
+    components: int = option(2, "keys for every position and head", at_least=1)
     mixture: str = option("mgk", "a projection (mgk) or a shift (smgk) for every key", choices=("mgk", "smgk"))
     assignment: str = option("soft", "sum over a position's keys, or the largest", choices=("soft", "hard"))
     priors: str = option("learned", "of the keys of a position", choices=("learned", "fixed", "em"))
     kernel: str = option("softmax", "exponential, or features that make it linear", choices=("softmax", "linear"))
-    merge: int = option(1, "heads that become one, each a key of it")
+    merge: int = option(1, "heads that become one, each a key of it", at_least=1)
     queries: str = option("own", "of merged heads: one each, or one for all", choices=("own", "shared"))
     values: str = option("full", "of merged heads: all, or one head's width", choices=("full", "shared"))
-    shift: float | None = option(None, "size of what tells keys apart that start equal", stored=False)
+    shift: float | None = option(None, "size of what tells keys apart that start equal", stored=False, at_least=0)
     norm: float = option(0.0, "beta at the start: 0 is the host's dot product, 1 the paper's kernel", stored=False)
     order: tuple[int, ...] | None = option(None, "the host's heads by place", command=False)
 
-    def resolve(self, shape: AttentionShape, where: str = "the block", before: HeadsSpec | None = None) -> Self:
-        for name, least in (("components", 1), ("merge", 1), ("shift", 0)):
-            if (getattr(self, name) or 0) < least:
-                raise HeadsError(f"{name} {getattr(self, name)} is too small; {where} takes {least} or more")
+    @classmethod
+    def block_type(cls) -> type[HeadsSpec]:
+        return ResolvedMgk
+
+    def resolve(
+        self, shape: AttentionShape, where: str = "the block", before: HeadsSpec | None = None
+    ) -> HeadsSpec | None:
         if self.merge == 1:
             if self.queries != "own" or self.values != "full":
                 raise HeadsError("queries and values say how heads are merged: give merge as well")
-            return dataclasses.replace(self, heads=self.heads or shape.heads)
+            return self.settle(heads=self.heads or shape.heads)
         if self.heads not in (None, shape.heads // self.merge):
             raise HeadsError(f"merge {self.merge} decides the number of heads itself; leave out heads")
         if shape.heads % self.merge:
@@ -69,11 +72,18 @@ class MgkSpec(HeadsSpec):
             raise HeadsError("heads are merged into mgk with the softmax kernel: leave out mixture and kernel")
         if self.components not in (2, self.merge):
             raise HeadsError(f"merge {self.merge} makes {self.merge} components; leave out components")
-        return dataclasses.replace(self, heads=shape.heads // self.merge, components=self.merge)
+        return self.settle(heads=shape.heads // self.merge, components=self.merge)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedMgk(MgkSpec):
+    """A mixture of Gaussian keys in one block."""
+
+    heads: int = option(MISSING, "number of heads", command=False, at_least=0)
 
     def reshape(self, shape: AttentionShape) -> AttentionShape:
         widened = self.merge if self.values == "full" else 1
-        return dataclasses.replace(shape, heads=self.heads or shape.heads, value_dim=shape.value_dim * widened)
+        return dataclasses.replace(shape, heads=self.heads, value_dim=shape.value_dim * widened)
 
     @property
     def query_count(self) -> int:

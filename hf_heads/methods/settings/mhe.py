@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from dataclasses import MISSING, dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from hf_heads.attention.spec import HeadsSpec, option
 from hf_heads.errors import HeadsError
@@ -32,39 +31,52 @@ class MheSpec(HeadsSpec):
 
     method: ClassVar[str] = "mhe"
     variant: str = option("mul", "how embeddings enter", choices=("mul", "add"))
-    groups: int | None = option(None, "shared heads; 1 (the default) is the paper, the number of heads loses nothing")
-    groups_qk: int | None = option(None, "shared heads of queries and keys, where not `groups`")
-    groups_v: int | None = option(None, "shared heads of values, where not `groups`")
+    groups: int | None = option(
+        None, "shared heads; 1 (the default) is the paper, the number of heads loses nothing", at_least=1
+    )
+    groups_qk: int | None = option(None, "shared heads of queries and keys, where not `groups`", at_least=1)
+    groups_v: int | None = option(None, "shared heads of values, where not `groups`", at_least=1)
     order: tuple[int, ...] | None = option(None, "the host's heads by place", command=False)
 
-    def resolve(self, shape: AttentionShape, where: str = "the block", before: HeadsSpec | None = None) -> Self:
-        spec = super().resolve(shape, where, before)
-        if self.variant not in ("mul", "add"):
-            raise HeadsError(f"variant is {self.variant!r}, expected mul or add")
+    @classmethod
+    def block_type(cls) -> type[HeadsSpec]:
+        return ResolvedMhe
+
+    def resolve(
+        self, shape: AttentionShape, where: str = "the block", before: HeadsSpec | None = None
+    ) -> HeadsSpec | None:
+        self.check_heads(shape, where)
         if self.groups is not None and self.groups_qk is not None and self.groups_v is not None:
             raise HeadsError(
                 f"{self.groups} groups and groups_qk {self.groups_qk}, groups_v {self.groups_v}: leave one out"
             )
         groups_qk, groups_v = (one or self.groups or 1 for one in (self.groups_qk, self.groups_v))
         for groups in (groups_qk, groups_v):
-            if groups < 1 or shape.heads % groups:
+            if shape.heads % groups:
                 fitting = [str(one) for one in range(1, shape.heads + 1) if shape.heads % one == 0]
                 raise HeadsError(
                     f"{groups} groups do not divide the {shape.heads} heads of {where}: {', '.join(fitting)}"
                 )
         if groups_qk % groups_v and groups_v % groups_qk:
             raise HeadsError(f"groups_qk {groups_qk} and groups_v {groups_v}: one must divide the other")
-        return dataclasses.replace(spec, groups=None, groups_qk=groups_qk, groups_v=groups_v)
+        return self.settle(heads=shape.heads, groups=None, groups_qk=groups_qk, groups_v=groups_v)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedMhe(MheSpec):
+    """Head embeddings of one block."""
+
+    heads: int = option(MISSING, "number of heads", command=False, at_least=0)
+    groups_qk: int = option(MISSING, "shared heads of queries and keys", at_least=1)
+    groups_v: int = option(MISSING, "shared heads of values", at_least=1)
 
     def parameters(self, shape: AttentionShape) -> int:
-        assert self.groups_qk is not None and self.groups_v is not None
         scores = self.groups_qk * shape.head_dim * (shape.query_width + shape.key_width + 2 * shape.bias)
         values = self.groups_v * shape.value_dim * (shape.key_width + shape.bias)
         embeddings = shape.heads * (2 * shape.head_dim + shape.value_dim)
         return scores + values + embeddings + shape.output_width * (shape.heads * shape.value_dim + 1)
 
     def cache_per_token(self, shape: AttentionShape) -> int:
-        assert self.groups_qk is not None and self.groups_v is not None
         return self.groups_qk * shape.head_dim + self.groups_v * shape.value_dim
 
 

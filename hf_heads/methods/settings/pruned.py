@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 from hf_heads.attention.spec import BlockProfile, HeadsSpec, RankHeads, option
 from hf_heads.errors import HeadsError
@@ -34,27 +34,29 @@ class PrunedSpec(HeadsSpec):
     """
 
     method: ClassVar[str] = "pruned"
-    keep: float | None = option(None, "share (0-1) of all heads to keep", stored=False)
+    keep: float | None = option(None, "share (0-1) of all heads to keep", stored=False, at_least=0, at_most=1)
     kept: tuple[int, ...] | None = option(None, "heads of the block that stay", command=False)
     score: str = option("gauss-newton", "what makes a head important", stored=False, choices=tuple(RULES))
-    steps: int = option(4, "rounds of removal; importance is measured anew after each", stored=False)
+    steps: int = option(4, "rounds of removal; importance is measured anew after each", stored=False, at_least=1)
     normalize: bool = option(False, "divide importances by their l2 norm in each block", stored=False)
     scores: str | None = option(None, "importances that `hf-heads importance` wrote, instead of new ones", stored=False)
     repair: bool = option(False, "refit the output projection on the heads that are left", stored=False)
     places: tuple[int, ...] | None = option(None, "`kept`, counted in the block as it is", stored=False, command=False)
 
-    def resolve(self, shape: AttentionShape, where: str = "the block", before: HeadsSpec | None = None) -> Self:
+    @classmethod
+    def block_type(cls) -> type[HeadsSpec]:
+        return ResolvedPruned
+
+    def resolve(
+        self, shape: AttentionShape, where: str = "the block", before: HeadsSpec | None = None
+    ) -> HeadsSpec | None:
         if before is not None and not isinstance(before, PrunedSpec):
             raise HeadsError(f"{where} is {before.method} already, and only standard heads can be pruned: prune first")
         numbers = before.kept if before is not None and before.kept is not None else tuple(range(shape.heads))
-        if self.steps < 1:
-            raise HeadsError(f"steps {self.steps} is not positive")
         if self.kept is None:
             if self.keep is None:
                 raise HeadsError("pruned needs the share of heads to keep: keep = 0.5, say, or the heads to keep")
-            if not 0 <= self.keep <= 1:
-                raise HeadsError(f"keep {self.keep:g} is not a share between 0 and 1")
-            return self
+            return None
         if self.keep is not None:
             raise HeadsError("keep chooses the heads itself; leave out kept")
         if unknown := [head for head in self.kept if head not in numbers]:
@@ -63,9 +65,9 @@ class PrunedSpec(HeadsSpec):
             )
         kept = tuple(sorted(set(self.kept)))
         places = tuple(numbers.index(head) for head in kept)
-        return dataclasses.replace(self, heads=len(kept), kept=kept, places=places)
+        return self.settle(heads=len(kept), kept=kept, places=places)
 
-    def plan(self, blocks: Mapping[str, BlockProfile], rank_heads: RankHeads) -> dict[str, Self]:
+    def plan(self, blocks: Mapping[str, BlockProfile], rank_heads: RankHeads) -> dict[str, HeadsSpec]:
         if self.keep is None:
             return super().plan(blocks, rank_heads)
         total = sum(block.shape.heads for block in blocks.values())
@@ -81,12 +83,12 @@ class PrunedSpec(HeadsSpec):
                 scores=self.scores,
             )
             gone = set(order[:going])
-        specs = {}
+        specs: dict[str, HeadsSpec] = {}
         for name, block in blocks.items():
             places = [place for place in range(block.shape.heads) if (name, place) not in gone]
             numbers = getattr(block.before, "kept", None) or range(block.shape.heads)
-            explicit = dataclasses.replace(self, keep=None, kept=tuple(numbers[place] for place in places))
-            specs[name] = explicit.resolve(block.shape, name, block.before)
+            kept = tuple(numbers[place] for place in places)
+            specs[name] = self.settle(heads=len(kept), keep=None, kept=kept, places=tuple(places))
         return specs
 
     def refits(self) -> bool:
@@ -104,12 +106,20 @@ class PrunedSpec(HeadsSpec):
     def needs_labels(self) -> bool:
         return self.keep is not None and self.scores is None and self.score == "gradient"
 
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedPruned(PrunedSpec):
+    """The heads of one block that stay."""
+
+    heads: int = option(MISSING, "number of heads", command=False, at_least=0)
+    kept: tuple[int, ...] = option(MISSING, "heads of the block that stay", command=False)
+
     def parameters(self, shape: AttentionShape) -> int:
-        return dataclasses.replace(shape, heads=self.heads or 0).parameters
+        return dataclasses.replace(shape, heads=self.heads).parameters
 
     def cache_per_token(self, shape: AttentionShape) -> int:
         # A block without heads keeps one number, so that a cache can still tell how many tokens it holds.
-        return (self.heads or 0) * (shape.head_dim + shape.value_dim) or 1
+        return self.heads * (shape.head_dim + shape.value_dim) or 1
 
 
 ABOUT = About(
