@@ -111,13 +111,13 @@ def add_list(commands: Any) -> None:
 
 def _list(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from hf_heads.cli.console import make_console, make_table
-    from hf_heads.hosts.table import ADAPTERS, REFUSED
+    from hf_heads.hosts.table import REFUSED, architectures
     from hf_heads.methods.registry import about, all_methods
 
     methods = {name: about(name) for name in all_methods()}
     pairs = {
         name: {
-            **{model_type: method.reason_against.get(model_type, "yes") for model_type in ADAPTERS},
+            **{model_type: method.reason_against.get(model_type, "yes") for model_type in architectures()},
             **{model_type: method.reason_against.get(model_type, reason) for model_type, reason in REFUSED.items()},
         }
         for name, method in methods.items()
@@ -126,9 +126,9 @@ def _list(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         print(json.dumps(pairs))
         return 0
     console = make_console()
-    table = make_table("method", *ADAPTERS, "what it does")
+    table = make_table("method", *architectures(), "what it does")
     for name, method in methods.items():
-        table.add_row(name, *(pairs[name][model_type] for model_type in ADAPTERS), method.title)
+        table.add_row(name, *(pairs[name][model_type] for model_type in architectures()), method.title)
     console.print(table)
     by_reason: dict[str, list[str]] = {}
     for model_type, reason in REFUSED.items():

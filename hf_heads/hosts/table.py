@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import importlib
 import re
+import warnings
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from importlib.metadata import entry_points
 from typing import Any, Literal
 
 from hf_heads.errors import HeadsError
@@ -58,21 +60,33 @@ class AttentionAdapter:
     """A row of the table: one architecture.
 
     Attributes:
-        model_type: the model type of transformers, which also names the module that holds its classes.
+        model_type: the model type of transformers.
         modality: what its inputs are.
         sites: where its attention is; the first matching site wins.
         decoder_flag: config field that turns the encoder's self-attention causal, if there is one.
+        package: the package NAME with the modules modeling_NAME and configuration_NAME; the one of transformers that
+            is called like the model type when None.
     """
 
     model_type: str
     modality: Literal["text", "image", "text-to-text"]
     sites: tuple[AttentionSite, ...]
     decoder_flag: str | None = None
+    package: str | None = None
 
     @property
     def modeling(self) -> Any:
-        """The transformers module with the architecture's classes (importing it is slow)."""
-        return importlib.import_module(f"transformers.models.{self.model_type}.modeling_{self.model_type}")
+        """The module with the architecture's model classes (importing it is slow)."""
+        return self._module("modeling")
+
+    @property
+    def configuration(self) -> Any:
+        """The module with the architecture's config class."""
+        return self._module("configuration")
+
+    def _module(self, what: str) -> Any:
+        package = self.package or f"transformers.models.{self.model_type.replace('-', '_')}"
+        return importlib.import_module(f"{package}.{what}_{package.rpartition('.')[2]}")
 
     def site(self, name: str) -> AttentionSite | None:
         """The site of the module called `name` (inside the base model), or None."""
@@ -133,6 +147,27 @@ REFUSED: dict[str, str] = {
 }
 
 
+@cache
+def architectures() -> dict[str, AttentionAdapter]:
+    """All rows by model type: those of the table, and those of other packages (entry points `hf_heads.architectures`).
+
+    A row of another package that cannot be loaded is left out with a warning: it must not stop every program that
+    imports transformers.
+    """
+    found = dict(ADAPTERS)
+    for point in entry_points(group="hf_heads.architectures"):
+        try:
+            adapter = point.load()
+        except Exception as error:
+            warnings.warn(f"hf-heads: the architecture '{point.name}' cannot be loaded: {error!r}", stacklevel=2)
+            continue
+        if not isinstance(adapter, AttentionAdapter) or adapter.model_type != point.name:
+            warnings.warn(f"hf-heads: the entry point '{point.name}' is no AttentionAdapter of that type", stacklevel=2)
+        elif point.name not in found:
+            found[point.name] = adapter
+    return found
+
+
 def refusal(config: Any) -> str | None:
     """Why a model with this config cannot be converted, in one line, or None when it can.
 
@@ -143,13 +178,16 @@ def refusal(config: Any) -> str | None:
     reason = REFUSED.get(model_type)
     if reason is None and str(getattr(config, "position_embedding_type", None) or "absolute") != "absolute":
         reason = _RELATIVE
-    if reason is None and model_type not in ADAPTERS and getattr(config, "rope_parameters", None):
+    known = architectures()
+    if reason is None and model_type not in known and getattr(config, "rope_parameters", None):
         reason = _ROTARY
     if reason is not None:
-        return f"cannot convert '{model_type}': {reason}. Architectures that can: {', '.join(sorted(ADAPTERS))}"
-    if model_type not in ADAPTERS:
-        known = ", ".join(sorted(ADAPTERS))
-        return f"no adapter for '{model_type}'. Known: {known}. Add a row in hf_heads/hosts/table.py"
+        return f"cannot convert '{model_type}': {reason}. Architectures that can: {', '.join(sorted(known))}"
+    if model_type not in known:
+        return (
+            f"no adapter for '{model_type}'. Known: {', '.join(sorted(known))}. Add a row in hf_heads/hosts/table.py, or "
+            "register one from a package of your own (hf_heads.extend)"
+        )
     return None
 
 
@@ -161,4 +199,4 @@ def adapter_of(config: Any) -> AttentionAdapter:
     """
     if message := refusal(config):
         raise HeadsError(message)
-    return ADAPTERS[config.model_type.removeprefix("heads_")]
+    return architectures()[config.model_type.removeprefix("heads_")]

@@ -16,7 +16,7 @@ from hf_heads.attention.module import HeadsAttention, linear
 from hf_heads.attention.spec import HeadsSpec
 from hf_heads.errors import HeadsError
 from hf_heads.hosts.blocks import Block, base_prefix, find_blocks
-from hf_heads.hosts.table import ADAPTERS, AttentionAdapter, adapter_of
+from hf_heads.hosts.table import AttentionAdapter, adapter_of, architectures
 from hf_heads.methods.registry import all_methods, get_method
 from hf_heads.modeling import internals
 from hf_heads.modeling.auto_classes import auto_classes, auto_mappings
@@ -96,7 +96,7 @@ def derive(config: type[Any]) -> None:
         return
     _deriving.add(config.model_type)  # classes that are made build configs themselves
     try:
-        adapter = ADAPTERS[config.model_type.removeprefix(PREFIX)]
+        adapter = architectures()[config.model_type.removeprefix(PREFIX)]
         for auto_name, native_name in auto_classes(adapter).items():
             model = model_class(getattr(adapter.modeling, native_name))
             auto_mappings()[auto_name].register(config, model, exist_ok=True)
@@ -128,7 +128,7 @@ def model_class(native: type[PreTrainedModel]) -> type[HeadsModel]:
     name = f"Heads{native.__name__}"
     if name in _made:
         return _made[name]
-    adapter = ADAPTERS[native.config_class.model_type]  # type: ignore[union-attr]
+    adapter = architectures()[native.config_class.model_type]  # type: ignore[union-attr]
     namespace = {
         "__module__": "hf_heads.models",
         "__qualname__": name,
@@ -172,7 +172,7 @@ def native_attention(module: nn.Module) -> type[nn.Module]:
 
 def class_by_name(name: str) -> type | None:
     """A derived config, model or attention class by its name, or None."""
-    for adapter in ADAPTERS.values():
+    for adapter in architectures().values():
         if name == config_class(adapter).__name__:
             return config_class(adapter)
         native = getattr(adapter.modeling, name.removeprefix("Heads"), None)

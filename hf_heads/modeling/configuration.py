@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import os
 from functools import cache
 from pathlib import Path
@@ -21,7 +20,7 @@ from transformers import PreTrainedConfig
 from hf_heads import models
 from hf_heads.attention.spec import HeadsSpec
 from hf_heads.errors import HeadsError
-from hf_heads.hosts.table import ADAPTERS, AttentionAdapter
+from hf_heads.hosts.table import AttentionAdapter, architectures
 from hf_heads.methods.registry import get_method
 from hf_heads.modeling import internals
 from hf_heads.modeling.auto_classes import auto_classes
@@ -111,9 +110,10 @@ def heads_section(specs: dict[str, HeadsSpec]) -> dict[str, Any]:
 
 def host_config_class(adapter: AttentionAdapter) -> type[PreTrainedConfig] | None:
     """The host's own config class; None while its module is still being imported."""
-    module = importlib.import_module(f"transformers.models.{adapter.model_type}.configuration_{adapter.model_type}")
     configs = (
-        value for value in vars(module).values() if isinstance(value, type) and issubclass(value, PreTrainedConfig)
+        value
+        for value in vars(adapter.configuration).values()
+        if isinstance(value, type) and issubclass(value, PreTrainedConfig)
     )
     return next((value for value in configs if value.model_type == adapter.model_type), None)
 
@@ -145,7 +145,7 @@ def native_entries(config: PreTrainedConfig) -> dict[str, Any]:
 
 def derived_config(config: PreTrainedConfig, specs: dict[str, HeadsSpec]) -> Any:
     """A derived config with everything of `config` and the settings of the converted blocks."""
-    adapter = ADAPTERS[config.model_type.removeprefix(PREFIX)]
+    adapter = architectures()[config.model_type.removeprefix(PREFIX)]
     made = config_class(adapter)(**native_entries(config), heads=heads_section(specs))  # type: ignore[call-arg]
     internals.copy_choices(config, made)
     return made
@@ -153,7 +153,7 @@ def derived_config(config: PreTrainedConfig, specs: dict[str, HeadsSpec]) -> Any
 
 def auto_map(config: type[HeadsConfig]) -> dict[str, str]:
     """The `auto_map` of `config.json`: which class of the stub serves which Auto class."""
-    adapter = ADAPTERS[config.model_type.removeprefix(PREFIX)]
+    adapter = architectures()[config.model_type.removeprefix(PREFIX)]
     names = {name: f"Heads{native}" for name, native in auto_classes(adapter).items()}
     return {
         "AutoConfig": f"{_STUB}.{config.__name__}",
@@ -175,7 +175,7 @@ def register_configs() -> None:
     """Tell transformers' AutoConfig of every derived model type whose host's config can be had by now."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 
-    for adapter in ADAPTERS.values():
+    for adapter in architectures().values():
         model_type = PREFIX + adapter.model_type
         if model_type not in CONFIG_MAPPING and host_config_class(adapter) is not None:
             AutoConfig.register(model_type, config_class(adapter))

@@ -1,0 +1,77 @@
+"""The door for those who write a method or an architecture: what they need, from one place.
+
+A method is a spec, an attention class and a `from_dense`, put together in a `Method` and named under the entry point
+group `hf_heads.methods`; an architecture is an `AttentionAdapter` under `hf_heads.architectures`, whose name is the
+model type. CONTRIBUTING.md takes both step by step.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hf_heads import _found_later
+
+if TYPE_CHECKING:
+    from hf_heads.attention.kernels import Conditions, attend
+    from hf_heads.attention.module import HeadsAttention
+    from hf_heads.attention.spec import BlockProfile, HeadsSpec, RankHeads, option
+    from hf_heads.core.dense import AttentionShape, DenseAttention, merge_heads, split_heads
+    from hf_heads.core.statistics import BlockStatistics, Moments
+    from hf_heads.errors import HeadsError
+    from hf_heads.hosts.blocks import Block, find_blocks
+    from hf_heads.hosts.reading import read_output, read_value_output
+    from hf_heads.hosts.table import AttentionAdapter, AttentionSite
+    from hf_heads.methods.base import Converted, Method
+
+_PLACES = {
+    "AttentionAdapter": "hosts.table",
+    "AttentionShape": "core.dense",
+    "AttentionSite": "hosts.table",
+    "Block": "hosts.blocks",
+    "BlockProfile": "attention.spec",
+    "BlockStatistics": "core.statistics",
+    "Conditions": "attention.kernels",
+    "Converted": "methods.base",
+    "DenseAttention": "core.dense",
+    "HeadsAttention": "attention.module",
+    "HeadsError": "errors",
+    "HeadsSpec": "attention.spec",
+    "Method": "methods.base",
+    "Moments": "core.statistics",
+    "RankHeads": "attention.spec",
+    "attend": "attention.kernels",
+    "find_blocks": "hosts.blocks",
+    "merge_heads": "core.dense",
+    "option": "attention.spec",
+    "read_output": "hosts.reading",
+    "read_value_output": "hosts.reading",
+    "split_heads": "core.dense",
+}
+
+__all__ = [
+    "AttentionAdapter",
+    "AttentionShape",
+    "AttentionSite",
+    "Block",
+    "BlockProfile",
+    "BlockStatistics",
+    "Conditions",
+    "Converted",
+    "DenseAttention",
+    "HeadsAttention",
+    "HeadsError",
+    "HeadsSpec",
+    "Method",
+    "Moments",
+    "RankHeads",
+    "attend",
+    "find_blocks",
+    "merge_heads",
+    "option",
+    "read_output",
+    "read_value_output",
+    "split_heads",
+]
+
+if not TYPE_CHECKING:  # a type checker must not take unknown names for Any
+    __getattr__, __dir__ = _found_later(globals(), _PLACES)
