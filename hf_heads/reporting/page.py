@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_heads.checkpoints.files import check_output, finished_folder
+from hf_heads.checkpoints.json_files import as_record, read_json
 from hf_heads.errors import HeadsError
-from hf_heads.evaluation.record import Comparison, read_comparison, read_scores
+from hf_heads.evaluation.record import Comparison, read_comparison
 from hf_heads.reporting.figures.heads import draw_heads
 from hf_heads.reporting.figures.style import block_label
 from hf_heads.reporting.pieces import element, image, page, pairs, table, text, unbroken
@@ -18,6 +19,28 @@ from hf_heads.reporting.words import definitions, summary
 from hf_heads.vocabulary import RULES
 
 PAGE = "index.html"
+
+
+@dataclass(frozen=True)
+class Importance:
+    """What a page reads of the scores of heads: the rule, scores by block, and what they were measured on."""
+
+    rule: str
+    importance: Mapping[str, tuple[float, ...]]
+    data: str = ""
+
+
+def read_scores(path: str | Path) -> Importance:
+    """Read what `hf-heads importance --output` wrote.
+
+    Raises:
+        HeadsError: the file cannot be read, is something else or holds no scores.
+    """
+    refusal = f"'{path}' does not hold scores of heads as `hf-heads importance` writes them"
+    found = as_record(Importance, read_json(path, "scores"), refusal)
+    if not any(found.importance.values()):
+        raise HeadsError(f"{refusal}: there are none")
+    return found
 
 
 @dataclass(frozen=True)
@@ -61,14 +84,14 @@ def write_report(
     found = [read_comparison(path) for path in comparisons]
     scores = read_scores(importance) if importance else None
     if scores:
-        _check_scores(importance, scores[0], found)
+        _check_scores(importance, scores.importance, found)
     title = title or "Attention heads of " + " and ".join(dict.fromkeys(one.reference.name for one in found))
     command = ["hf-heads", "report", *map(str, comparisons)]
     command += ["--importance", str(importance)] if importance else []
     with finished_folder(folder, overwrite) as partial:
         parts = ["".join(section(partial, one, place, len(found) > 1)) for place, one in enumerate(found, 1)]
-        parts += [_importance(partial, *scores)] if scores else []
-        parts += ['<h2 id="meaning">What the numbers mean</h2>\n', _meaning(found, scores[1] if scores else None)]
+        parts += [_importance(partial, scores.importance, scores.rule, scores.data)] if scores else []
+        parts += ['<h2 id="meaning">What the numbers mean</h2>\n', _meaning(found, scores.rule if scores else None)]
         body = element("h1", text(title)) + "\n" + _contents(found) + "".join(parts)
         (partial / PAGE).write_text(page(title, body, _foot(command, folder, found)), encoding="utf-8")
         figures = sorted(path.name for path in partial.glob("*.png"))
@@ -104,7 +127,7 @@ def _contents(found: Sequence[Comparison]) -> str:
     return element("nav", element("ul", links), aria_label="Contents") + "\n"
 
 
-def _importance(folder: Path, values: dict[str, list[float]], rule: str, data: str) -> str:
+def _importance(folder: Path, values: Mapping[str, Sequence[float]], rule: str, data: str) -> str:
     path = folder / "importance.png"
     draw_heads(path, values, "Importance of heads", "score", numbers=False)
     flat = [(score, name, head) for name, row in values.items() for head, score in enumerate(row)]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from hf_heads.evaluation.record import Comparison, Model
+from hf_heads.evaluation.record import Comparison, ModelRow
 from hf_heads.reporting.figures.comparison import draw_healing, draw_layers, draw_speed, healing_curves
 from hf_heads.reporting.figures.quality import draw_quality
 from hf_heads.reporting.figures.style import block_label
@@ -84,7 +84,7 @@ def _main_table(found: Comparison, place: int) -> str:
     length = lengths[-1] if lengths else None
     has_cache = any(model.cache_per_token for model in found.models)
     has_speed = any(model.speed is not None for model in found.models)
-    has_cosine = any("cosine" in model.drift for model in found.models)
+    has_cosine = any("cosine" in (model.drift or {}) for model in found.models)
     head = ["Model", "Settings", "Attention parameters", "Change"]
     head += ["Cache per token"] if has_cache else []
     head += [f"Multiply-adds <small>length {length}</small>"] if length is not None else []
@@ -93,7 +93,7 @@ def _main_table(found: Comparison, place: int) -> str:
     head += [text(found.metric.name), "Difference"] if found.metric else []
     rows = []
     for number, model in enumerate(found.models):
-        notes = [] if model.role == "converted" else [model.role]
+        notes: list[str] = [] if model.role == "converted" else [model.role]
         notes += ["healed"] if model.healed else []
         notes += ["on the front"] if number in front and model.role == "converted" else []
         link = element("a", text(model.name), href=f"#c{place}-m{number}")
@@ -113,17 +113,17 @@ def _main_table(found: Comparison, place: int) -> str:
     return element("p", caption, class_="facts") + "\n" + table(head, rows, words=2, wide=True)
 
 
-def _speed(model: Model) -> str:
+def _speed(model: ModelRow) -> str:
     if model.role == "original":
         return "1"
     return NONE if model.speed is None else f"{model.speed:.2f}"
 
 
-def _cosine(model: Model) -> str:
-    return "1" if model.role == "original" else quality_text(model.drift.get("cosine"))
+def _cosine(model: ModelRow) -> str:
+    return "1" if model.role == "original" else quality_text((model.drift or {}).get("cosine"))
 
 
-def _score(model: Model) -> list[str]:
+def _score(model: ModelRow) -> list[str]:
     """The cells of the task score and of its difference."""
     if model.score is None:
         return [NONE, NONE]
@@ -211,7 +211,7 @@ def _worst_block(found: Comparison) -> str:
     return f"Of the converted models the largest is {drift:.2g}, of {block} in {name}."
 
 
-def _details(found: Comparison, number: int, model: Model, anchor: str) -> str:
+def _details(found: Comparison, number: int, model: ModelRow, anchor: str) -> str:
     """What is recorded of one model, folded away."""
     label = f"{number}. {text(model.name)}" if number else text(model.name)
     facts = [
@@ -222,25 +222,31 @@ def _details(found: Comparison, number: int, model: Model, anchor: str) -> str:
         ("healing", text(_healed(model))),
         ("attention parameters", f"{model.attention_parameters:,}"),
         ("model parameters", f"{model.model_parameters:,}" if model.model_parameters else ""),
-        ("cache per token", f"{model.cache_per_token:,.0f}" if model.cache_per_token is not None else ""),
+        ("cache per token", f"{model.cache_per_token:,}" if model.cache_per_token else ""),
         *(
             (f"multiply-adds at length {length}", f"{count:,.0f}")
             for length, count in sorted(model.multiply_adds.items())
         ),
-        *((DRIFTS[name][0] if name in DRIFTS else text(name), f"{value:.6g}") for name, value in model.drift.items()),
+        *(
+            (DRIFTS[name][0] if name in DRIFTS else text(name), f"{value:.6g}")
+            for name, value in (model.drift or {}).items()
+        ),
     ]
     inside = [pairs((term, found) for term, found in facts if found)]
-    memory = {(batch, length): size for batch, length, size in model.peak_memory}
+    memory = {(row.batch, row.length): row.bytes for row in model.peak_memory}
     if model.timings:
         rows = [
             [
-                text(row.setting),
-                NONE if row.milliseconds is None else f"{row.milliseconds:,.1f}",
-                NONE if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}",
-                NONE if row.ratio is None else f"{row.ratio:.3f}",
-                f"{memory[key] / 2**20:,.1f}" if (key := (row.batch, row.length or -1)) in memory else NONE,
+                row.setting,
+                f"{row.milliseconds:,.1f}",
+                f"{row.tokens_per_second:,.0f}",
+                f"{row.ratio:.3f}",
+                f"{memory[key] / 2**20:,.1f}" if (key := (row.batch, row.length)) in memory else NONE,
             ]
-            for row in model.timings
+            for row in model.latency
+        ]
+        rows += [
+            [row.setting, NONE, f"{row.tokens_per_second:,.0f}", f"{row.ratio:.3f}", NONE] for row in model.generation
         ]
         inside.append(table(["Timed", "Milliseconds", "Tokens per second", "Speed", "Peak memory, MiB"], rows))
     if model.blocks:
@@ -248,16 +254,11 @@ def _details(found: Comparison, number: int, model: Model, anchor: str) -> str:
             [
                 element("span", text(block_label(block.name)), title=block.name),
                 text(block.settings),
-                *(
-                    NONE if value is None else f"{value:,}"
-                    for value in (
-                        block.heads,
-                        block.parameters,
-                        block.parameters_before,
-                        block.cache,
-                        block.cache_before,
-                    )
-                ),
+                f"{block.heads:,}",
+                f"{block.parameters:,}",
+                f"{block.parameters_before:,}",
+                f"{block.cache:,}",
+                f"{block.cache_before:,}",
                 NONE if block.drift is None else f"{block.drift:.3g}",
             ]
             for block in model.blocks
@@ -268,7 +269,7 @@ def _details(found: Comparison, number: int, model: Model, anchor: str) -> str:
     return element("details", title + "\n" + "".join(inside), id=anchor) + "\n"
 
 
-def _healed(model: Model) -> str:
+def _healed(model: ModelRow) -> str:
     """What is recorded of the healing, in a line."""
     if model.healed is None:
         return ""

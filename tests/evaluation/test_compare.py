@@ -12,18 +12,17 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from tests.test_cli import Run, check_refused, leftovers
-from tests.test_examples import save_image_processor, save_marian_tokenizer
 from torch.nn.functional import cosine_similarity
 from transformers import BertForMaskedLM, BertModel
 
 import hf_heads
 from hf_heads import CollabSpec, MgkSpec, PrunedSpec
-from hf_heads.evaluation.comparison import FORMAT
 from hf_heads.evaluation.drift import measure_closely, measure_drift, neighbour_overlap
-from hf_heads.evaluation.record import read_comparison
+from hf_heads.evaluation.record import FORMAT, read_comparison
 from hf_heads.hosts.blocks import find_blocks
+from tests.cli.test_cli import Run, check_refused, leftovers
 from tests.conftest import save_tokenizer
+from tests.examples.test_examples import save_image_processor, save_marian_tokenizer
 from tests.support.twins import HEADS, LAYERS, TWINS, WIDTH, bert_config, randomize
 
 FAST = ("--lengths", 8, "--batches", 2, "--seconds", 0, "--resamples", 50)
