@@ -120,7 +120,7 @@ def eval_results(record: dict[str, Any], task: str) -> Iterator[EvalResult]:
         )
     for kind, name, figures in final_drift(record):
         for figure, value in figures.items():
-            if figure in METRICS and math.isfinite(value):
+            if figure in METRICS and value is not None and math.isfinite(value):
                 metric, words = METRICS[figure]
                 yield EvalResult(
                     task_type=task,
