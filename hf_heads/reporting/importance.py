@@ -10,7 +10,7 @@ from hf_heads.checkpoints.json_files import as_record, read_json
 from hf_heads.errors import HeadsError
 from hf_heads.reporting.figures.heads import draw_heads
 from hf_heads.reporting.figures.style import block_label
-from hf_heads.reporting.section import Cell, Picture, Table, cells, picture
+from hf_heads.reporting.pieces import Cell, Picture, Table, cells, picture
 from hf_heads.vocabulary import RULES
 
 
