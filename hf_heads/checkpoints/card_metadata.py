@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,9 @@ from huggingface_hub import EvalResult, ModelCardData, metadata_load
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from hf_heads.checkpoints.json_files import read_json
 from hf_heads.checkpoints.sources import Source
+from hf_heads.errors import HeadsError
 from hf_heads.vocabulary import METRICS
 
 # The hub's task by the end of the class that a checkpoint was saved from; the first that fits.
@@ -100,8 +101,8 @@ def known_base(source: Source, card: dict[str, Any]) -> str | list[str] | None:
 def task_of(folder: Path) -> str | None:
     """The hub's task of a checkpoint, by the class that its config names."""
     try:
-        names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
-    except (OSError, ValueError):
+        names = read_json(folder / "config.json", "config").get("architectures") or [""]
+    except HeadsError:
         return None
     return next((task for ending, task in _TASKS.items() if str(names[0]).endswith(ending)), None)
 
@@ -119,7 +120,7 @@ def eval_results(record: dict[str, Any], task: str) -> Iterator[EvalResult]:
         )
     for kind, name, figures in final_drift(record):
         for figure, value in figures.items():
-            if figure in METRICS and math.isfinite(value):
+            if figure in METRICS and value is not None and math.isfinite(value):
                 metric, words = METRICS[figure]
                 yield EvalResult(
                     task_type=task,

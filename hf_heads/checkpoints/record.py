@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from hf_heads.errors import HeadsError
+from hf_heads.checkpoints.json_files import read_json
 from hf_heads.vocabulary import REPORT
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The report that a conversion left in its folder; empty where there is none."""
+    """The report that a conversion left in its folder; empty where there is none.
+
+    Raises:
+        HeadsError: it cannot be read.
+    """
     path = folder / REPORT
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise HeadsError(f"{path} cannot be read as JSON") from None
+    return read_json(path, "report") if path.is_file() else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hf_heads.checkpoints.json_files import read_json
 from hf_heads.errors import HeadsError
 
 
@@ -26,7 +26,7 @@ class Weights(Mapping[str, Tensor]):
         self.file_of: dict[str, Path] = {}
         index = folder / "model.safetensors.index.json"
         if index.is_file():
-            names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+            names = sorted(set(read_json(index, "index").get("weight_map", {}).values()))
             files = [folder / name for name in names]
         else:
             files = sorted(folder.glob("*.safetensors"))
@@ -58,13 +58,3 @@ class Weights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.file_of)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise HeadsError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise HeadsError(f"{path} does not hold a JSON object")
-    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -89,9 +88,9 @@ def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     from hf_heads.checkpoints.files import check_file
     from hf_heads.checkpoints.sources import resolve_source
     from hf_heads.cli.console import print_comparison, progress_bar, quiet
-    from hf_heads.reporting.tables import to_csv, to_markdown
+    from hf_heads.reporting.tables import to_csv, to_json, to_markdown
 
-    writers = {".json": lambda record: json.dumps(record, indent=1) + "\n", ".md": to_markdown, ".csv": to_csv}
+    writers = {".json": lambda found: to_json(found, 1) + "\n", ".md": to_markdown, ".csv": to_csv}
     if options.output and Path(options.output).suffix not in writers:
         raise HeadsError(f"cannot tell what to write from '{options.output}': end it in {', '.join(writers)}")
     check_file(options.output, options.overwrite)
@@ -120,17 +119,16 @@ def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
         check_cards(converted)
     with progress_bar(not options.json) as progress:
         found = compare_checkpoints(original, converted, choices, device=find_device(options.device), progress=progress)
-    record = found.to_dict()
     if options.output:
-        Path(options.output).write_text(writers[Path(options.output).suffix](record), encoding="utf-8")
+        Path(options.output).write_text(writers[Path(options.output).suffix](found), encoding="utf-8")
     if options.write_cards:
-        write_cards(record, original, converted, Path(choices.data.source).name)
+        write_cards(found, original, converted, Path(choices.data.source).name)
     if options.json:
-        print(json.dumps(record))
+        print(to_json(found))
     elif options.format == "table":
-        print_comparison(record)
+        print_comparison(found)
     else:
-        print({"markdown": to_markdown, "csv": to_csv}[options.format](record), end="")
+        print({"markdown": to_markdown, "csv": to_csv}[options.format](found), end="")
     if options.output and not options.json and options.format == "table":
         print(f"written to {options.output}")
     return 0

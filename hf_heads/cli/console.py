@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from hf_heads.evaluation.record import Comparison
 from hf_heads.methods.words import settings_text
 from hf_heads.reporting.tables import notes, text_tables
 from hf_heads.vocabulary import percent
@@ -140,16 +141,16 @@ def print_ablation(record: Mapping[str, Any]) -> None:
     console.print(f"with all heads {record['whole']:.4g}, over {record['examples']} examples", markup=False)
 
 
-def print_comparison(record: Mapping[str, Any]) -> None:
+def print_comparison(found: Comparison) -> None:
     """Print a comparison: sizes, speed and quality of its models, and what they were measured on."""
     console = make_console()
-    for text in text_tables(record):
+    for text in text_tables(found):
         table = make_table(*text.header[: text.words], *(f">{name}" for name in text.header[text.words :]))
         for row in text.rows:
             table.add_row(*(escape(cell) for cell in row))
         console.print(text.title, markup=False)
         console.print(table)
-    for note in notes(record):
+    for note in notes(found):
         console.print(note, markup=False)
 
 

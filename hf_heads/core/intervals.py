@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,23 +31,12 @@ def paired_interval(
     return _percentiles(torch.cat(means), level)
 
 
-@dataclass(frozen=True)
-class Score:
-    """A figure over examples, its difference to a reference's on the same examples, and their intervals.
-
-    Attributes:
-        value: the figure over all examples.
-        low, high: ends of its interval.
-        difference: this value minus the reference's.
-        difference_low, difference_high: ends of the interval of the difference, both on the same drawn examples.
-    """
+class Estimate(NamedTuple):
+    """A figure over examples, and the ends of its interval."""
 
     value: float
     low: float
     high: float
-    difference: float
-    difference_low: float
-    difference_high: float
 
 
 def paired_scores(
@@ -57,7 +46,7 @@ def paired_scores(
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
-) -> list[Score]:
+) -> list[tuple[Estimate, Estimate]]:
     """Percentile bootstrap intervals of a figure of several models, computed anew for every resample.
 
     Args:
@@ -67,6 +56,9 @@ def paired_scores(
         resamples: how many times as many examples are drawn anew, with replacement.
         level: share of the resampled figures that an interval covers.
         seed: of the draws.
+
+    Returns:
+        For every model its figure, and its figure minus the reference's on the same drawn examples.
     """
     models = [one.double() for one in statistics]
     examples = len(models[0])
@@ -78,11 +70,9 @@ def paired_scores(
     whole = [float(value(one)) for one in models]
     drawn_values = [torch.cat(values) for values in found]
     return [
-        Score(
-            here,
-            *_percentiles(values, level),
-            here - whole[0],
-            *_percentiles(values - drawn_values[0], level),
+        (
+            Estimate(here, *_percentiles(values, level)),
+            Estimate(here - whole[0], *_percentiles(values - drawn_values[0], level)),
         )
         for here, values in zip(whole, drawn_values, strict=True)
     ]

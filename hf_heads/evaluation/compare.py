@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,10 +16,9 @@ from transformers import PreTrainedModel
 from hf_heads.checkpoints.loading import load_source
 from hf_heads.checkpoints.sources import Source
 from hf_heads.core.batches import Progress
-from hf_heads.core.intervals import paired_scores
+from hf_heads.core.intervals import Estimate, paired_scores
 from hf_heads.data.calibration import CalibrationChoice, calibration_data
 from hf_heads.errors import HeadsError
-from hf_heads.evaluation.comparison import Comparison, ModelRow
 from hf_heads.evaluation.costs import (
     check_lengths,
     count_multiply_adds,
@@ -29,6 +29,7 @@ from hf_heads.evaluation.costs import (
     measure_memory,
 )
 from hf_heads.evaluation.drift import measure_closely
+from hf_heads.evaluation.record import Comparison, Metric, ModelRow, Score
 from hf_heads.evaluation.sources import check_classes, check_configs, describe
 from hf_heads.evaluation.tasks import AUTO, make_task
 from hf_heads.evaluation.uniform import NAME, check_native, saved, saved_multiply_adds, uniform_attention
@@ -120,7 +121,7 @@ def compare_checkpoints(
         step(f"counting {rows[index].name}")
         rows[index] = replace(
             rows[index],
-            multiply_adds={str(length): count_multiply_adds(model, length) for length in lengths},
+            multiply_adds={length: count_multiply_adds(model, length) for length in lengths},
             peak_memory=tuple(measure_memory(model, batch, length) for batch in choices.batches for length in timed),
         )
     if choices.latency:
@@ -133,18 +134,18 @@ def compare_checkpoints(
         if index:
             step(f"drift of {rows[index].name}")
             drift, errors = measure_closely(model, models[0], data.batches)
-            blocks = tuple(replace(block, drift=errors.get(block.name)) for block in rows[index].blocks)
-            rows[index] = replace(rows[index], drift=drift.to_dict(), blocks=blocks)
+            blocks = tuple(replace(block, drift=_finite(errors.get(block.name))) for block in rows[index].blocks)
+            figures = {name: value for name, value in drift.to_dict().items() if math.isfinite(value)}
+            rows[index] = replace(rows[index], drift=figures, blocks=blocks)
         if task is not None:
             step(f"{task.metric.name} of {rows[index].name}")
             statistics.append(task.measure(model))
     if task is not None:
         scores = paired_scores(statistics, task.metric.value, resamples=choices.resamples, seed=choices.data.seed)
-        rows = [replace(row, score=score) for row, score in zip(rows, scores, strict=True)]
+        rows = [replace(row, score=_score(*score)) for row, score in zip(rows, scores, strict=True)]
     metric = None
     if task is not None:
-        metric = {name: getattr(task.metric, name) for name in ("name", "about", "higher_is_better")}
-        metric["examples"] = task.examples
+        metric = Metric(task.metric.name, task.metric.about, task.metric.higher_is_better, task.examples)
     packages = ["hf-heads", "transformers", "torch", *(["sacrebleu"] if task and task.metric.name == "bleu" else [])]
     return Comparison(
         original=original.given,
@@ -194,6 +195,17 @@ def _lengths(
 # The rows.
 
 
+def _finite(value: float | None) -> float | None:
+    """None for what is not finite, such as the error of a model that overflows."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _score(value: Estimate, difference: Estimate) -> Score | None:
+    """None where the figure itself is not finite, such as the perplexity of a broken model."""
+    found = [_finite(one) for one in (*value, *difference)]
+    return None if found[0] is None else Score(found[0], *found[1:])
+
+
 def _control(original: ModelRow, model: PreTrainedModel, lengths: Sequence[int]) -> ModelRow:
     """The original with uniform attention, which needs no queries, no keys and no scores."""
     spared = {block.name: saved(block) for block in find_blocks(model)}
@@ -216,7 +228,7 @@ def _control(original: ModelRow, model: PreTrainedModel, lengths: Sequence[int])
         cache_per_token=original.cache_per_token - sum(one.cache for one in spared.values()),
         settings="uniform",
         multiply_adds={
-            str(length): original.multiply_adds[str(length)] - saved_multiply_adds(model, length) for length in lengths
+            length: original.multiply_adds[length] - saved_multiply_adds(model, length) for length in lengths
         },
         blocks=blocks,
     )

@@ -9,7 +9,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,55 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from hf_heads.errors import HeadsError
+from hf_heads.evaluation.record import Generation, Latency, Memory
 from hf_heads.hosts.table import adapter_of
 
 NEW_TOKENS = 32  # what the generation is timed with, and what its source texts are long
 _ROUNDS = 3  # the fewest that a median is taken of
-
-
-@dataclass(frozen=True)
-class Latency:
-    """How long a forward pass takes.
-
-    Attributes:
-        batch: examples at a time.
-        length: tokens of each, padding none; of a text-to-text model, of source and target each.
-        milliseconds: median of one forward pass.
-        tokens_per_second: batch * length / seconds; of images, their patches and the class token.
-        ratio: the original's milliseconds / this model's: above 1 this model is faster.
-        images_per_second: of image models.
-    """
-
-    batch: int
-    length: int
-    milliseconds: float
-    tokens_per_second: float
-    ratio: float
-    images_per_second: float | None = None
-
-
-@dataclass(frozen=True)
-class Generation:
-    """How fast a text-to-text model generates, greedily and with a cache.
-
-    Attributes:
-        batch: examples at a time.
-        tokens_per_second: new tokens of all examples together.
-        ratio: this model's tokens per second / the original's: above 1 this model is faster.
-    """
-
-    batch: int
-    tokens_per_second: float
-    ratio: float
-
-
-@dataclass(frozen=True)
-class Memory:
-    """The most that a forward pass holds at a time above what was held before, in bytes, its output included."""
-
-    batch: int
-    length: int
-    bytes: int
 
 
 # Inputs.

@@ -1,18 +1,18 @@
-"""Records of comparisons, as `hf-heads compare --output` writes them, read and checked; torch is not needed."""
+"""The record of a comparison: `hf-heads compare` fills and writes it, tables, cards and pages read it; no torch."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from hf_heads.checkpoints.json_files import as_record, read_json, without_nan
 from hf_heads.errors import HeadsError
 
 FORMAT = 1
-ROLES = ("original", "converted", "control")
+Role = Literal["original", "converted", "control"]
 
 
 @dataclass(frozen=True)
@@ -20,21 +20,28 @@ class Metric:
     """The task score of a comparison."""
 
     name: str
-    about: str
-    higher_is_better: bool
-    examples: int | None
+    about: str = ""
+    higher_is_better: bool = True
+    examples: int | None = None
 
 
 @dataclass(frozen=True)
 class Score:
-    """A task score, and its difference from the original's, with intervals where they were taken."""
+    """A figure over examples, its difference to the original's on the same examples, and their 95 % intervals.
+
+    Attributes:
+        value: the figure over all examples.
+        low, high: ends of its interval.
+        difference: this value minus the original's.
+        difference_low, difference_high: ends of the interval of the difference, both on the same drawn examples.
+    """
 
     value: float
-    low: float | None
-    high: float | None
-    difference: float | None
-    difference_low: float | None
-    difference_high: float | None
+    low: float | None = None
+    high: float | None = None
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
 
     @property
     def clear(self) -> bool | None:
@@ -45,65 +52,119 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Timing:
-    """A speed: of a forward pass where there is a length, of generation where there is none."""
+class Latency:
+    """How long a forward pass takes.
+
+    Attributes:
+        batch: examples at a time.
+        length: tokens of each, padding none; of a text-to-text model, of source and target each.
+        milliseconds: median of one forward pass.
+        tokens_per_second: batch * length / seconds; of images, their patches and the class token.
+        ratio: the original's milliseconds / this model's: above 1 this model is faster.
+        images_per_second: of image models.
+    """
 
     batch: int
-    length: int | None
-    milliseconds: float | None
-    tokens_per_second: float | None
-    ratio: float | None
+    length: int
+    milliseconds: float
+    tokens_per_second: float
+    ratio: float
+    images_per_second: float | None = None
 
     @property
     def setting(self) -> str:
-        """What was timed, such as `batch 8, length 128`."""
-        return f"generation, batch {self.batch}" if self.length is None else f"batch {self.batch}, length {self.length}"
+        """What was timed."""
+        return f"batch {self.batch}, length {self.length}"
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How fast a text-to-text model generates, greedily and with a cache.
+
+    Attributes:
+        batch: examples at a time.
+        tokens_per_second: new tokens of all examples together.
+        ratio: this model's tokens per second / the original's: above 1 this model is faster.
+    """
+
+    batch: int
+    tokens_per_second: float
+    ratio: float
+
+    @property
+    def setting(self) -> str:
+        """What was timed."""
+        return f"generation, batch {self.batch}"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The most that a forward pass holds at a time above what was held before, in bytes, its output included."""
+
+    batch: int
+    length: int
+    bytes: int
 
 
 @dataclass(frozen=True)
 class BlockRow:
-    """An attention block of a model."""
+    """One attention block of a model.
+
+    Attributes:
+        name, kind: see `hf_heads.hosts.blocks.Block`.
+        settings: method and settings in words.
+        heads: heads that it has.
+        parameters, cache: its parameters, and the numbers it caches for a token; `_before` are the architecture's own.
+        drift: |a - b|^2 / |b|^2 of its output a and the original's b on the same inputs of the models.
+    """
 
     name: str
     kind: str
     settings: str
-    heads: int | None
-    parameters: int | None
-    parameters_before: int | None
-    cache: int | None
-    cache_before: int | None
-    drift: float | None
+    heads: int
+    parameters: int
+    parameters_before: int
+    cache: int
+    cache_before: int
+    drift: float | None = None
 
 
-@dataclass(frozen=True)
-class Model:
-    """A model of a comparison.
+@dataclass(frozen=True, kw_only=True)
+class ModelRow:
+    """What was found of one model.
 
     Attributes:
-        name: as shown.
-        role: one of `ROLES`.
-        healed: what is recorded of its training after the conversion; None of a one-shot conversion.
-        curve: points of that training, each with `seconds` and what was measured.
-        drift: how far its outputs are from the original's, by name.
+        name: the last part of `source`; the whole where names are not unique.
+        source: as given.
+        role: what it is in the comparison.
+        attention_parameters, model_parameters, cache_per_token: see `hf_heads.checkpoints.inspection.sizes`.
+        methods, settings: of its converted blocks.
+        calibration: what its report says it was calibrated on.
+        healed: what its report says of a distillation; None of a one-shot conversion.
+        multiply_adds: of one forward pass of one example, by its length.
+        latency, generation, peak_memory: at each batch and length; empty where they were not measured.
+        drift: figures of `hf_heads.evaluation.drift.Drift` against the original; None of the original.
+        score: of the task, None without one.
+        blocks: a row for every attention block.
     """
 
     name: str
-    source: str
-    role: str
-    methods: tuple[str, ...]
-    settings: str
-    calibration: str | None
-    healed: Mapping[str, Any] | None
-    curve: tuple[Mapping[str, float], ...]
+    source: str = ""
+    role: Role
     attention_parameters: int
-    model_parameters: int | None
-    cache_per_token: float | None
-    multiply_adds: Mapping[int, float]
-    timings: tuple[Timing, ...]
-    peak_memory: tuple[tuple[int, int, int], ...]  # (batch, length, bytes)
-    drift: Mapping[str, float]
-    score: Score | None
-    blocks: tuple[BlockRow, ...]
+    model_parameters: int = 0
+    cache_per_token: int = 0
+    methods: tuple[str, ...] = ()
+    settings: str = ""
+    calibration: str | None = None
+    healed: Mapping[str, Any] | None = None
+    multiply_adds: Mapping[int, int] = field(default_factory=dict)
+    latency: tuple[Latency, ...] = ()
+    generation: tuple[Generation, ...] = ()
+    peak_memory: tuple[Memory, ...] = ()
+    drift: Mapping[str, float] | None = None
+    score: Score | None = None
+    blocks: tuple[BlockRow, ...] = ()
 
     @property
     def method(self) -> str:
@@ -111,36 +172,68 @@ class Model:
         return " + ".join(self.methods) or "standard"
 
     @property
-    def speed(self) -> float | None:
-        """Geometric mean of the speed ratios over all batches and lengths of a forward pass."""
-        ratios = [row.ratio for row in self.timings if row.length is not None and row.ratio]
-        return math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A file that `hf-heads compare` wrote; `models` begins with the original."""
-
-    original: str
-    data: str | None
-    date: str
-    versions: Mapping[str, str]
-    machine: str
-    threads: int | None
-    device: str
-    metric: Metric | None
-    models: tuple[Model, ...] = field(repr=False)
+    def timings(self) -> tuple[Latency | Generation, ...]:
+        """All that was timed."""
+        return (*self.latency, *self.generation)
 
     @property
-    def reference(self) -> Model:
+    def ratios(self) -> list[float]:
+        """How many times as fast as the original a forward pass is, at each batch and length."""
+        return [row.ratio for row in self.latency if row.ratio > 0]
+
+    @property
+    def speed(self) -> float | None:
+        """Geometric mean of the ratios; None where nothing was timed."""
+        return math.exp(sum(map(math.log, self.ratios)) / len(self.ratios)) if self.ratios else None
+
+    @property
+    def curve(self) -> list[dict[str, float]]:
+        """Points of the training after the conversion, each with `seconds` and what was measured."""
+        points = (self.healed or {}).get("curve")
+        return [
+            {name: value for name, value in point.items() if isinstance(value, (int, float)) and math.isfinite(value)}
+            for point in (points if isinstance(points, list) else [])
+            if isinstance(point, dict)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """An original, its converted models in the order in which they were given, and the control.
+
+    Attributes:
+        original: the original as given.
+        data: what the drift was measured on.
+        date: ISO 8601.
+        versions: of the packages, by name.
+        machine, threads, device: what it ran on.
+        metric: the task score; None without one.
+        lengths, batches: what multiply-adds were counted for, and the batches timed.
+        models: a row for each model, the original first.
+    """
+
+    original: str
+    data: str = ""
+    date: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    machine: str = ""
+    threads: int = 0
+    device: str = ""
+    metric: Metric | None = None
+    lengths: tuple[int, ...] = ()
+    batches: tuple[int, ...] = ()
+    models: tuple[ModelRow, ...] = field(repr=False)
+
+    @property
+    def reference(self) -> ModelRow:
         """The original."""
         return self.models[0]
 
-    def quality(self, model: Model) -> float | None:
+    def quality(self, model: ModelRow) -> float | None:
         """The figure by which models are compared: the task score, or the cosine of outputs where there is no task."""
         if self.metric is not None:
             return model.score.value if model.score else None
-        return 1.0 if model.role == "original" else model.drift.get("cosine")
+        return 1.0 if model.role == "original" else (model.drift or {}).get("cosine")
 
     @property
     def sign(self) -> float:
@@ -157,7 +250,7 @@ class Comparison:
         numbers = list(placed)
         return [numbers[place] for place in pareto_front(list(placed.values()))]
 
-    def before_healing(self, model: Model) -> int | None:
+    def before_healing(self, model: ModelRow) -> int | None:
         """The number of the one-shot model that a healed one began as: the only one of its method, settings, size."""
         if model.healed is None:
             return None
@@ -168,6 +261,10 @@ class Comparison:
             if other.healed is None and (other.methods, other.settings, other.attention_parameters) == same
         ]
         return alike[0] if len(alike) == 1 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"format": FORMAT, "kind": "comparison", **without_nan(asdict(self))}
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -188,171 +285,18 @@ def read_comparison(path: str | Path) -> Comparison:
     Raises:
         HeadsError: the file cannot be read, is something else, or holds no converted model.
     """
-    entries = _read_json(path, "comparison")
+    entries = read_json(path, "comparison")
     if entries.get("kind") != "comparison":
         raise HeadsError(
-            f"'{path}' is no comparison (its kind is {entries.get('kind')!r}); give a file that "
+            f"'{path}' is not a comparison (its kind is {entries.get('kind')!r}); give a file that "
             "`hf-heads compare --output` wrote"
         )
     if entries.get("format") != FORMAT:
         raise HeadsError(f"'{path}' has format {entries.get('format')!r}, this hf-heads reads {FORMAT}; compare again")
-    try:
-        models = [_Entry(model, f"models[{place}]").model() for place, model in enumerate(entries["models"])]
-        top = _Entry(entries, "the record")
-        metric = top.inner("metric")
-        found = Comparison(
-            top.text("original"),
-            top.maybe_text("data"),
-            top.maybe_text("date") or "",
-            {str(name): str(value) for name, value in (entries.get("versions") or {}).items()},
-            top.maybe_text("machine") or "",
-            top.whole("threads"),
-            top.maybe_text("device") or "",
-            metric.metric() if metric else None,
-            tuple(sorted(models, key=lambda model: model.role != "original")),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise HeadsError(f"'{path}' is no comparison as `hf-heads compare` writes it: {_reason(error)}") from None
+    found = as_record(Comparison, entries, f"'{path}' is not a comparison as `hf-heads compare` writes it")
     roles = [model.role for model in found.models]
     if roles.count("original") != 1:
         raise HeadsError(f"'{path}' holds {roles.count('original')} originals instead of one; compare again")
     if "converted" not in roles:
         raise HeadsError(f"'{path}' holds no converted models; run `hf-heads compare` again with at least one")
-    return found
-
-
-def read_scores(path: str | Path) -> tuple[dict[str, list[float]], str, str]:
-    """The importance of heads by block, the rule, and the data, from what `hf-heads importance --output` wrote.
-
-    Raises:
-        HeadsError: the file cannot be read or is something else.
-    """
-    entries = _read_json(path, "scores")
-    try:
-        values = {str(name): [float(value) for value in row] for name, row in entries["importance"].items()}
-        if not any(values.values()):
-            raise ValueError
-        return values, str(entries["rule"]), str(entries.get("data") or "")
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise HeadsError(
-            f"'{path}' does not hold scores of heads; give a file that `hf-heads importance --output` wrote"
-        ) from None
-
-
-def _read_json(path: str | Path, what: str) -> dict[str, Any]:
-    try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise HeadsError(f"cannot read the {what} '{path}': {error.strerror}") from None
-    except ValueError:
-        raise HeadsError(f"the {what} '{path}' is no JSON; give a file that hf-heads wrote") from None
-    if not isinstance(entries, dict):
-        raise HeadsError(f"the {what} '{path}' is no JSON object; give a file that hf-heads wrote")
-    return entries
-
-
-def _reason(error: Exception) -> str:
-    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
-
-
-class _Entry:
-    """A JSON object whose values are asked for by name and kind; errors say where."""
-
-    def __init__(self, entries: Any, where: str) -> None:
-        if not isinstance(entries, dict):
-            raise TypeError(f"{where} is no object")
-        self.entries, self.where = entries, where
-
-    def _get(self, name: str, kinds: tuple[type, ...], word: str) -> Any:
-        value = self.entries.get(name)
-        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
-            raise TypeError(f"{name} in {self.where} is {value!r}, not {word}")
-        return value
-
-    def _need(self, name: str, value: Any) -> Any:
-        if value is None:
-            raise TypeError(f"{name} in {self.where} is missing")
-        return value
-
-    def text(self, name: str) -> str:
-        return str(self._need(name, self.maybe_text(name)))
-
-    def maybe_text(self, name: str) -> str | None:
-        found: str | None = self._get(name, (str,), "a text")
-        return found
-
-    def number(self, name: str) -> float | None:
-        """None stands for what was not measured, and for what is no finite number."""
-        value = self._get(name, (int, float), "a number")
-        return None if value is None or not math.isfinite(value) else float(value)
-
-    def whole(self, name: str) -> int | None:
-        value = self.number(name)
-        return None if value is None else round(value)
-
-    def inner(self, name: str) -> _Entry | None:
-        value = self.entries.get(name)
-        return None if value is None else _Entry(value, f"{name} in {self.where}")
-
-    def rows(self, name: str) -> list[_Entry]:
-        rows = self._get(name, (list,), "a list") or []
-        return [_Entry(row, f"{name}[{place}] in {self.where}") for place, row in enumerate(rows)]
-
-    def numbers(self) -> dict[str, float]:
-        """All that are numbers."""
-        kinds = {name: value for name, value in self.entries.items() if isinstance(value, (int, float))}
-        return {name: float(value) for name, value in kinds.items() if math.isfinite(value)}
-
-    def metric(self) -> Metric:
-        higher = self.entries.get("higher_is_better", True)
-        return Metric(self.text("name"), self.maybe_text("about") or "", bool(higher), self.whole("examples"))
-
-    def score(self) -> Score:
-        names = ("value", "low", "high", "difference", "difference_low", "difference_high")
-        value, *others = (self.number(name) for name in names)
-        return Score(self._need("value", value), *others)
-
-    def timing(self) -> Timing:
-        batch, length = self._need("batch", self.whole("batch")), self.whole("length")
-        speeds = (self.number(name) for name in ("milliseconds", "tokens_per_second", "ratio"))
-        return Timing(batch, length, *speeds)
-
-    def block(self) -> BlockRow:
-        return BlockRow(
-            name=self.text("name"),
-            kind=self.maybe_text("kind") or "",
-            settings=self.maybe_text("settings") or "",
-            heads=self.whole("heads"),
-            parameters=self.whole("parameters"),
-            parameters_before=self.whole("parameters_before"),
-            cache=self.whole("cache"),
-            cache_before=self.whole("cache_before"),
-            drift=self.number("drift"),
-        )
-
-    def model(self) -> Model:
-        role = self.text("role")
-        if role not in ROLES:
-            raise ValueError(f"role in {self.where} is '{role}', not one of {', '.join(ROLES)}")
-        healed, drift, score = (self.inner(name) for name in ("healed", "drift", "score"))
-        adds = self.inner("multiply_adds")
-        memory = [[row.whole(name) for name in ("batch", "length", "bytes")] for row in self.rows("peak_memory")]
-        return Model(
-            self.text("name"),
-            self.maybe_text("source") or "",
-            role,
-            tuple(map(str, self._get("methods", (list,), "a list") or ())),
-            self.maybe_text("settings") or "",
-            self.maybe_text("calibration"),
-            healed.entries if healed else None,
-            tuple(row.numbers() for row in healed.rows("curve")) if healed else (),
-            self._need("attention_parameters", self.whole("attention_parameters")),
-            self.whole("model_parameters"),
-            self.number("cache_per_token"),
-            {int(length): count for length, count in adds.numbers().items()} if adds else {},
-            tuple(row.timing() for name in ("latency", "generation") for row in self.rows(name)),
-            tuple((row[0] or 0, row[1] or 0, row[2]) for row in memory if row[2] is not None),
-            drift.numbers() if drift else {},
-            score.score() if score else None,
-            tuple(row.block() for row in self.rows("blocks")),
-        )
+    return replace(found, models=tuple(sorted(found.models, key=lambda model: model.role != "original")))

@@ -14,7 +14,7 @@ from hf_heads.checkpoints.loading import read_config
 from hf_heads.checkpoints.record import read_record
 from hf_heads.checkpoints.sources import Source
 from hf_heads.errors import HeadsError
-from hf_heads.evaluation.comparison import BlockRow, ModelRow
+from hf_heads.evaluation.record import BlockRow, ModelRow
 from hf_heads.hosts.blocks import find_blocks
 from hf_heads.methods.registry import get_method
 from hf_heads.methods.words import settings_text

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from hf_heads.checkpoints.card import write_card
 from hf_heads.checkpoints.card_metadata import task_of
+from hf_heads.checkpoints.json_files import without_nan
 from hf_heads.checkpoints.record import read_record
 from hf_heads.checkpoints.sources import Source
 from hf_heads.errors import HeadsError
+from hf_heads.evaluation.record import Comparison
 from hf_heads.reporting.tables import to_markdown
 from hf_heads.vocabulary import REPORT
 
@@ -29,38 +31,34 @@ def check_cards(converted: Sequence[Source]) -> None:
             )
 
 
-def write_cards(record: Mapping[str, Any], original: Source, converted: Sequence[Source], dataset: str) -> None:
+def write_cards(found: Comparison, original: Source, converted: Sequence[Source], dataset: str) -> None:
     """Put a comparison's tables and scores into the report and the card of every converted checkpoint.
 
     Args:
-        record: what `Comparison.to_dict` gives.
+        found: the comparison.
         original: what the checkpoints were compared with.
-        converted: the checkpoints, in the record's order.
+        converted: the checkpoints, in the comparison's order.
         dataset: what the score was measured on, in a word.
     """
-    first = record["models"][0]
-    rows = [model for model in record["models"] if model["role"] == "converted"]
+    rows = [model for model in found.models if model.role == "converted"]
     for source, row in zip(converted, rows, strict=True):
-        found = read_record(source.folder)
-        found["measured"] = to_markdown({**record, "models": [first, row]})
-        if row["score"] is not None:
-            score = {
+        record = read_record(source.folder)
+        record["measured"] = to_markdown(replace(found, models=(found.reference, row)))
+        if found.metric and row.score:
+            scored = {
                 "task": task_of(source.folder) or "feature-extraction",
                 "dataset": dataset,
-                "metric": record["metric"]["name"],
-                "value": row["score"]["value"],
-                "low": row["score"]["low"],
-                "high": row["score"]["high"],
-                "original": first["score"]["value"],
+                "metric": found.metric.name,
+                "value": row.score.value,
+                "low": row.score.low,
+                "high": row.score.high,
+                "original": found.reference.score and found.reference.score.value,
             }
-            others = [
-                one
-                for one in found.get("scores", ())
-                if (one["dataset"], one["metric"]) != (score["dataset"], score["metric"])
-            ]
-            found["scores"] = [*others, score]
-        write_card(source.folder, original, found, found.get("recipe"))
+            key = (dataset, found.metric.name)
+            others = [one for one in record.get("scores", ()) if (one["dataset"], one["metric"]) != key]
+            record["scores"] = [*others, scored]
+        write_card(source.folder, original, record, record.get("recipe"))
         path = source.folder / REPORT
         partial = Path(f"{path}.partial")
-        partial.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(without_nan(record), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         partial.replace(path)

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
 from hf_heads.checkpoints.files import check_output, finished_folder
 from hf_heads.errors import HeadsError
-from hf_heads.evaluation.record import Comparison, read_comparison, read_scores
-from hf_heads.reporting.figures.heads import draw_heads
+from hf_heads.evaluation.record import Comparison, read_comparison
 from hf_heads.reporting.figures.style import block_label
-from hf_heads.reporting.pieces import element, image, page, pairs, table, text, unbroken
-from hf_heads.reporting.section import heading, section
+from hf_heads.reporting.importance import heads_map, read_scores
+from hf_heads.reporting.section import section
 from hf_heads.reporting.words import definitions, summary
-from hf_heads.vocabulary import RULES
 
 PAGE = "index.html"
 
@@ -61,19 +61,34 @@ def write_report(
     found = [read_comparison(path) for path in comparisons]
     scores = read_scores(importance) if importance else None
     if scores:
-        _check_scores(importance, scores[0], found)
+        _check_scores(importance, scores.importance, found)
     title = title or "Attention heads of " + " and ".join(dict.fromkeys(one.reference.name for one in found))
     command = ["hf-heads", "report", *map(str, comparisons)]
     command += ["--importance", str(importance)] if importance else []
     with finished_folder(folder, overwrite) as partial:
-        parts = ["".join(section(partial, one, place, len(found) > 1)) for place, one in enumerate(found, 1)]
-        parts += [_importance(partial, *scores)] if scores else []
-        parts += ['<h2 id="meaning">What the numbers mean</h2>\n', _meaning(found, scores[1] if scores else None)]
-        body = element("h1", text(title)) + "\n" + _contents(found) + "".join(parts)
-        (partial / PAGE).write_text(page(title, body, _foot(command, folder, found)), encoding="utf-8")
+        html = _template().render(
+            title=title,
+            sections=[section(partial, one, place, len(found) > 1) for place, one in enumerate(found, 1)],
+            importance=heads_map(partial, scores) if scores else None,
+            definitions=definitions(found, scores.about if scores else None),
+            commands=_commands(command, folder, found),
+        )
+        (partial / PAGE).write_text(html, encoding="utf-8")
         figures = sorted(path.name for path in partial.glob("*.png"))
     sentences = tuple(tuple(summary(one)) for one in found)
     return WrittenReport(folder / PAGE, tuple(folder / name for name in figures), sentences)
+
+
+def _template() -> Template:
+    """The template of a page; all that is put into it is escaped."""
+    environment = Environment(
+        loader=PackageLoader("hf_heads.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.jinja")
 
 
 def _check_folder(folder: Path, overwrite: bool) -> None:
@@ -93,67 +108,11 @@ def _check_scores(path: object, scores: Mapping[str, object], found: Sequence[Co
         )
 
 
-def _contents(found: Sequence[Comparison]) -> str:
-    """Links to the sections of several comparisons."""
-    if len(found) == 1:
-        return ""
-    links = ""
-    for place, one in enumerate(found, 1):
-        name, data = heading(one)
-        links += element("li", element("a", name, href=f"#c{place}") + data)
-    return element("nav", element("ul", links), aria_label="Contents") + "\n"
-
-
-def _importance(folder: Path, values: dict[str, list[float]], rule: str, data: str) -> str:
-    path = folder / "importance.png"
-    draw_heads(path, values, "Importance of heads", "score", numbers=False)
-    flat = [(score, name, head) for name, row in values.items() for head, score in enumerate(row)]
-    most, least = max(flat), min(flat)
-    ends = (
-        f"Head {most[2]} of {block_label(most[1])} matters most ({most[0]:.2g}), "
-        f"head {least[2]} of {block_label(least[1])} least ({least[0]:.2g})."
-    )
-    about = f"By {rule}: {RULES[rule]}." if rule in RULES else f"By {rule}."
-    measured = f" Measured on {data}." if data else ""
-    figure = image(
-        path,
-        f"Map of the importance of every head, a row for each attention block. {ends}",
-        f"<b>Importance of heads.</b> {text(about + measured)} {text(ends)}",
-    )
-    heads = max(map(len, values.values()))
-    rows = [
-        [element("span", text(block_label(name)), title=name), *(f"{score:.3g}" for score in row)]
-        + [""] * (heads - len(row))
-        for name, row in values.items()
-    ]
-    numbers = table(["Block", *(str(head) for head in range(heads))], rows)
-    return (
-        '<h2 id="importance">Which heads matter</h2>\n'
-        + element("div", "\n" + figure, class_="figures")
-        + "\n"
-        + element("details", element("summary", "The scores as numbers") + "\n" + numbers)
-        + "\n"
-    )
-
-
-def _meaning(found: Sequence[Comparison], rule: str | None) -> str:
-    about = None if rule is None else f"by {rule}: {RULES[rule]}" if rule in RULES else f"by {rule}"
-    rows = definitions(found, about)
-    return pairs(((text(term), text(meaning)) for term, meaning in rows), class_="meaning")
-
-
-def _foot(command: Sequence[str], folder: Path, found: Sequence[Comparison]) -> str:
-    """The commands that lead here."""
+def _commands(command: Sequence[str], folder: Path, found: Sequence[Comparison]) -> list[list[str]]:
+    """The commands that lead to a page, in words for a shell: its own, then a comparison each."""
     lines = [[*command, "--output", str(folder)]]
     for one, record in zip(found, command[2:], strict=False):
         sources = [model.source or model.name for model in one.models if model.role == "converted"]
         metric = one.metric.name if one.metric else "none"
         lines.append(["hf-heads", "compare", one.original, *sources, "--metric", metric, "--output", record])
-    shown = [element("code", " ".join(unbroken(shlex.quote(word)) for word in line)) for line in lines]
-    records = "its record" if len(found) == 1 else "their records"
-    return (
-        element("p", "This page was made by")
-        + shown[0]
-        + element("p", f"and {records}, on the data named above and with further options as they were, by")
-        + "".join(shown[1:])
-    )
+    return [list(map(shlex.quote, line)) for line in lines]

@@ -1,16 +1,17 @@
-"""The section of a report about one comparison: summary, table, figures, and each model folded away."""
+"""The section of a report about one comparison, as data for the templates: summary, table, figures, each model."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from hf_heads.evaluation.record import Comparison, Model
+from hf_heads.evaluation.record import Comparison, ModelRow
 from hf_heads.reporting.figures.comparison import draw_healing, draw_layers, draw_speed, healing_curves
 from hf_heads.reporting.figures.quality import draw_quality
 from hf_heads.reporting.figures.style import block_label
-from hf_heads.reporting.pieces import element, image, pairs, table, text, unbroken
+from hf_heads.reporting.pieces import Cell, Picture, Table, cells, picture
 from hf_heads.reporting.words import (
     DRIFTS,
     NAME_BEGINS,
@@ -28,173 +29,225 @@ from hf_heads.reporting.words import (
 )
 
 
-def section(folder: Path, found: Comparison, place: int, several: bool) -> Iterator[str]:
-    """All of one comparison."""
-    if several:
-        name, data = heading(found)
-        yield element("h2", name + data, id=f"c{place}") + "\n"
-    yield element("p", _facts(found), class_="facts") + "\n"
-    points = "".join(element("li", _named(sentence)) + "\n" for sentence in marked_summary(found))
-    yield element("ul", points, class_="summary") + "\n"
-    yield _main_table(found, place)
-    figures = "".join(_figures(folder, found, f"-{place}" if several else ""))
-    if figures:
-        yield element("div", "\n" + figures, class_="figures") + "\n"
-    level = "h3" if several else "h2"
-    yield element(level, "Each model") + "\n"
-    for number, model in enumerate(found.models):
-        yield _details(found, number, model, f"c{place}-m{number}")
+@dataclass(frozen=True)
+class Details:
+    """What is recorded of one model, folded away.
+
+    Attributes:
+        anchor: links lead there.
+        label, aside: what is shown while it is folded.
+        source: of the model.
+        facts: terms with what belongs to them.
+        tables: what was timed, and the blocks.
+    """
+
+    anchor: str
+    label: str
+    aside: str
+    source: str
+    facts: tuple[tuple[str, str], ...]
+    tables: tuple[Table, ...]
 
 
-def heading(found: Comparison) -> tuple[str, str]:
-    """What was compared, and on what; markup."""
-    return text(found.reference.name), element("small", text(f"on {found.data}")) if found.data else ""
+@dataclass(frozen=True)
+class Section:
+    """All of one comparison.
+
+    Attributes:
+        anchor: links lead there.
+        name, data: what was compared, and on what.
+        facts: what was compared, on what, when and where.
+        summary: sentences, each in pieces: every second one is the name of a model.
+        caption, table: the main table and what is said above it.
+        figures: those that there is something for.
+        models: each in detail.
+    """
+
+    anchor: str
+    name: str
+    data: str
+    facts: tuple[str, ...]
+    summary: tuple[tuple[str, ...], ...]
+    caption: str
+    table: Table
+    figures: tuple[Picture, ...]
+    models: tuple[Details, ...]
 
 
-def _named(sentence: str) -> str:
-    """A sentence of `marked_summary` with its names set off."""
-    pieces = re.split(f"{NAME_BEGINS}(.*?){NAME_ENDS}", sentence, flags=re.S)
-    made = (element("b", unbroken(piece)) if place % 2 else text(piece) for place, piece in enumerate(pieces))
-    return "".join(made).replace(" %", "&nbsp;%")
+def section(folder: Path, found: Comparison, place: int, several: bool) -> Section:
+    """The section of a comparison, whose figures are drawn into a folder.
+
+    Args:
+        folder: where to.
+        found: the comparison.
+        place: of the section on the page, from 1.
+        several: whether there are other sections.
+    """
+    return Section(
+        anchor=f"c{place}",
+        name=found.reference.name,
+        data=found.data,
+        facts=tuple(_facts(found)),
+        summary=tuple(_pieces(sentence) for sentence in marked_summary(found)),
+        caption=_caption(found),
+        table=_main_table(found, place),
+        figures=tuple(_figures(folder, found, f"-{place}" if several else "")),
+        models=tuple(_details(number, model, f"c{place}-m{number}") for number, model in enumerate(found.models)),
+    )
 
 
-def _facts(found: Comparison) -> str:
+def _pieces(sentence: str) -> tuple[str, ...]:
+    """A sentence of `marked_summary`, split at its names."""
+    whole = sentence.replace(" %", "\N{NO-BREAK SPACE}%")
+    return tuple(re.split(f"{NAME_BEGINS}(.*?){NAME_ENDS}", whole, flags=re.S))
+
+
+def _facts(found: Comparison) -> Iterator[str]:
     """What was compared, on what, when and where."""
-    count = sum(model.role != "original" for model in found.models)
-    parts = [f"{found.reference.name} and {count} {'model' if count == 1 else 'models'} made from it"]
+    count = len(found.models) - 1
+    yield f"{found.reference.name} and {count} {'model' if count == 1 else 'models'} made from it"
     if found.data:
-        parts.append(f"outputs compared on {found.data}")
+        yield f"outputs compared on {found.data}"
     if found.metric and found.metric.examples:
-        parts.append(f"{found.metric.name} over {found.metric.examples:,} examples")
+        yield f"{found.metric.name} over {found.metric.examples:,} examples"
     if found.date:
-        parts.append(found.date)
+        yield found.date
     if found.versions:
-        parts.append(", ".join(f"{name} {version}" for name, version in found.versions.items()))
+        yield ", ".join(f"{name} {version}" for name, version in found.versions.items())
     if found.machine:
-        parts.append(found.machine)
-    if found.device or found.threads:
-        threads = f"{found.threads} thread{'s' if found.threads != 1 else ''}" if found.threads else ""
-        parts.append(", ".join(part for part in (found.device, threads) if part))
-    return " \N{MIDDLE DOT} ".join(unbroken(part) for part in parts)
+        yield found.machine
+    threads = f"{found.threads} thread{'s' if found.threads != 1 else ''}" if found.threads else ""
+    if where := ", ".join(part for part in (found.device, threads) if part):
+        yield where
 
 
-def _main_table(found: Comparison, place: int) -> str:
+def _caption(found: Comparison) -> str:
+    text = "Numbers before the names are those in the figures."
+    if any(model.score and model.score.clear is False for model in found.models[1:]):
+        text += " A grey difference is one whose 95 % interval includes zero."
+    return text
+
+
+def _main_table(found: Comparison, place: int) -> Table:
+    """A row for each model; columns for what was measured of any."""
     reference, front = found.reference, found.front()
-    lengths = sorted(set.intersection(*(set(model.multiply_adds) for model in found.models)))
-    length = lengths[-1] if lengths else None
+    length = max(set.intersection(*(set(model.multiply_adds) for model in found.models)), default=None)
     has_cache = any(model.cache_per_token for model in found.models)
     has_speed = any(model.speed is not None for model in found.models)
-    has_cosine = any("cosine" in model.drift for model in found.models)
-    head = ["Model", "Settings", "Attention parameters", "Change"]
-    head += ["Cache per token"] if has_cache else []
-    head += [f"Multiply-adds <small>length {length}</small>"] if length is not None else []
-    head += ["Speed"] if has_speed else []
-    head += ["Cosine"] if has_cosine else []
-    head += [text(found.metric.name), "Difference"] if found.metric else []
+    has_cosine = any("cosine" in (model.drift or {}) for model in found.models)
+    head = [*cells(("Model", "Settings", "Attention parameters", "Change"))]
+    head += [Cell("Cache per token")] if has_cache else []
+    head += [] if length is None else [Cell("Multiply-adds", small=f"length {length}")]
+    head += [Cell("Speed")] if has_speed else []
+    head += [Cell("Cosine")] if has_cosine else []
+    head += [Cell(found.metric.name), Cell("Difference")] if found.metric else []
     rows = []
     for number, model in enumerate(found.models):
-        notes = [] if model.role == "converted" else [model.role]
-        notes += ["healed"] if model.healed else []
-        notes += ["on the front"] if number in front and model.role == "converted" else []
-        link = element("a", text(model.name), href=f"#c{place}-m{number}")
-        label = f"{number}. " if number else ""
-        row = [label + link + (element("small", ", ".join(notes)) if notes else "")]
-        row += [text(model.settings), big(model.attention_parameters)]
-        row += [change(reference.attention_parameters, model.attention_parameters) if number else ""]
-        row += [big(model.cache_per_token)] if has_cache else []
-        row += [big(model.multiply_adds[length])] if length is not None else []
-        row += [_speed(model)] if has_speed else []
-        row += [_cosine(model)] if has_cosine else []
+        smaller = change(reference.attention_parameters, model.attention_parameters) if number else ""
+        row = [_name(number, model, number in front, f"#c{place}-m{number}")]
+        row += cells((model.settings, big(model.attention_parameters), smaller))
+        row += [Cell(big(model.cache_per_token))] if has_cache else []
+        row += [] if length is None else [Cell(big(model.multiply_adds[length]))]
+        row += [Cell(_speed(model))] if has_speed else []
+        row += [Cell(_cosine(model))] if has_cosine else []
         row += _score(model) if found.metric else []
-        rows.append(row)
-    caption = "Numbers before the names are those in the figures."
-    if any(model.score and model.score.clear is False for model in found.models[1:]):
-        caption += " A grey difference is one whose 95 % interval includes zero."
-    return element("p", caption, class_="facts") + "\n" + table(head, rows, words=2, wide=True)
+        rows.append(tuple(row))
+    return Table(tuple(head), tuple(rows), words=2, wide=True)
 
 
-def _speed(model: Model) -> str:
+def _name(number: int, model: ModelRow, on_front: bool, href: str) -> Cell:
+    notes = [] if model.role == "converted" else [str(model.role)]
+    notes += ["healed"] if model.healed else []
+    notes += ["on the front"] if on_front and model.role == "converted" else []
+    return Cell(model.name, small=", ".join(notes), before=f"{number}. " if number else "", href=href)
+
+
+def _speed(model: ModelRow) -> str:
     if model.role == "original":
         return "1"
     return NONE if model.speed is None else f"{model.speed:.2f}"
 
 
-def _cosine(model: Model) -> str:
-    return "1" if model.role == "original" else quality_text(model.drift.get("cosine"))
+def _cosine(model: ModelRow) -> str:
+    return "1" if model.role == "original" else quality_text((model.drift or {}).get("cosine"))
 
 
-def _score(model: Model) -> list[str]:
+def _score(model: ModelRow) -> list[Cell]:
     """The cells of the task score and of its difference."""
-    if model.score is None:
-        return [NONE, NONE]
-    score = model.score
+    if (score := model.score) is None:
+        return [Cell(NONE), Cell(NONE)]
     digits = 3 if abs(score.value) < 10 else 2
-    cells = [quality_text(score.value) + _small(interval(score.low, score.high, digits=digits))]
+    value = Cell(quality_text(score.value), small=interval(score.low, score.high, digits=digits))
     if model.role == "original":
-        return [*cells, ""]
+        return [value, Cell("")]
     difference, ends = difference_text(score)
-    shown = (difference or NONE) + _small(ends)
-    return [*cells, element("span", shown, class_="unsure") if score.clear is False else shown]
+    return [value, Cell(difference or NONE, small=ends, unsure=score.clear is False)]
 
 
-def _small(inside: str) -> str:
-    return element("small", text(inside)) if inside else ""
-
-
-def _figures(folder: Path, found: Comparison, ending: str) -> Iterator[str]:
+def _figures(folder: Path, found: Comparison, ending: str) -> Iterator[Picture]:
     """The figures that there is something for."""
-    name, original = quality_name(found), found.reference.name
+    original = found.reference.name
     several = f"{len(found.models) - 1} models" if len(found.models) > 2 else "one model"
+    said = summary(found)
     path = folder / f"quality{ending}.png"
     if draw_quality(path, found):
-        bars = (
-            " Vertical lines are 95 % intervals of each score; those of the differences are in the table."
-            if any(m.score and m.score.low is not None for m in found.models)
-            else ""
-        )
-        arrows = any(found.before_healing(model) is not None for model in found.models)
-        link = " An arrow leads from a model to itself after healing." if arrows else ""
-        yield image(
+        yield picture(
             path,
-            f"Scatter plot of {name} against attention parameters of {original} and {several}. "
-            + " ".join(summary(found)[:1]),
-            f"<b>Quality against size.</b> Up and to the left is better.{text(bars + link)} The grey steps are the "
-            "Pareto front; numbers are those of the table."
-            if found.sign > 0
-            else f"<b>Quality against size.</b> Down and to the left is better.{text(bars + link)} The grey steps are "
-            "the Pareto front; numbers are those of the table.",
+            f"Scatter plot of {quality_name(found)} against attention parameters of {original} and {several}. "
+            + said[0],
+            "Quality against size.",
+            _quality_caption(found),
         )
     path = folder / f"layers{ending}.png"
     if draw_layers(path, found):
-        yield image(
+        worst = _worst_block(found)
+        yield picture(
             path,
-            f"The error of each attention block of the models made from {original}. {_worst_block(found)}",
-            "<b>Error of each attention block.</b> Squared difference of what a block adds to the residual stream, as "
-            f"a share of the original's squares. {text(_worst_block(found))}",
+            f"The error of each attention block of the models made from {original}. {worst}",
+            "Error of each attention block.",
+            "Squared difference of what a block adds to the residual stream, as a share of the original's squares. "
+            + worst,
         )
     path = folder / f"speed{ending}.png"
     if draw_speed(path, found):
-        yield image(
+        yield picture(
             path,
-            f"Bars of the speed of {several} relative to {original}. " + " ".join(summary(found)[-1:]),
-            "<b>Speed relative to the original.</b> The original's time over the model's, medians of repeated runs, "
-            "for each batch and length. Bars to the right of 1 are faster.",
+            f"Bars of the speed of {several} relative to {original}. {said[-1]}",
+            "Speed relative to the original.",
+            "The original's time over the model's, medians of repeated runs, for each batch and length. Bars to the "
+            "right of 1 are faster.",
         )
     path = folder / f"healing{ending}.png"
     if draw_healing(path, found):
-        figure, curves = healing_curves(found)
-        best = max if figure == "cosine" else min
-        ends = "; ".join(
-            f"{found.models[number].name} from {quality_text(points[0][1])} to at best "
-            + quality_text(best(y for _, y in points))
-            for number, points in curves.items()
-        )
-        yield image(
+        figure, ends = _healing_ends(found)
+        yield picture(
             path,
             f"Curves of the {figure} over the time of training: {ends}.",
-            f"<b>Healing.</b> What was measured on held-out examples while the converted model was trained towards "
-            f"the original: the {figure}.",
+            "Healing.",
+            "What was measured on held-out examples while the converted model was trained towards the original: the "
+            f"{figure}.",
         )
+
+
+def _quality_caption(found: Comparison) -> str:
+    text = f"{'Up' if found.sign > 0 else 'Down'} and to the left is better."
+    if any(model.score and model.score.low is not None for model in found.models):
+        text += " Vertical lines are 95 % intervals of each score; those of the differences are in the table."
+    if any(found.before_healing(model) is not None for model in found.models):
+        text += " An arrow leads from a model to itself after healing."
+    return text + " The grey steps are the Pareto front; numbers are those of the table."
+
+
+def _healing_ends(found: Comparison) -> tuple[str, str]:
+    """The name of the figure that curves of healing show, and where each curve begins and what is best on it."""
+    figure, curves = healing_curves(found)
+    best = max if figure == "cosine" else min
+    texts = (
+        f"{found.models[number].name} from {quality_text(points[0][1])} to at best "
+        + quality_text(best(y for _, y in points))
+        for number, points in curves.items()
+    )
+    return figure, "; ".join(texts)
 
 
 def _worst_block(found: Comparison) -> str:
@@ -211,64 +264,65 @@ def _worst_block(found: Comparison) -> str:
     return f"Of the converted models the largest is {drift:.2g}, of {block} in {name}."
 
 
-def _details(found: Comparison, number: int, model: Model, anchor: str) -> str:
-    """What is recorded of one model, folded away."""
-    label = f"{number}. {text(model.name)}" if number else text(model.name)
+def _details(number: int, model: ModelRow, anchor: str) -> Details:
+    """What is recorded of one model."""
     facts = [
-        ("source", element("code", text(model.source)) if model.source else ""),
         ("role", model.role),
-        ("settings", text(model.settings)),
-        ("calibration", text(model.calibration or "")),
-        ("healing", text(_healed(model))),
+        ("settings", model.settings),
+        ("calibration", model.calibration or ""),
+        ("healing", _healed(model)),
         ("attention parameters", f"{model.attention_parameters:,}"),
         ("model parameters", f"{model.model_parameters:,}" if model.model_parameters else ""),
-        ("cache per token", f"{model.cache_per_token:,.0f}" if model.cache_per_token is not None else ""),
-        *(
-            (f"multiply-adds at length {length}", f"{count:,.0f}")
-            for length, count in sorted(model.multiply_adds.items())
-        ),
-        *((DRIFTS[name][0] if name in DRIFTS else text(name), f"{value:.6g}") for name, value in model.drift.items()),
+        ("cache per token", f"{model.cache_per_token:,}" if model.cache_per_token else ""),
+        *((f"multiply-adds at length {length}", f"{count:,}") for length, count in sorted(model.multiply_adds.items())),
+        *((DRIFTS[name][0] if name in DRIFTS else name, f"{one:.6g}") for name, one in (model.drift or {}).items()),
     ]
-    inside = [pairs((term, found) for term, found in facts if found)]
-    memory = {(batch, length): size for batch, length, size in model.peak_memory}
-    if model.timings:
-        rows = [
-            [
-                text(row.setting),
-                NONE if row.milliseconds is None else f"{row.milliseconds:,.1f}",
-                NONE if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}",
-                NONE if row.ratio is None else f"{row.ratio:.3f}",
-                f"{memory[key] / 2**20:,.1f}" if (key := (row.batch, row.length or -1)) in memory else NONE,
-            ]
-            for row in model.timings
-        ]
-        inside.append(table(["Timed", "Milliseconds", "Tokens per second", "Speed", "Peak memory, MiB"], rows))
-    if model.blocks:
-        rows = [
-            [
-                element("span", text(block_label(block.name)), title=block.name),
-                text(block.settings),
-                *(
-                    NONE if value is None else f"{value:,}"
-                    for value in (
-                        block.heads,
-                        block.parameters,
-                        block.parameters_before,
-                        block.cache,
-                        block.cache_before,
-                    )
-                ),
-                NONE if block.drift is None else f"{block.drift:.3g}",
-            ]
-            for block in model.blocks
-        ]
-        head = ["Block", "Settings", "Heads", "Parameters", "before", "Cache", "before", "Error"]
-        inside.append(table(head, rows, words=2))
-    title = element("summary", label + element("span", text(model.settings if number else model.role)))
-    return element("details", title + "\n" + "".join(inside), id=anchor) + "\n"
+    return Details(
+        anchor=anchor,
+        label=f"{number}. {model.name}" if number else model.name,
+        aside=model.settings if number else model.role,
+        source=model.source,
+        facts=tuple((term, found) for term, found in facts if found),
+        tables=tuple(table for table in (_times(model), _blocks(model)) if table.rows),
+    )
 
 
-def _healed(model: Model) -> str:
+def _times(model: ModelRow) -> Table:
+    """What was timed, and the memory of forward passes."""
+    memory = {(row.batch, row.length): f"{row.bytes / 2**20:,.1f}" for row in model.peak_memory}
+    rows = [
+        (
+            row.setting,
+            f"{row.milliseconds:,.1f}",
+            f"{row.tokens_per_second:,.0f}",
+            f"{row.ratio:.3f}",
+            memory.get((row.batch, row.length), NONE),
+        )
+        for row in model.latency
+    ]
+    rows += [(one.setting, NONE, f"{one.tokens_per_second:,.0f}", f"{one.ratio:.3f}", NONE) for one in model.generation]
+    head = cells(("Timed", "Milliseconds", "Tokens per second", "Speed", "Peak memory, MiB"))
+    return Table(head, tuple(map(cells, rows)))
+
+
+def _blocks(model: ModelRow) -> Table:
+    rows = (
+        (
+            Cell(block_label(block.name), title=block.name),
+            Cell(block.settings),
+            *(
+                Cell(f"{one:,}")
+                for one in (block.heads, block.parameters, block.parameters_before, block.cache, block.cache_before)
+            ),
+            Cell(NONE if block.drift is None else f"{block.drift:.3g}"),
+        )
+        for block in model.blocks
+    )
+    head = cells(("Block", "Settings", "Heads", "Parameters", "before", "Cache", "before", "Error"))
+    return Table(head, tuple(rows), words=2)
+
+
+def _healed(model: ModelRow) -> str:
     """What is recorded of the healing, in a line."""
     if model.healed is None:
         return ""

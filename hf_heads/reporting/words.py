@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from hf_heads.evaluation.record import Comparison, Model, Score
+from hf_heads.evaluation.record import Comparison, ModelRow, Score
 
 NONE = "\N{EN DASH}"  # stands for what was not measured
 NAME_BEGINS, NAME_ENDS = "\x02", "\x03"
@@ -63,12 +63,12 @@ def difference_text(score: Score) -> tuple[str, str]:
     return signed(score.difference, digits), ends
 
 
-def _name(model: Model) -> str:
+def _name(model: ModelRow) -> str:
     """A model's name between marks, so that a page can set it off."""
     return f"{NAME_BEGINS}{model.name}{NAME_ENDS}"
 
 
-def names(models: Iterable[Model]) -> str:
+def names(models: Iterable[ModelRow]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     words = [_name(model) for model in models]
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
@@ -91,24 +91,19 @@ def marked_summary(found: Comparison) -> list[str]:
     return [sentence for part in parts if (sentence := part(found))]
 
 
-def _converted(found: Comparison) -> list[Model]:
+def _converted(found: Comparison) -> list[ModelRow]:
     return [model for model in found.models if model.role == "converted"]
 
 
-def _is_smaller(found: Comparison, model: Model) -> bool:
+def _is_smaller(found: Comparison, model: ModelRow) -> bool:
     return model.attention_parameters < found.reference.attention_parameters
 
 
-def _is_faster(model: Model) -> bool:
-    ratios = _ratios(model)
-    return bool(ratios) and min(ratios) > 1 and (model.speed or 0) > _CLEARLY
+def _is_faster(model: ModelRow) -> bool:
+    return bool(model.ratios) and min(model.ratios) > 1 and (model.speed or 0) > _CLEARLY
 
 
-def _ratios(model: Model) -> list[float]:
-    return [row.ratio for row in model.timings if row.length is not None and row.ratio]
-
-
-def _share(found: Comparison, model: Model) -> float:
+def _share(found: Comparison, model: ModelRow) -> float:
     return model.attention_parameters / max(found.reference.attention_parameters, 1)
 
 
@@ -142,7 +137,7 @@ def _helps(found: Comparison) -> str:
 
 def _best(found: Comparison) -> str:
     smaller = [model for model in _converted(found) if _is_smaller(found, model) and found.quality(model) is not None]
-    named: list[Model] = []
+    named: list[ModelRow] = []
     parts = []
     for limit in (1.0, 0.75, 0.5, 0.25):
         within = [model for model in smaller if round(_share(found, model), 2) <= limit]
@@ -207,7 +202,7 @@ def _healing(found: Comparison) -> str:
     return f"Healing took the {quality_name(found)} " + "; ".join(texts) + "."
 
 
-def _minutes(model: Model) -> str:
+def _minutes(model: ModelRow) -> str:
     seconds = (model.healed or {}).get("seconds")
     return f" in {duration(seconds)}" if isinstance(seconds, (int, float)) else ""
 
@@ -237,7 +232,7 @@ def _fastest(found: Comparison) -> str:
     if not timed:
         return ""
     speed, model = max(timed, key=lambda pair: pair[0])
-    ratios = _ratios(model)
+    ratios = model.ratios
     several = f", a mean over {len(ratios)} settings from {min(ratios):.2f} to {max(ratios):.2f}"
     has = f"{speed:.2f} times the original's speed{several if len(ratios) > 1 else ''}"
     if not any(_is_faster(one) for _, one in timed):
@@ -269,7 +264,7 @@ def definitions(found: Sequence[Comparison], rule: str | None) -> list[tuple[str
     """Terms and what they mean, of all that the comparisons hold."""
     models = [model for one in found for model in one.models]
     metrics = {one.metric.name: one.metric.about for one in found if one.metric}
-    drifts = {name for model in models for name in model.drift}
+    drifts = {name for model in models for name in model.drift or ()}
     known = [
         ("attention parameters", "weights and biases of all attention blocks, output projections included.", True),
         ("cache", "numbers kept for each token when a decoder generates with a key-value cache.", True),

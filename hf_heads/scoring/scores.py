@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from hf_heads.checkpoints.json_files import as_record, read_json
 from hf_heads.errors import HeadsError
 from hf_heads.hosts.blocks import find_blocks
 from hf_heads.methods.pruned import PrunedSpec
@@ -86,8 +87,16 @@ class HeadScores:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the scores as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        """Write the scores as JSON.
+
+        Raises:
+            HeadsError: a score is not finite.
+        """
+        try:
+            text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
+        except ValueError:
+            raise HeadsError("some scores of heads are not finite numbers: the model's outputs overflow") from None
+        Path(path).write_text(text + "\n", encoding="utf-8")
 
 
 def load_scores(path: str | Path, model: PreTrainedModel) -> HeadScores:
@@ -96,32 +105,14 @@ def load_scores(path: str | Path, model: PreTrainedModel) -> HeadScores:
     Raises:
         HeadsError: the file cannot be read, is something else, or was made for other attention weights than `model`'s.
     """
-    try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise HeadsError(f"cannot read the scores '{path}': {error.strerror}") from None
-    except ValueError:
-        raise HeadsError(f"the scores '{path}' are no JSON") from None
-    try:
-        version = entries["format"]
-        importance = {str(name): tuple(map(float, values)) for name, values in entries["importance"].items()}
-        order = tuple((str(name), int(head)) for name, head in entries["order"])
-        found = HeadScores(
-            entries["rule"],
-            importance,
-            order,
-            entries["steps"],
-            entries["normalize"],
-            entries["model"],
-            entries["data"],
-        )
-        complete = {(name, head) for name, values in importance.items() for head in range(len(values))}
-        if set(order) != complete or len(order) != len(complete):
-            raise ValueError
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise HeadsError(f"'{path}' does not hold scores of heads as `hf-heads importance` writes them") from None
-    if version != FORMAT:
+    entries = read_json(path, "scores")
+    if (version := entries.get("format", FORMAT)) != FORMAT:
         raise HeadsError(f"the scores '{path}' have format {version!r}, this hf-heads reads {FORMAT}")
+    refusal = f"'{path}' does not hold scores of heads as `hf-heads importance` writes them"
+    found = as_record(HeadScores, entries, refusal)
+    complete = {(name, head) for name, values in found.importance.items() for head in range(len(values))}
+    if set(found.order) != complete or len(found.order) != len(complete):
+        raise HeadsError(f"{refusal}: order is not of every head once")
     if found.model != fingerprint(model):
         raise HeadsError(f"the scores '{path}' were made for another model: its attention weights are not these")
     return found

@@ -154,6 +154,11 @@ def test_scores_are_results_on_tasks(source: Source, record: dict[str, Any]):
     assert row in text.splitlines()
 
 
+def test_figures_that_were_not_finite_leave_their_cells_empty(source: Source, record: dict[str, Any]):
+    text = model_card(source, {**record, "drift": {"random": {"cosine": None, "kl": 0.5}}}, None)
+    assert "| random inputs |  | 0.5000 |" in text and len(loaded(text).data.eval_results) == 1
+
+
 @pytest.mark.parametrize("odd", ["no", "123", "a: b # c", '"quoted" & *', "- dash\n---", "früh | späť", "{}", "null"])
 def test_odd_names_stay_what_they_are(source: Source, record: dict[str, Any], odd: str):
     choice = {**record["calibration_choice"], "source": odd.replace("/", "-")}

@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from tests.test_cli import Run, check_refused, leftovers
-from tests.test_examples import save_image_processor, save_marian_tokenizer
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cosine_similarity
 from transformers import BertForMaskedLM, BertModel
 
 import hf_heads
 from hf_heads import CollabSpec, MgkSpec, PrunedSpec
-from hf_heads.evaluation.comparison import FORMAT
 from hf_heads.evaluation.drift import measure_closely, measure_drift, neighbour_overlap
-from hf_heads.evaluation.record import read_comparison
+from hf_heads.evaluation.record import FORMAT, read_comparison
 from hf_heads.hosts.blocks import find_blocks
+from tests.cli.test_cli import Run, check_refused, leftovers
 from tests.conftest import save_tokenizer
+from tests.examples.test_examples import save_image_processor, save_marian_tokenizer
 from tests.support.twins import HEADS, LAYERS, TWINS, WIDTH, bert_config, randomize
 
 FAST = ("--lengths", 8, "--batches", 2, "--seconds", 0, "--resamples", 50)
@@ -149,6 +149,19 @@ def test_compare_an_embedder(run: Run, embedder: Path, pairs: Path, tmp_path: Pa
     assert control["multiply_adds"]["8"] < pruned["multiply_adds"]["8"] + 1 and control["drift"]["cosine"] < 1
     assert [block["heads"] for block in original["blocks"]] == [HEADS] * LAYERS
     assert read_comparison(output).reference.name == "embedder"
+
+
+def test_a_model_that_overflows_is_recorded_without_nan(run: Run, embedder: Path, tmp_path: Path):
+    half = converted(run, embedder, "half", "pruned", "--keep", 0.5)
+    weights = load_file(half / "model.safetensors")
+    save_file({name: value * 1e30 for name, value in weights.items()}, half / "model.safetensors", {"format": "pt"})
+    output = tmp_path / "found.json"
+    quick = ("compare", embedder, half, *FAST, "--no-latency", "--no-control", "--drift-samples", 8)
+    found = run(*quick, "--output", output)
+    assert found.code == 0, found.err
+    assert "nan" not in found.out and "NaN" not in output.read_text()
+    broken = read_comparison(output).models[1]
+    assert "cosine" not in (broken.drift or {}) and {block.drift for block in broken.blocks} == {None}
 
 
 def test_formats_and_what_is_left_out(run: Run, embedder: Path, pairs: Path, tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -13,19 +14,28 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tests.test_cli import Run, check_refused, leftovers
 
-from hf_heads.core.intervals import Score
 from hf_heads.errors import HeadsError
-from hf_heads.evaluation.comparison import BlockRow, Comparison, ModelRow
-from hf_heads.evaluation.costs import Generation, Latency, Memory
-from hf_heads.evaluation.record import pareto_front, read_comparison
+from hf_heads.evaluation.record import (
+    BlockRow,
+    Comparison,
+    Generation,
+    Latency,
+    Memory,
+    Metric,
+    ModelRow,
+    Score,
+    pareto_front,
+    read_comparison,
+)
 from hf_heads.reporting.page import write_report
 from hf_heads.reporting.words import NONE, big, change, duration, interval, quality_text, signed, summary
+from tests.cli.test_cli import Run, check_refused, leftovers
 from tests.support.browser import CHROMIUM, Browser
 from tests.support.records import comparison, healed, model, rich, score, scores, unmeasured
 
 FIGURES = ["healing.png", "importance.png", "layers.png", "quality.png", "speed.png"]
+RESULTS = Path(__file__).parents[2] / "scripts" / "results"
 VOID = {"meta", "link", "img", "br"}
 
 
@@ -320,33 +330,49 @@ def test_the_command(run: Run, tmp_path: Path):
 
 
 def test_what_compare_records_can_be_read(tmp_path: Path):
-    rows = (
-        ModelRow("base", "hub/base", "original", 100, 1000, 64),
-        ModelRow(
-            *("small", "out/small", "converted", 60, 960, 40),
-            methods=("collab",),
-            settings="collab rank 8, 4 heads",
-            calibration="8 texts",
-            healed={"seconds": 60.5, "curve": [{"step": 0, "seconds": 0.0, "cosine": 0.5, "drift": 0.5}]},
-            multiply_adds={"32": 9},
-            latency=(Latency(1, 32, 5.0, 6400.0, 1.25),),
-            generation=(Generation(8, 100.0, 1.5),),
-            peak_memory=(Memory(1, 32, 2**20),),
-            drift={"cosine": 0.9},
-            score=Score(80.0, 79.0, 81.0, -1.0, -2.0, 0.5),
-            blocks=(BlockRow("layers.0.attention", "self", "collab rank 8, 4 heads", 4, 60, 100, 40, 64, 0.1),),
-        ),
+    small = ModelRow(
+        name="small",
+        source="out/small",
+        role="converted",
+        attention_parameters=60,
+        model_parameters=960,
+        cache_per_token=40,
+        methods=("collab",),
+        settings="collab rank 8, 4 heads",
+        calibration="8 texts",
+        healed={"seconds": 60.5, "curve": [{"step": 0, "seconds": 0.0, "cosine": 0.5, "drift": 0.5}]},
+        multiply_adds={32: 9},
+        latency=(Latency(1, 32, 5.0, 6400.0, 1.25),),
+        generation=(Generation(8, 100.0, 1.5),),
+        peak_memory=(Memory(1, 32, 2**20),),
+        drift={"cosine": 0.9},
+        score=Score(80.0, 79.0, 81.0, -1.0, -2.0, 0.5),
+        blocks=(BlockRow("layers.0.attention", "self", "collab rank 8, 4 heads", 4, 60, 100, 40, 64, 0.1),),
     )
-    metric = {"name": "accuracy", "about": "hits", "higher_is_better": True, "examples": 8}
-    made = Comparison("hub/base", "8 texts", "2026-03-01", {}, "CPU", 1, "cpu", metric, (32,), (1,), rows)
-    found = read_comparison(save(tmp_path, "c.json", made.to_dict()))
-    base, small = found.models
-    assert (base.name, base.attention_parameters, base.score) == ("base", 100, None)
-    assert found.metric is not None and found.metric.examples == 8
-    assert (small.methods, small.speed, small.multiply_adds) == (("collab",), 1.25, {32: 9.0})
+    made = Comparison(
+        original="hub/base",
+        data="8 texts",
+        metric=Metric("accuracy", "hits", examples=8),
+        lengths=(32,),
+        models=(ModelRow(name="base", role="original", attention_parameters=100, healed=None), small),
+    )
+    assert read_comparison(save(tmp_path, "c.json", made.to_dict())) == made
+    assert (small.speed, small.curve[0]["cosine"], small.score and small.score.clear) == (1.25, 0.5, False)
     assert [row.setting for row in small.timings] == ["batch 1, length 32", "generation, batch 8"]
-    assert (small.peak_memory, small.blocks[0].drift, small.curve[0]["cosine"]) == (((1, 32, 2**20),), 0.1, 0.5)
-    assert small.score is not None and small.score.clear is False
+
+
+def test_figures_that_are_not_finite_are_written_as_null():
+    broken = ModelRow(name="x", role="converted", attention_parameters=1, drift={"cosine": math.nan, "kl": math.inf})
+    written = Comparison(original="x", models=(broken,)).to_dict()
+    assert written["models"][0]["drift"] == {"cosine": None, "kl": None}
+    json.dumps(written, allow_nan=False)
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("heal_*.json")), ids=lambda path: path.stem)
+def test_records_of_earlier_versions_are_read_whole(path: Path):
+    written = json.loads(path.read_text(encoding="utf-8"))
+    again = json.loads(json.dumps(read_comparison(path).to_dict()))
+    assert again == {name: written[name] for name in again}
 
 
 def changed(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
@@ -356,21 +382,41 @@ def changed(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
 
 
 REFUSED: dict[str, tuple[object, str]] = {
-    "other kind": ({"format": 1, "kind": "ablation"}, "is no comparison (its kind is 'ablation')"),
-    "no kind": ({}, "is no comparison (its kind is None)"),
-    "a list": ([1], "is no JSON object"),
+    "other kind": ({"format": 1, "kind": "ablation"}, "is not a comparison (its kind is 'ablation')"),
+    "no kind": ({}, "is not a comparison (its kind is None)"),
+    "a list": ([1], "is not a JSON object"),
     "format": (comparison([]) | {"format": 2}, "has format 2, this hf-heads reads 1"),
-    "no list": ({"format": 1, "kind": "comparison", "original": "x"}, "'models' is missing"),
+    "no list": ({"format": 1, "kind": "comparison", "original": "x"}, "models is missing"),
     "no models": (comparison([]), "holds 0 originals"),
     "no original": (comparison([model("a", "collab", 0.5, 0.9)]), "holds 0 originals instead of one"),
     "no converted": (comparison([model("a", None, 1, 1)]), "holds no converted models"),
-    "role": (changed(lambda r: r["models"][1].update(role="x")), "role in models[1] is 'x', not one of original"),
-    "size": (changed(lambda r: r["models"][2].pop("attention_parameters")), "attention_parameters in models[2]"),
+    "role": (changed(lambda r: r["models"][1].update(role="x")), "models[1].role: expected one of original, converted"),
+    "size": (
+        changed(lambda r: r["models"][2].pop("attention_parameters")),
+        "models[2].attention_parameters is missing",
+    ),
     "text": (
         changed(lambda r: r["models"][2].update(cache_per_token="many")),
-        "cache_per_token in models[2] is 'many'",
+        'models[2].cache_per_token: expected a whole number, found "many"',
     ),
-    "score": (changed(lambda r: r["models"][3].update(score={"low": 1})), "value in score in models[3] is missing"),
+    "true": (
+        changed(lambda r: r["models"][2]["drift"].update(cosine=True)),
+        "models[2].drift.cosine: expected a number, found true",
+    ),
+    "nan": (
+        changed(lambda r: r["models"][2]["latency"][1].update(ratio=math.nan)),
+        "models[2].latency[1].ratio: expected a number, found NaN",
+    ),
+    "length": (
+        changed(lambda r: r["models"][2].update(multiply_adds={"long": 1})),
+        'models[2].multiply_adds: expected whole numbers as names, found "long"',
+    ),
+    "blocks": (changed(lambda r: r["models"][2].update(blocks={})), "models[2].blocks: expected a list, found {}"),
+    "block": (
+        changed(lambda r: r["models"][2]["blocks"].append(3)),
+        "models[2].blocks[6]: expected an object, found 3",
+    ),
+    "score": (changed(lambda r: r["models"][3].update(score={"low": 1})), "models[3].score.value is missing"),
 }
 
 
@@ -395,7 +441,7 @@ def test_what_else_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.Monk
     before, out = leftovers(tmp_path), tmp_path / "out"
     for arguments, words in (
         ((tmp_path / "no.json", "--output", out), ("cannot read the comparison", "no.json")),
-        ((tmp_path / "text.json", "--output", out), ("text.json", "is no JSON")),
+        ((tmp_path / "text.json", "--output", out), ("text.json", "is not valid JSON")),
         ((record, "--importance", tmp_path / "no.json", "--output", out), ("cannot read the scores", "no.json")),
         ((record, "--importance", record, "--output", out), ("does not hold scores of heads",)),
         ((record, "--importance", tmp_path / "empty.json", "--output", out), ("does not hold scores of heads",)),

@@ -219,7 +219,7 @@ def test_scores_are_saved_read_and_used_without_data(tmp_path: Path):
     find_blocks(other)[0].output.weight.data[0, 0] += 1
     for text, error in (
         (json.dumps({"a": 1}), "does not hold scores of heads"),
-        ("{", "are no JSON"),
+        ("{", "is not valid JSON"),
         (path.read_text().replace('"format": 1', '"format": 9'), "have format 9"),
         (path.read_text().replace('"order": [', '"order": [["x", 0],'), "does not hold scores of heads"),
     ):

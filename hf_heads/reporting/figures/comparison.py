@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_heads.evaluation.record import Comparison, Model
+from hf_heads.evaluation.record import Comparison, ModelRow
 from hf_heads.reporting.figures.heads import heads_figure
 from hf_heads.reporting.figures.style import (
     COLOURS,
@@ -105,7 +105,7 @@ def _layers(found: Comparison) -> Figure:
     return figure
 
 
-def _layer_map(models: Sequence[tuple[int, Model]], names: Sequence[str], labels: Sequence[str]) -> Figure:
+def _layer_map(models: Sequence[tuple[int, ModelRow]], names: Sequence[str], labels: Sequence[str]) -> Figure:
     """A row for each model and a column for each block."""
     rows = {
         plain_text(f"{cut_text(model.name, 17)}  {number}"): [_drifts(model).get(name, math.nan) for name in names]
@@ -191,12 +191,12 @@ def method_styles(found: Comparison) -> dict[str, tuple[str, str]]:
     }
 
 
-def group_of(model: Model) -> str:
+def group_of(model: ModelRow) -> str:
     """What models of one colour have in common: the method, or a role of its own."""
     return model.method if model.role == "converted" else model.role
 
 
-def look_of(model: Model, styles: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+def look_of(model: ModelRow, styles: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
     """How a model's point is drawn."""
     if model.role == "original":
         return {"color": "black", "marker": "*", "markersize": 12}
@@ -206,12 +206,12 @@ def look_of(model: Model, styles: Mapping[str, tuple[str, str]]) -> dict[str, An
     return {"color": colour, "marker": marker, "markersize": 7}
 
 
-def _line_look(number: int, model: Model, found: Comparison) -> dict[str, Any]:
+def _line_look(number: int, model: ModelRow, found: Comparison) -> dict[str, Any]:
     """How a model's line is drawn: the method's colour, filled where healed, dashes by its place among those alike."""
     look = look_of(model, method_styles(found))
     some_healed = any(other.healed for other in found.models)
 
-    def kind(other: Model) -> tuple[str, bool]:
+    def kind(other: ModelRow) -> tuple[str, bool]:
         return group_of(other), bool(other.healed)
 
     place = [index for index, other in enumerate(found.models) if kind(other) == kind(model)].index(number)
@@ -227,7 +227,7 @@ def _line_look(number: int, model: Model, found: Comparison) -> dict[str, Any]:
     }
 
 
-def _model_legend(figure: Figure, models: Sequence[tuple[int, Model]], found: Comparison) -> None:
+def _model_legend(figure: Figure, models: Sequence[tuple[int, ModelRow]], found: Comparison) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
@@ -238,7 +238,7 @@ def _model_legend(figure: Figure, models: Sequence[tuple[int, Model]], found: Co
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, **TIGHT)
 
 
-def _legend_lines(models: Sequence[tuple[int, Model]]) -> int:
+def _legend_lines(models: Sequence[tuple[int, ModelRow]]) -> int:
     short = all(len(model.name) <= 18 for _, model in models)
     return math.ceil(len(models) / 2) if short else len(models)
 
@@ -251,5 +251,5 @@ def _runs(labels: Sequence[str]) -> list[list[int]]:
     return list(runs.values())
 
 
-def _drifts(model: Model) -> dict[str, float]:
+def _drifts(model: ModelRow) -> dict[str, float]:
     return {block.name: block.drift for block in model.blocks if block.drift is not None}
