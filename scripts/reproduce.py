@@ -65,7 +65,7 @@ def command(name: str, data: str, models: str, work: str) -> list[str]:
     for short, long in {**DATA, **MODELS}.items():
         text = text.replace(short, long)
     script, *words = shlex.split(text.format(data=data, models=models, work=work))
-    return [sys.executable, str(SCRIPTS / script), *words]
+    return [sys.executable, str(SCRIPTS / "studies" / script), *words]
 
 
 def main() -> int:
@@ -85,7 +85,7 @@ def main() -> int:
         print(shlex.join([*(f"{key}={value}" for key, value in allocator.items()), *words]), flush=True)
         if not options.list and (failed := subprocess.call(words, env={**os.environ, **allocator})):
             return failed
-    return 0 if options.list else subprocess.call([sys.executable, str(SCRIPTS / "readme_tables.py")])
+    return 0 if options.list else subprocess.call([sys.executable, str(SCRIPTS / "tables.py")])
 
 
 if __name__ == "__main__":

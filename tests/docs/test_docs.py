@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import hf_heads
 from hf_heads.cli.program import build_parser
 
@@ -28,29 +26,9 @@ def script(name: str) -> Any:
 
 
 def test_the_readmes_tables_are_those_of_the_stored_results():
-    module = script("readme_tables")
+    module = script("tables")
     assert set(re.findall(r"<!-- table: (\w+) -->", README)) == set(module.TABLES)
-    assert module.filled(README) == README, "run python scripts/readme_tables.py"
-
-
-def test_every_table_has_a_command_that_its_script_takes(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend("scripts")
-    reproduce, tables = script("reproduce"), script("readme_tables")
-    assert {*reproduce.COMMANDS, *reproduce.TOGETHER} == set(tables.TABLES)
-
-    class Parsed(Exception):
-        pass
-
-    def start(options: object) -> None:
-        raise Parsed
-
-    for name in reproduce.COMMANDS:
-        _, path, *words = reproduce.command(name, "data", "models", "work")
-        module = script(Path(path).stem)
-        monkeypatch.setattr(module, "start", start)
-        monkeypatch.setattr(sys, "argv", [path, *words])
-        with pytest.raises(Parsed):
-            module.main()
+    assert module.filled(README) == README, "run python scripts/tables.py"
 
 
 def test_the_commands_in_the_readme_parse():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-SPEC = importlib.util.spec_from_file_location("listops", Path("scripts/listops.py"))
+SPEC = importlib.util.spec_from_file_location("listops", Path("scripts/studies/listops.py"))
 assert SPEC is not None and SPEC.loader is not None
 listops = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(listops)

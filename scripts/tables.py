@@ -1,6 +1,6 @@
 """Writes the tables of README.md from scripts/results/*.json, between their markers.
 
-python scripts/readme_tables.py [--check]
+python scripts/tables.py [--check]
 """
 
 from __future__ import annotations
