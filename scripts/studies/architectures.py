@@ -1,89 +1,70 @@
-"""Quality of converted Marian and ViT checkpoints: BLEU and accuracy by what they were calibrated on.
-
-    python scripts/architectures.py --marian DIR --pairs-train train.jsonl --pairs-dev val.jsonl \\
-        --vit DIR --images-train calibration.parquet --images-dev dev.parquet
-
-Writes scripts/results/architectures.json.
-"""
+"""Quality of converted Marian and ViT checkpoints: BLEU and accuracy by what they were calibrated on."""
 
 from __future__ import annotations
 
-import datasets
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
-from common import bleu, parser, read_jsonl, save, start
-from transformers import AutoImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 import hf_heads
 from hf_heads import CollabSpec, LowRankSpec
-from hf_heads.checkpoints.loading import load_source
-from hf_heads.checkpoints.sources import resolve_source
+from hf_heads.checkpoints.sources import Source
+from hf_heads.core.batches import Batch
 from hf_heads.data.calibration import CalibrationChoice, calibration_data
 from hf_heads.evaluation.drift import measure_drift
+from studies.shared.inputs import calibration, files, hits_on, load, read_jsonl
+from studies.shared.running import add_folders, save, shown
+from studies.shared.translation import bleu
 
-SHARES = {"marian": (4,), "vit": (8,)}  # of the width
-
-
-@torch.no_grad()
-def accuracy(model: PreTrainedModel, pixels: torch.Tensor, labels: torch.Tensor) -> float:
-    """Share of right classes in per cent."""
-    found = torch.cat([model(pixel_values=part).logits.argmax(-1) for part in pixels.split(100)])
-    return 100 * float((found == labels).float().mean())
+# One by so many of the width is the rank; the columns of the data.
+STUDIED: dict[str, tuple[int, tuple[str, ...] | None]] = {"marian": (4, ("en", "de")), "vit": (8, None)}
 
 
-def main() -> None:
-    options = parser(__doc__)
-    for name in ("marian", "pairs-train", "pairs-dev", "vit", "images-train", "images-dev"):
-        options.add_argument(f"--{name}", required=True)
-    options.add_argument("--sentences", type=int, default=500, help="how many pairs to translate (default 500)")
-    options = options.parse_args()
-    start(options)
-    rows: list[dict] = []
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_folders(parser, "data", "models")
+    parser.add_argument("--sentences", type=int, default=200, help="how many pairs to translate (default 200)")
 
-    rows_dev = read_jsonl(options.pairs_dev)[: options.sentences]
-    images = datasets.load_dataset("parquet", data_files=options.images_dev, split="train")
-    processor = AutoImageProcessor.from_pretrained(options.vit)
-    pixels = torch.cat(
-        [processor(image.convert("RGB"), return_tensors="pt")["pixel_values"] for image in images["image"]]
-    )
-    labels = torch.tensor(images["label"])
-    tasks = {
-        "marian": (options.marian, options.pairs_train, ("en", "de"), lambda m: bleu(m, options.marian, rows_dev)),
-        "vit": (options.vit, options.images_train, None, lambda m: accuracy(m, pixels, labels)),
-    }
-    for name, (folder, data, columns, score) in tasks.items():
-        source = resolve_source(folder)
-        model = load_source(source)
-        width = model.config.hidden_size
-        held_out = calibration_data(source, model, CalibrationChoice(data, columns, 512, 1)).held_out
-        base = score(model)
-        rows.append({"model": name, "label": "original", "score": base})
-        print(name, "original", f"{base:.2f}", flush=True)
-        specs: dict[str, hf_heads.HeadsSpec] = {}
-        for share in SHARES[name]:
-            specs[f"collab R = {width // share}"] = CollabSpec(rank=width // share)
-            specs[f"low-rank R = {width // share}"] = LowRankSpec(rank=width // share)
-        for kind, choice in {
-            "data": CalibrationChoice(data, columns),
-            "random": CalibrationChoice("random"),
-            "white": None,  # for images, to see what the spectrum of the made ones is worth
+
+def white_noise(model: PreTrainedModel) -> list[Batch]:
+    """Images without a spectrum, to see what that of the made ones is worth."""
+    size, generator = (32, 3, model.config.image_size, model.config.image_size), torch.Generator().manual_seed(0)
+    return [{"pixel_values": torch.randn(size, generator=generator)} for _ in range(16)]
+
+
+def scorer(
+    name: str, source: Source, model: PreTrainedModel, options: argparse.Namespace
+) -> Callable[[PreTrainedModel], float]:
+    """BLEU of the Marian, accuracy of the ViT, on the dev files."""
+    dev = files(name, options).dev
+    if name == "marian":
+        pairs = read_jsonl(dev)[: options.sentences]
+        return lambda one: bleu(one, source, pairs)
+    hits = hits_on(source, model, dev, None)
+    return lambda one: float(hits(one).mean())
+
+
+def run(options: argparse.Namespace) -> None:
+    rows = []
+    for name, (share, columns) in STUDIED.items():
+        source, model = load(name, options)
+        score = scorer(name, source, model, options)
+        own = CalibrationChoice(files(name, options).train, columns, seed=options.seed)
+        held_out = calibration_data(source, model, replace(own, seed=options.seed + 1)).held_out
+        calibrations = {
+            "data": calibration_data(source, model, own).batches,
+            "random": calibration(source, model, options),
+            **({"white": white_noise(model)} if name == "vit" else {}),
             "none": None,
-        }.items():
-            if kind == "white" and name != "vit":
-                continue
-            batches = None if choice is None else calibration_data(source, model, choice).batches
-            if kind == "white":
-                generator = torch.Generator().manual_seed(0)
-                batches = [{"pixel_values": torch.randn(32, *pixels.shape[1:], generator=generator)} for _ in range(16)]
+        }
+        rank = model.config.hidden_size // share
+        specs = {f"collab R = {rank}": CollabSpec(rank=rank), f"low-rank R = {rank}": LowRankSpec(rank=rank)}
+        rows.append(shown({"model": name, "label": "original", "score": score(model)}))
+        for kind, batches in calibrations.items():
             for label, spec in specs.items():
                 converted, _ = hf_heads.convert(model, spec, calibration=batches)
                 row = {"model": name, "label": label, "calibration": kind, "score": score(converted)}
-                row |= measure_drift(converted, model, held_out).to_dict()
-                rows.append(row)
-                print(
-                    name, label, kind, f"{row['score']:.2f} kl {row['kl']:.6f} agree {row['agreement']:.3f}", flush=True
-                )
-    save("architectures", {"sentences": len(rows_dev), "images": len(labels), "rows": rows}, options)
-
-
-if __name__ == "__main__":
-    main()
+                rows.append(shown(row | measure_drift(converted, model, held_out).to_dict()))
+    save("architectures", {"sentences": options.sentences, "rows": rows}, options)

@@ -1,37 +1,34 @@
 """Time and memory of a mixture of Gaussian keys: the fused way, in log space at once, and the naive formula.
 
-    MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=268435456 \\
-        python scripts/mgk_ways.py
-
 The naive way makes every distance, exponentiates, weighs and divides, as the formula is written. Batch 1, 6 heads of
-width 32, two keys for every position, float32. Peak memory is that of a process of its own, above what it has before
-(read from /proc, so on Linux alone). Writes scripts/results/mgk_ways.json.
+width 32, two keys for every position, float32. Memory is the most that tensors take at a time in one call. The
+allocator's settings matter to the times: run it by `run.py reproduce mgk_ways`, which sets them.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import sys
-from collections.abc import Callable
-from pathlib import Path
+import argparse
+from functools import partial
 
 import torch
-from common import medians, parser, save, start
 from torch import Tensor
 
-from hf_heads.attention import mixture
 from hf_heads.attention.mixture import mixture_attention
+from hf_heads.evaluation.costs import peak_memory
+from studies.shared.running import save, shown
+from studies.shared.timing import add_seconds, medians
 
 HEADS, COMPONENTS, DIM = 6, 2, 32
-LENGTHS = (128, 512, 2048)
 
 
-def inputs(length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def inputs(length: int, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Query, keys and values (1, 6, 1 or 2 or none, length, 32), and the logarithms of the priors (6, 2)."""
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(1, HEADS, 1, length, DIM, generator=generator)
     key = torch.randn(1, HEADS, COMPONENTS, length, DIM, generator=generator)
     prior = torch.rand(HEADS, COMPONENTS, generator=generator).log_softmax(-1)
-    return query, key, torch.randn(1, HEADS, length, DIM, generator=generator), prior
+    value = torch.randn(1, HEADS, length, DIM, generator=generator)
+    return query.to(device), key.to(device), value.to(device), prior.to(device)
 
 
 def naive(query: Tensor, key: Tensor, value: Tensor, prior: Tensor) -> Tensor:
@@ -40,69 +37,28 @@ def naive(query: Tensor, key: Tensor, value: Tensor, prior: Tensor) -> Tensor:
     return kernel / kernel.sum(-1, keepdim=True) @ value
 
 
-def logarithmic(query: Tensor, key: Tensor, value: Tensor, prior: Tensor) -> Tensor:
+def by_logarithms(implementation: str, query: Tensor, key: Tensor, value: Tensor, prior: Tensor) -> Tensor:
     additive = prior[:, :, None] - 0.5 * DIM**-0.5 * key.square().sum(-1)
-    return mixture_attention(query, key, value, DIM**-0.5, additive, None, False, 0.0, "sdpa")[0]
+    return mixture_attention(query, key, value, DIM**-0.5, additive, None, False, 0.0, implementation)[0]
 
 
-def fused(query: Tensor, key: Tensor, value: Tensor, prior: Tensor) -> Tensor:
-    mixture._LONG = 0
-    return logarithmic(query, key, value, prior)
+WAYS = {"fused": partial(by_logarithms, "sdpa"), "at once": partial(by_logarithms, "eager"), "naive": naive}
 
 
-def at_once(query: Tensor, key: Tensor, value: Tensor, prior: Tensor) -> Tensor:
-    mixture._LONG = sys.maxsize
-    return logarithmic(query, key, value, prior)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_seconds(parser, 8)
+    parser.add_argument("--lengths", type=int, nargs="*", default=[128, 512, 2048], help="default 128, 512 and 2048")
 
 
-WAYS = {"fused": fused, "at once": at_once, "naive": naive}
-
-
-def peak(way: str, length: int, answer: multiprocessing.Queue) -> None:
-    """Put megabytes that one call needs above what the process has before."""
-    torch.set_num_threads(2)
-    given = inputs(length)
-    with torch.inference_mode():
-        WAYS[way](*inputs(16))
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-        before = memory("VmRSS")
-        WAYS[way](*given)
-        answer.put(memory("VmHWM") - before)
-
-
-def memory(name: str) -> float:
-    """Megabytes of this process, resident now (VmRSS) or at most (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
-
-
-def main() -> None:
-    options = parser(__doc__)
-    options.add_argument("--seconds", type=float, default=8.0, help="per length (default 8)")
-    options = options.parse_args()
-    start(options)
-    context = multiprocessing.get_context("spawn")
+def run(options: argparse.Namespace) -> None:
     rows = []
-    for length in LENGTHS:
-        given = inputs(length)
-
-        def run(way: Callable[..., Tensor], given: tuple[Tensor, ...] = given) -> Callable[[], object]:
-            return lambda: way(*given)
-
+    for length in options.lengths:
+        runs = {name: partial(way, *inputs(length, options.device)) for name, way in WAYS.items()}
         with torch.inference_mode():
-            outputs = [way(*given) for way in WAYS.values()]
-            assert all((one - outputs[0]).abs().max() < 1e-4 for one in outputs)
-            times = medians({name: run(way) for name, way in WAYS.items()}, options.seconds)
-        for name, seconds in times.items():
-            answer = context.Queue()
-            process = context.Process(target=peak, args=(name, length, answer))
-            process.start()
-            row = {"way": name, "length": length, "milliseconds": 1000 * seconds, "megabytes": answer.get()}
-            process.join()
-            rows.append(row)
-            print(f"{length:5} {name:8} {row['milliseconds']:.1f} ms {row['megabytes']:.0f} MB", flush=True)
+            first, *others = (one() for one in runs.values())
+            assert all((one - first).abs().max() < 1e-4 for one in others)
+            memory = {name: peak_memory(one, torch.device(options.device)) for name, one in runs.items()}
+        for name, seconds in medians(runs, options.seconds, options.device).items():
+            row = {"way": name, "length": length, "milliseconds": 1000 * seconds, "megabytes": memory[name] / 2**20}
+            rows.append(shown(row))
     save("mgk_ways", {"rows": rows}, options)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,52 +1,45 @@
 """Fine-tunes the original and converted MiniLMs on SST-2 with the example's Trainer run and the same budget for each.
 
-    python scripts/sst2.py --train sst2/train.jsonl --dev sst2/dev.jsonl --work DIR
-
-Writes scripts/results/sst2.json: accuracy on the dev sentences, one run a seed.
+Results are accuracies on the dev sentences, one run a seed.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import argparse
 
-from common import example, minilm, parser, save, start
-
-import hf_heads
-from hf_heads import CollabSpec, LowRankSpec
+from hf_heads import CollabSpec, HeadsSpec, LowRankSpec
+from hf_heads.checkpoints.loading import load_source
 from hf_heads.conversion.checkpoint import convert_checkpoint
 from hf_heads.data.calibration import CalibrationChoice
+from studies.shared.inputs import files, finetuned, hits_on, source_of
+from studies.shared.running import add_folders, save, shown
+
+SPECS: dict[str, HeadsSpec | None] = {
+    "original": None,
+    "collab R = 96": CollabSpec(rank=96),
+    "low-rank R = 96": LowRankSpec(rank=96),
+}
 
 
-def main() -> None:
-    options = parser(__doc__)
-    for name in ("train", "dev", "work"):
-        options.add_argument(f"--{name}", required=True)
-    options.add_argument("--epochs", default="1")
-    options.add_argument("--seeds", type=int, default=1)
-    options = options.parse_args()
-    start(options)
-    finetune = example("finetune_sst2")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_folders(parser, "data", "work")
+    parser.add_argument("--epochs", default="1", help="of fine-tuning (default 1)")
+    parser.add_argument("--seeds", type=int, default=1, help="how many runs of each, from --seed on (default 1)")
 
-    source, _ = minilm()
-    work = Path(options.work)
-    choice = CalibrationChoice(options.train, ("sentence",))
-    models: dict[str, tuple[str, hf_heads.HeadsSpec | None]] = {
-        "original": (str(source.folder), None),
-        "collab R = 96": (str(work / "collab-96"), CollabSpec(rank=96)),
-        "low-rank R = 96": (str(work / "low-rank-96"), LowRankSpec(rank=96)),
-    }
+
+def run(options: argparse.Namespace) -> None:
+    data, source = files("sst2", options), source_of("minilm", options)
+    choice = CalibrationChoice(data.train, ("sentence",), seed=options.seed)
     rows = []
-    for label, (folder, heads) in models.items():
-        if heads is not None:
-            convert_checkpoint(source, heads, Path(folder), calibration=choice, overwrite=True)
-        for seed in range(options.seeds):
-            arguments = ["--model", folder, "--train", options.train, "--dev", options.dev, "--epochs", options.epochs]
-            output = work / f"{label.replace(' ', '')}-seed{seed}"
-            scores = finetune.main([*arguments, "--seed", str(seed), "--output", str(output)])
-            rows.append({"label": label, "seed": seed, "accuracy": 100 * scores["eval_accuracy"]})
-            print(rows[-1], flush=True)
+    for label, spec in SPECS.items():
+        folder = source.folder
+        if spec is not None:
+            folder = options.work / f"{spec.method}-96"
+            convert_checkpoint(source, spec, folder, calibration=choice, overwrite=True, device=options.device)
+        for seed in range(options.seed, options.seed + options.seeds):
+            output = options.work / f"{label.replace(' ', '')}-seed{seed}"
+            tuned = finetuned(folder, output, options, "--epochs", options.epochs, "--seed", str(seed))
+            model = load_source(tuned, options.device)
+            hits = hits_on(tuned, model, data.dev, ("sentence",))
+            rows.append(shown({"label": label, "seed": seed, "accuracy": float(hits(model).mean())}))
     save("sst2", {"epochs": options.epochs, "rows": rows}, options)
-
-
-if __name__ == "__main__":
-    main()

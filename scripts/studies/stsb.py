@@ -1,29 +1,29 @@
 """Quality of converted MiniLMs on the STS benchmark, without fine-tuning: methods x ranks, and what to calibrate on.
 
-    python scripts/stsb.py --train stsb/train.jsonl --dev stsb/dev.jsonl [--text wikitext.txt]
-
-Writes scripts/results/stsb.json. Drop is in Spearman points x 100 against the original; cosine is that of the
-converted to the original sentence embeddings, mean over all sentences.
+Drop is in Spearman points x 100 against the original; cosine is that of the converted to the original sentence
+embeddings, mean over all sentences.
 """
 
 from __future__ import annotations
 
+import argparse
+
 import tensorly
 import torch
-from common import SentenceTask, Timer, calibration, minilm, parser, save, start
 from tensorly.decomposition import parafac
 from transformers import PreTrainedModel
 
 import hf_heads
-from hf_heads import CollabSpec, LowRankSpec
+from hf_heads import CollabSpec, HeadsSpec, LowRankSpec
 from hf_heads.conversion.installing import load_weights
 from hf_heads.core.decompositions import SharedFactors
 from hf_heads.core.statistics import BlockStatistics
 from hf_heads.hosts.blocks import find_blocks
 from hf_heads.hosts.reading import read_host
 from hf_heads.methods.collab import weights_from_factors
-
-RANKS = (192, 96, 48, 32)
+from studies.shared.inputs import TEXT
+from studies.shared.running import Timer, add_folders, save, shown
+from studies.shared.sentences import Sentences
 
 
 def tucker_rank(rank: int, width: int, heads: int) -> int:
@@ -32,49 +32,38 @@ def tucker_rank(rank: int, width: int, heads: int) -> int:
     return int(((width**2 + heads * wanted) ** 0.5 - width) / heads)
 
 
-def tensorly_parafac(model: PreTrainedModel, rank: int) -> PreTrainedModel:
+def tensorly_parafac(model: PreTrainedModel, rank: int, seed: int) -> PreTrainedModel:
     """Plain CP of the unwhitened dense tensors by tensorly from a random start, as a converted model."""
     converted, _ = hf_heads.convert(model, CollabSpec(rank=rank))
     for block, host in zip(find_blocks(converted), find_blocks(model), strict=True):
         dense = read_host(host.module, host.site, host.output)
         double = dense.double()
-        tensor = torch.einsum("hid,hjd->ihj", double.query * dense.scale, double.key)
+        tensor = torch.einsum("hid,hjd->ihj", double.query * dense.scale, double.key).cpu()
         with tensorly.backend_context("pytorch"):
-            found = parafac(tensor, rank, init="random", random_state=0, n_iter_max=50, tol=1e-5)
+            found = parafac(tensor, rank, init="random", random_state=seed, n_iter_max=50, tol=1e-5)
         query, mixing, key = (factor * found.weights ** (1 / 3) for factor in found.factors)
         factors = SharedFactors(query, mixing, key, 0.0)
         load_weights(block, weights_from_factors(dense, BlockStatistics.uninformed(dense.shape), factors))
     return converted
 
 
-def main() -> None:
-    options = parser(__doc__)
-    options.add_argument("--train", required=True, help="training sentences to calibrate on (.jsonl)")
-    options.add_argument("--dev", required=True, help="pairs to score (.jsonl)")
-    options.add_argument("--text", help="text of another domain to calibrate on (.txt)")
-    options = options.parse_args()
-    start(options)
-    source, model = minilm()
-    task = SentenceTask(options.dev, source, model)
-    batches = calibration(options.train, source, model).batches
-    width, heads = model.config.hidden_size, model.config.num_attention_heads
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_folders(parser, "data")
+    parser.add_argument("--ranks", type=int, nargs="*", default=[192, 96, 48, 32], help="default 192, 96, 48 and 32")
+
+
+def run(options: argparse.Namespace) -> None:
+    study = Sentences(options)
+    batches = study.calibration()
+    width, heads = study.model.config.hidden_size, study.model.config.num_attention_heads
     rows: list[dict] = []
 
-    def add(table: str, label: str, rank: int, converted: PreTrainedModel, seconds: float, blocks: list) -> None:
-        row = {"table": table, "label": label, "rank": rank, **task.score(converted), "seconds": seconds}
-        row["attention_parameters"] = sum(block.parameters for block in blocks)
-        row["ranks"] = [block.spec.rank for block in blocks]
-        rows.append(row)
-        print(
-            f"{table} {label:24} R={rank:3} drop {row['drop']:+.2f} cos {row['cosine']:.4f} {seconds:.0f} s", flush=True
-        )
+    def measure(table: str, label: str, rank: int, spec: HeadsSpec, data: list | None, refit: bool = True) -> None:
+        row, report = study.converted(spec, data, refit=refit)
+        ranks = [block.spec.rank for block in report.blocks]
+        rows.append(shown({"table": table, "label": label, "rank": rank, **row, "ranks": ranks}))
 
-    def measure(table: str, label: str, rank: int, spec: hf_heads.HeadsSpec, data: list | None, **more: bool) -> None:
-        with Timer() as timer:
-            converted, report = hf_heads.convert(model, spec, calibration=data, **more)
-        add(table, label, rank, converted, timer.seconds, report.blocks)
-
-    for rank in RANKS:
+    for rank in options.ranks:
         measure("methods", "collab, CP", rank, CollabSpec(rank=rank), batches)
         measure("methods", "collab, CP, no refit", rank, CollabSpec(rank=rank), batches, refit=False)
         measure("methods", "collab, CP, allocated", rank, CollabSpec(rank=rank, allocate=True), batches)
@@ -84,27 +73,18 @@ def main() -> None:
         measure("methods", "low-rank", rank, LowRankSpec(rank=whole), batches)
         measure("methods", "collab, CP, weights only", rank, CollabSpec(rank=rank), None)
         with Timer() as timer:
-            converted = tensorly_parafac(model, rank)
-        blocks = hf_heads.convert(model, CollabSpec(rank=rank))[1].blocks
-        add("methods", "tensorly parafac", rank, converted, timer.seconds, blocks)
+            converted = tensorly_parafac(study.model, rank, options.seed)
+        row = {**rows[-1], **study.score(converted), "label": "tensorly parafac", "seconds": timer.seconds}
+        rows.append(shown(row))
 
-    sources = {"512 training sentences": options.train, "512 random sequences (default)": None}
-    if options.text:
-        sources["512 lines of other text"] = options.text
-    for label, path in sources.items():
-        data = calibration(path, source, model).batches
+    calibrations = {
+        "512 training sentences": batches,
+        "512 random sequences (default)": study.calibration("random"),
+        "512 lines of other text": study.calibration(str(options.data / TEXT)),
+    }
+    for label, data in calibrations.items():
         measure("calibration", label, 96, CollabSpec(rank=96), data)
         measure("calibration", f"{label}, no refit", 96, CollabSpec(rank=96), data, refit=False)
-    measure(
-        "calibration",
-        "128 training sentences",
-        96,
-        CollabSpec(rank=96),
-        calibration(options.train, source, model, 128).batches,
-    )
+    measure("calibration", "128 training sentences", 96, CollabSpec(rank=96), study.calibration(samples=128))
     measure("calibration", "none (weights only)", 96, CollabSpec(rank=96), None)
-    save("stsb", {"base": task.base, "pairs": len(task.scores), "rows": rows}, options)
-
-
-if __name__ == "__main__":
-    main()
+    save("stsb", {"base": study.base, "pairs": len(study.scores), "rows": rows}, options)
