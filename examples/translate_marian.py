@@ -79,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     start = options.checkpoint or options.model
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     model = AutoModelForSeq2SeqLM.from_pretrained(start, dtype="float32")
+    for part in (model.get_encoder(), model.get_decoder()):  # sines, never saved: transformers 5.24 would train them
+        part.embed_positions.requires_grad_(False)
 
     def tokens(rows: dict[str, Any]) -> dict[str, Any]:
         return tokenizer(rows[source], text_target=rows[target], truncation=True, max_length=128)
