@@ -57,11 +57,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def read(train: str, dev: str) -> tuple[Dataset, Dataset]:
     """The rows of two image folders or parquet files; read together, they number the classes alike."""
-    if Path(train).is_dir():
-        files = {"train": f"{train}/**", "dev": f"{dev}/**"}
-        return load_dataset("imagefolder", data_files=files, split=["train", "dev"])
-    files = {"train": train, "dev": dev}
-    rows = load_dataset("parquet", data_files=files, split=["train", "dev"])
+    kind, below = ("imagefolder", "/**") if Path(train).is_dir() else ("parquet", "")
+    rows = load_dataset(kind, data_files={"train": train + below, "dev": dev + below}, split=["train", "dev"])
     return tuple(part.cast_column("image", Image()) for part in rows)
 
 
@@ -106,7 +103,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
             per_device_eval_batch_size=options.batch_size,
             learning_rate=options.learning_rate,
             seed=options.seed,
-            save_strategy="steps",
             save_steps=options.save_steps,
             save_total_limit=2,
             logging_steps=50,
@@ -121,10 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     before = trainer.evaluate()["eval_accuracy"]  # with --resume: of the checkpoint
     trainer.train(resume_from_checkpoint=options.checkpoint)
     trainer.save_model()  # the image processor as well
-    scores = trainer.evaluate()
+    scores = {"accuracy_before": before, **trainer.evaluate()}
     after = scores["eval_accuracy"]
     print(f"accuracy {before:.4f} before, {after:.4f} after, on {len(dev)} images, saved to {options.output}")
-    return {"accuracy_before": before, **scores}
+    return scores
 
 
 if __name__ == "__main__":

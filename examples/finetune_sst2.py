@@ -49,8 +49,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --output")
     options = parser.parse_args(arguments)
-    if (options.train is None) != (options.dev is None):
-        parser.error("--train and --dev go together")
     options.checkpoint = get_last_checkpoint(options.output) if Path(options.output).is_dir() else None
     if options.resume and not options.checkpoint:
         parser.error(f"--resume: there is no checkpoint in '{options.output}'")
@@ -59,10 +57,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def read(path: str) -> Dataset:
-    """The rows of a data file; `datasets` knows the format by the file's ending."""
-    file = Path(path).resolve()
-    return load_dataset(str(file.parent), data_files=file.name, split="train")
+def read(path: str | None, split: str) -> Dataset:
+    """The rows of a data file, whose format `datasets` knows by its ending; without one, of SST-2."""
+    if path is None:
+        return load_dataset("stanfordnlp/sst2", split=split)
+    return load_dataset(str(Path(path).resolve().parent), data_files=Path(path).name, split="train")
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
@@ -73,10 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     options = parse(arguments)
     set_seed(options.seed)  # the new classifier on top of the model is drawn at random
 
-    if options.train:
-        train, dev = read(options.train), read(options.dev)
-    else:
-        train, dev = load_dataset("stanfordnlp/sst2", split=["train", "validation"])
+    train, dev = read(options.train, "train"), read(options.dev, "validation")
     if options.samples:
         train = train.select(range(min(options.samples, len(train))))
 
@@ -100,7 +96,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
             per_device_eval_batch_size=options.batch_size,
             learning_rate=options.learning_rate,
             seed=options.seed,
-            save_strategy="steps",
             save_steps=options.save_steps,
             save_total_limit=2,
             logging_steps=50,

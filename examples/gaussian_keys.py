@@ -47,16 +47,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    if (options.train is None) != (options.dev is None):
-        parser.error("--train and --dev go together")
-    return options
+    return parser.parse_args(arguments)
 
 
-def read(path: str) -> Dataset:
-    """The rows of a data file; `datasets` knows the format by the file's ending."""
-    file = Path(path).resolve()
-    return load_dataset(str(file.parent), data_files=file.name, split="train")
+def read(path: str | None, split: str) -> Dataset:
+    """The rows of a data file, whose format `datasets` knows by its ending; without one, of SST-2."""
+    if path is None:
+        return load_dataset("stanfordnlp/sst2", split=split)
+    return load_dataset(str(Path(path).resolve().parent), data_files=Path(path).name, split="train")
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
@@ -78,10 +76,7 @@ def apart(model: PreTrainedModel) -> tuple[float, float]:
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     options = parse(arguments)
     set_seed(options.seed)
-    if options.train:
-        train, dev = read(options.train), read(options.dev)
-    else:
-        train, dev = load_dataset("stanfordnlp/sst2", split=["train", "validation"])
+    train, dev = read(options.train, "train"), read(options.dev, "validation")
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     model = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=2, dtype="float32")
     model, _ = hf_heads.convert(model, hf_heads.MgkSpec(mixture=options.mixture, components=options.components))

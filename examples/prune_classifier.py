@@ -43,23 +43,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dev", metavar="FILE", help="the same, to measure accuracy on")
     parser.add_argument("--keep", type=float, default=0.5, help="share of the heads that stays (default 0.5)")
     parser.add_argument("--steps", type=int, default=4, help="rounds of removal (default 4)")
-    parser.add_argument(
-        "--samples", type=int, default=512, metavar="N", help="sentences to score heads on (default 512)"
-    )
+    parser.add_argument("--samples", type=int, default=512, metavar="N", help="to score heads on (default 512)")
     parser.add_argument("--max-steps", type=int, default=200, metavar="N", help="steps of fine-tuning (default 200)")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=3e-5)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    if (options.train is None) != (options.dev is None):
-        parser.error("--train and --dev go together")
-    return options
+    return parser.parse_args(arguments)
 
 
-def read(path: str) -> Dataset:
-    """The rows of a data file; `datasets` knows the format by the file's ending."""
-    file = Path(path).resolve()
-    return load_dataset(str(file.parent), data_files=file.name, split="train")
+def read(path: str | None, split: str) -> Dataset:
+    """The rows of a data file, whose format `datasets` knows by its ending; without one, of SST-2."""
+    if path is None:
+        return load_dataset("stanfordnlp/sst2", split=split)
+    return load_dataset(str(Path(path).resolve().parent), data_files=Path(path).name, split="train")
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
@@ -69,10 +65,7 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     options = parse(arguments)
     set_seed(options.seed)
-    if options.train:
-        train, dev = read(options.train), read(options.dev)
-    else:
-        train, dev = load_dataset("stanfordnlp/sst2", split=["train", "validation"])
+    train, dev = read(options.train, "train"), read(options.dev, "validation")
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     model = AutoModelForSequenceClassification.from_pretrained(options.model, dtype="float32")
 
@@ -85,19 +78,18 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     collate = DataCollatorWithPadding(tokenizer)
 
     def trainer(one: PreTrainedModel) -> Trainer:
-        settings = TrainingArguments(
-            output_dir=options.output,
-            max_steps=options.max_steps,
-            per_device_train_batch_size=options.batch_size,
-            per_device_eval_batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-            seed=options.seed,
-            save_strategy="no",
-            report_to="none",
-        )
         return Trainer(
             model=one,
-            args=settings,
+            args=TrainingArguments(
+                output_dir=options.output,
+                max_steps=options.max_steps,
+                per_device_train_batch_size=options.batch_size,
+                per_device_eval_batch_size=options.batch_size,
+                learning_rate=options.learning_rate,
+                seed=options.seed,
+                save_strategy="no",
+                report_to="none",
+            ),
             train_dataset=train,
             eval_dataset=dev,
             processing_class=tokenizer,

@@ -92,7 +92,7 @@ def attend(
     return _fold(weights, value), conditions.weights(weights)
 
 
-# Which exact way is the fastest was measured (scripts/run.py ways). It is decided by shape, device and gradient mode
+# Which exact way is the fastest was measured (`scripts/run.py ways`). It is decided by shape, device and gradient mode
 # alone, never by a stopwatch at run time, so that results repeat.
 
 _LONG = 64  # keys

@@ -66,7 +66,7 @@ def training_arguments(settings: DistillSettings, folder: Path, **more: Any) -> 
 
 
 def default_losses(model: PreTrainedModel, labels: bool = False) -> dict[str, float]:
-    """Losses that did well for a model like this, see `scripts/heal.py`."""
+    """Losses that did well for a model like this, see `scripts/run.py heal`."""
     losses = {"output": 1.0, "hidden": 1.0}
     adapter = adapter_of(model.config)
     if adapter.modality == "text" and native_model(type(model)).__name__ == auto_classes(adapter)["AutoModel"]:

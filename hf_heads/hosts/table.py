@@ -185,8 +185,8 @@ def refusal(config: Any) -> str | None:
         return f"cannot convert '{model_type}': {reason}. Architectures that can: {', '.join(sorted(known))}"
     if model_type not in known:
         return (
-            f"no adapter for '{model_type}'. Known: {', '.join(sorted(known))}. Add a row in hf_heads/hosts/table.py, or "
-            "register one from a package of your own (hf_heads.extend)"
+            f"no adapter for '{model_type}'. Known: {', '.join(sorted(known))}. Add a row in hf_heads/hosts/table.py, "
+            "or register one from a package of your own (hf_heads.extend)"
         )
     return None
 

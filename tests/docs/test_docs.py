@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import hf_heads
 from hf_heads.cli.program import build_parser
 from tests.docs.pages import DOCUMENTS, PAGES, README, blocks, prose, read
@@ -27,31 +25,11 @@ def script(name: str) -> Any:
 
 
 def test_the_tables_are_those_of_the_stored_results():
-    module = script("readme_tables")
+    module = script("tables")
     names = [name for page in PAGES for name in re.findall(r"<!-- table: (\w+) -->", read(page))]
     assert sorted(names) == sorted(module.TABLES)
     for page in PAGES:
         assert module.filled(read(page)) == read(page), f"{page}: its tables are not those of scripts/results/"
-
-
-def test_every_table_has_a_command_that_its_script_takes(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend("scripts")
-    reproduce, tables = script("reproduce"), script("readme_tables")
-    assert {*reproduce.COMMANDS, *reproduce.TOGETHER} == set(tables.TABLES)
-
-    class Parsed(Exception):
-        pass
-
-    def start(options: object) -> None:
-        raise Parsed
-
-    for name in reproduce.COMMANDS:
-        _, path, *words = reproduce.command(name, "data", "models", "work")
-        module = script(Path(path).stem)
-        monkeypatch.setattr(module, "start", start)
-        monkeypatch.setattr(sys, "argv", [path, *words])
-        with pytest.raises(Parsed):
-            module.main()
 
 
 def commands() -> list[str]:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
+import run
 import torch
-
-SPEC = importlib.util.spec_from_file_location("listops", Path("scripts/listops.py"))
-assert SPEC is not None and SPEC.loader is not None
-listops = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(listops)
+from studies import listops
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +115,8 @@ def test_encoded_sequences_begin_with_cls_and_are_padded():
 
 def test_the_script_writes_rows_of_sentence_and_label(tmp_path, capsys):
     output = tmp_path / "listops.jsonl"
-    listops.main(["--count", "50", "--minimum", "8", "--maximum", "32", "--seed", "5", "--output", str(output)])
+    words = ["--count", "50", "--minimum", "8", "--maximum", "32", "--seed", "5", "--results", str(tmp_path)]
+    run.main(["listops", *words, "--output", str(output)])
     written = [json.loads(line) for line in output.read_text().splitlines()]
     assert [(row["sentence"].split(), row["label"]) for row in written] == listops.generate(50, 8, 32, seed=5)
     assert "50 sequences" in capsys.readouterr().out

@@ -1,10 +1,7 @@
 """Small classifiers from scratch: all heads, half of them, half of them with mixtures of Gaussian keys.
 
-    python scripts/mgk_scratch.py --train sst2/train.jsonl --dev sst2/dev.jsonl
-
-ListOps (scripts/listops.py) and SST-2, the same data, steps and settings for every kind of attention. Two guesses bound
-ListOps from below: the commonest value, and the commonest value of the outermost operator. Writes
-scripts/results/mgk_scratch.json.
+ListOps (see the study listops) and SST-2, the same data, steps and settings for every kind of attention. Two guesses
+bound ListOps from below: the commonest value, and the commonest value of the outermost operator.
 """
 
 from __future__ import annotations
@@ -12,16 +9,17 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
-import listops
 import torch
-from common import Timer, parser, read_jsonl, save, start
 from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedModel, set_seed
 
 import hf_heads
+from studies import listops
+from studies.shared.inputs import files, read_jsonl
+from studies.shared.running import Timer, add_folders, save, shown
 
 # What stands in the place of multi-head attention, for a number of heads of the original.
 VARIANTS: dict[str, Callable[[int], hf_heads.HeadsSpec | None]] = {
@@ -108,7 +106,7 @@ def read_listops(options: argparse.Namespace) -> Task:
 
 
 def read_sst2(options: argparse.Namespace) -> Task:
-    rows = [read_jsonl(path) for path in (options.train, options.dev)]
+    rows = [read_jsonl(path) for path in files("sst2", options)]
     bpe = ByteLevelBPETokenizer(lowercase=True)
     bpe.train_from_iterator(
         [row["sentence"] for row in rows[0]],
@@ -148,6 +146,11 @@ def make(
     return AutoModelForSequenceClassification.from_config(config)
 
 
+def on(model: PreTrainedModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The batch where the model is."""
+    return {name: value.to(model.device) for name, value in batch.items()}
+
+
 def train(model: PreTrainedModel, part: Part, settings: Settings, seed: int) -> float:
     """A fixed number of steps, warmed up over the first tenth; the mean loss of the last tenth."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate)
@@ -158,7 +161,7 @@ def train(model: PreTrainedModel, part: Part, settings: Settings, seed: int) -> 
     losses = []
     model.train()
     for _, batch in zip(range(settings.steps), part.batches(settings.batch, seed), strict=False):
-        loss = model(**batch).loss
+        loss = model(**on(model, batch)).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -174,15 +177,14 @@ def accuracy(model: PreTrainedModel, part: Part) -> float:
     model.eval()
     right = 0
     for batch in part.in_order(64):
-        labels = batch.pop("labels")
-        right += int((model(**batch).logits.argmax(-1) == labels).sum())
+        right += int((model(**on(model, batch)).logits.argmax(-1).cpu() == batch["labels"]).sum())
     return 100 * right / len(part.labels)
 
 
 def measure(task: Task, variant: str, settings: Settings, seed: int, options: argparse.Namespace) -> dict:
     """One run from scratch."""
     set_seed(seed)
-    model = make(task, VARIANTS[variant](options.heads), settings, options)
+    model = make(task, VARIANTS[variant](options.heads), settings, options).to(options.device)
     with Timer() as timer:
         loss = train(model, task.train, settings, seed)
     return {
@@ -195,50 +197,42 @@ def measure(task: Task, variant: str, settings: Settings, seed: int, options: ar
     }
 
 
-def main() -> None:
-    options = parser(__doc__)
-    options.add_argument("--train", metavar="FILE", help="SST-2 sentences to train on: sentence, label")
-    options.add_argument("--dev", metavar="FILE", help="the same, to measure accuracy on")
-    options.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    options.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--heads", type=int, default=4, help="h (default 4)")
-    options.add_argument("--width", type=int, default=64, help="hidden size (default 64)")
-    options.add_argument("--layers", type=int, default=2)
-    options.add_argument("--steps", type=int, help="instead of each task's own number")
-    options.add_argument("--sequences", type=int, default=100_000, help="ListOps to train on (default 100000)")
-    options.add_argument("--minimum", type=int, default=8, help="fewest tokens of a ListOps (default 8)")
-    options.add_argument("--maximum", type=int, default=32, help="most tokens of a ListOps (default 32)")
-    options.add_argument("--vocabulary", type=int, default=4000, help="tokens to learn for SST-2 (default 4000)")
-    arguments = options.parse_args()
-    if "sst2" in arguments.tasks and not (arguments.train and arguments.dev):
-        options.error("sst2 needs --train and --dev")
-    start(arguments)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_folders(parser, "data")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--seeds", type=int, default=3, help="how many runs of each, from --seed on (default 3)")
+    parser.add_argument("--heads", type=int, default=4, help="h (default 4)")
+    parser.add_argument("--width", type=int, default=64, help="hidden size (default 64)")
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--steps", type=int, help="instead of each task's own number")
+    parser.add_argument("--sequences", type=int, default=100_000, help="ListOps to train on (default 100000)")
+    listops.add_lengths(parser, 8, 32)
+    parser.add_argument("--vocabulary", type=int, default=4000, help="tokens to learn for SST-2 (default 4000)")
+
+
+def run(options: argparse.Namespace) -> None:
     results: dict[str, dict] = {}
-    for name in arguments.tasks:
-        task, settings = TASKS[name](arguments), asdict(SETTINGS[name])
-        if arguments.steps is not None:
-            settings["steps"] = arguments.steps
+    for name in options.tasks:
+        task, settings = TASKS[name](options), SETTINGS[name]
+        if options.steps is not None:
+            settings = replace(settings, steps=options.steps)
         rows = []
-        print(name, {**settings, **task.guesses}, flush=True)
-        for variant in arguments.variants:
-            runs = [measure(task, variant, Settings(**settings), seed, arguments) for seed in range(arguments.seeds)]
-            found = [run["accuracy"] for run in runs]
+        print(name, asdict(settings), task.guesses)
+        for variant in options.variants:
+            seeds = range(options.seed, options.seed + options.seeds)
+            runs = [measure(task, variant, settings, seed, options) for seed in seeds]
+            found = [one["accuracy"] for one in runs]
             row = {
                 "variant": variant,
                 "accuracy": statistics.mean(found),
                 "spread": statistics.stdev(found) if len(found) > 1 else None,
                 "parameters": runs[0]["parameters"],
                 "attention": runs[0]["attention"],
-                "seconds": statistics.mean(run["seconds"] for run in runs),
+                "seconds": statistics.mean(one["seconds"] for one in runs),
                 "runs": runs,
             }
-            rows.append(row)
-            print({key: value for key, value in row.items() if key != "runs"}, flush=True)
-        results[name] = {"settings": settings, "guesses": task.guesses, "rows": rows}
+            rows.append(shown(row))
+        results[name] = {"settings": asdict(settings), "guesses": task.guesses, "rows": rows}
     names = ("heads", "width", "layers", "sequences", "minimum", "maximum", "vocabulary", "seeds")
-    save("mgk_scratch", {**{name: getattr(arguments, name) for name in names}, **results}, arguments)
-
-
-if __name__ == "__main__":
-    main()
+    save("mgk_scratch", {**{name: getattr(options, name) for name in names}, **results}, options)

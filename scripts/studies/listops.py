@@ -1,7 +1,5 @@
 """ListOps sequences of any length: nested MAX, MIN, MED and SM over digits (arXiv 1804.06028, LRA: arXiv 2011.04006).
 
-    python scripts/listops.py --count 2000 --minimum 24 --maximum 96 --seed 0 --output listops.jsonl
-
 Trees are drawn as in the Long Range Arena, which takes 500 to 2000 tokens: an argument is a tree with probability 0.25
 and else a digit, a tree has 2 to 10 arguments, 10 levels at most, and trees of other lengths are thrown away. Writes
 rows of `sentence` and `label`.
@@ -130,20 +128,22 @@ def guesses(rows: Sequence[Row]) -> dict[str, float]:
     return {"majority": 100 * commonest / len(rows), "operator": 100 * outermost / len(rows)}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=2000)
-    parser.add_argument("--minimum", type=int, default=24, metavar="TOKENS", help="fewest tokens (default 24)")
-    parser.add_argument("--maximum", type=int, default=96, metavar="TOKENS", help="most tokens (default 96)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", required=True, metavar="FILE", help=".jsonl")
-    options = parser.parse_args(arguments)
+def add_lengths(parser: argparse.ArgumentParser, minimum: int, maximum: int) -> None:
+    """How long sequences are."""
+    for name, default, which in (("minimum", minimum, "fewest"), ("maximum", maximum, "most")):
+        about = f"{which} tokens of a ListOps (default {default})"
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="TOKENS", help=about)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--count", type=int, default=2000, help="how many sequences (default 2000)")
+    add_lengths(parser, 24, 96)
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".jsonl")
+
+
+def run(options: argparse.Namespace) -> None:
     rows = generate(options.count, options.minimum, options.maximum, options.seed)
     lines = [json.dumps({"sentence": " ".join(tokens), "label": value}) for tokens, value in rows]
-    Path(options.output).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
     shares = Counter(value for _, value in rows)
     print(f"{len(rows)} sequences, percent per value:", *(f"{100 * shares[n] / len(rows):.1f}" for n in range(CLASSES)))
-
-
-if __name__ == "__main__":
-    main()

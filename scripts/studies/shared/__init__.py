@@ -1,0 +1,1 @@
+"""What studies share: options and results, models and data, the sentence task, timing."""

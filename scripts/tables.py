@@ -1,0 +1,354 @@
+"""Fills the documents' tables from scripts/results/*.json, between `<!-- table: NAME -->` and `<!-- end -->`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+Row = dict[str, Any]
+
+
+def read(name: str) -> Row:
+    """What a study kept."""
+    return json.loads((ROOT / "scripts" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """Markdown, the first column to the left and the others to the right."""
+    header = list(header)
+    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in rows)]
+
+
+def grid(
+    rows: Sequence[Row], down: str, across: Sequence[str], corner: str, head: str, cell: Callable[[Row], str]
+) -> list[str]:
+    """A line for every value of column `down`, and a column for every value of the columns `across`.
+
+    Args:
+        rows: of a study's results; values stand in the order in which they appear there.
+        down: what a line is for.
+        across: what a column is for, of one row or several.
+        corner: the first word of the header.
+        head: `{}` for each of `across`, formatted with their values.
+        cell: what stands where a row has its place; empty where none has.
+    """
+    found = {(row[down], *(row[name] for name in across)): cell(row) for row in rows}
+    columns = list(dict.fromkeys(tuple(row[name] for name in across) for row in rows))
+    labels = dict.fromkeys(row[down] for row in rows)
+    body = ([label, *(found.get((label, *column), "") for column in columns)] for label in labels)
+    return table([corner, *(head.format(*column) for column in columns)], body)
+
+
+def methods(results: Row) -> list[str]:
+    """Collaborative and low-rank heads by rank."""
+
+    def cell(row: Row) -> str:
+        # Low-rank takes the next multiple of the heads.
+        other = f" (R = {row['ranks'][0]})" if row["label"] == "low-rank" and row["ranks"][0] != row["rank"] else ""
+        return f"{row['drop']:+.2f} / {row['cosine']:.4f}{other}"
+
+    rows = [row for row in results["rows"] if row["table"] == "methods"]
+    return grid(rows, "label", ["rank"], "drop of Spearman / cosine", "R = {}", cell)
+
+
+def calibration(results: Row) -> list[str]:
+    """The same by what they are calibrated on."""
+    rows = [row for row in results["rows"] if row["table"] == "calibration"]
+    body = ([row["label"], f"{row['drop']:+.2f}", f"{row['cosine']:.4f}"] for row in rows)
+    return table(["calibrated on (collab, R = 96)", "drop of Spearman", "cosine"], body)
+
+
+def architectures(results: Row) -> list[str]:
+    """A table for the Marian and one for the ViT."""
+    named = {"data": "its own data", "random": "made data (default)", "white": "white noise", "none": "weights alone"}
+    lines: list[str] = []
+    for model, score in (("marian", "BLEU"), ("vit", "accuracy")):
+        original, *rows = (row for row in results["rows"] if row["model"] == model)
+        rows = [{**row, "named": named[row["calibration"]]} for row in rows]
+        corner = f"{model}, original {score} {original['score']:.2f}: {score} / KL"
+        cells = grid(rows, "label", ["named"], corner, "{}", lambda row: f"{row['score']:.2f} / {row['kl']:.5f}")
+        lines += [*cells, ""]
+    return lines[:-1]
+
+
+def latency(results: Row) -> list[str]:
+    """Speed by shape, beside what multiply-adds promise."""
+    return grid(
+        results["rows"],
+        "method",
+        ["batch", "length"],
+        "original's time / converted's",
+        "{} x {}",
+        lambda row: f"{row['ratio']:.2f} ({row['work_ratio']:.2f})",
+    )
+
+
+def ways(results: Row) -> list[str]:
+    """Ways of computing collaborative attention."""
+    names = ("at once", "in pieces", "fused", "standard heads")
+    body = ([f"{row['batch']} x {row['length']}", *(f"{row[name]:.2f}" for name in names)] for row in results["rows"])
+    return table(["milliseconds", *names], body)
+
+
+def solver(results: Row) -> list[str]:
+    """CP here and in tensorly."""
+    runs = {
+        "hf-heads": ("", 1),
+        "hf-heads, to tensorly's error": ("equal_", 2),
+        "tensorly, random start": ("random_", 1),
+        "tensorly, SVD start": ("svd_", 1),
+    }
+    body = (
+        [
+            f"{row['layer']}, {row['rank']}",
+            *(f"{row[f'{run}error']:.4f}, {row[f'{run}seconds']:.{digits}f} s" for run, digits in runs.values()),
+        ]
+        for row in results["rows"]
+    )
+    whole = f"A whole conversion at R = 96, statistics and refit included, took {results['conversion_seconds']:.0f} s."
+    return [*table(["layer, rank", *runs], body), "", whole]
+
+
+def sst2(results: Row) -> list[str]:
+    """Fine-tuning after conversion."""
+    scores: dict[str, list[str]] = {}
+    for row in results["rows"]:
+        scores.setdefault(row["label"], []).append(f"{row['accuracy']:.2f}")
+    return table(["checkpoint", "dev accuracy"], ([label, ", ".join(found)] for label, found in scores.items()))
+
+
+def _percent(rows: Iterable[Row]) -> list[Row]:
+    return [{**row, "percent": round(100 * row["removed"])} for row in rows]
+
+
+def pruned(results: Row) -> list[str]:
+    """Rules for choosing heads, with the mean of the controls."""
+    rows = [row for row in results["rows"] if "random heads" not in row["label"]]
+    for share in dict.fromkeys(row["removed"] for row in rows):
+        controls = [row for row in results["rows"] if "random heads" in row["label"] and row["removed"] == share]
+        mean = {name: sum(row[name] for row in controls) / len(controls) for name in ("drop", "cosine")}
+        rows.append({"label": f"random heads, mean of {len(controls)}", "removed": share, **mean})
+    return grid(
+        _percent(rows),
+        "label",
+        ["percent"],
+        "drop of Spearman / cosine, removed:",
+        "{} %",
+        lambda row: f"{row['drop']:+.2f} / {row['cosine']:.3f}",
+    )
+
+
+def pruned_sst2(results: Row) -> list[str]:
+    """Accuracy by the share removed."""
+    corner = f"accuracy, all heads {results['base']:.1f}; removed:"
+    rows = _percent(results["rows"])
+    return grid(rows, "label", ["percent"], corner, "{} %", lambda row: f"{row['accuracy']:.1f}")
+
+
+def pruned_marian(results: Row) -> list[str]:
+    """BLEU by the kind of heads and the share removed."""
+    rows = []
+    for row in results["rows"]:
+        rows.append({**row, "label": f"{row['rule']}, {row['kind']}"})
+        if "bleu_repaired" in row:
+            rows.append({**row, "label": f"{row['rule']}, {row['kind']}, repair", "bleu": row["bleu_repaired"]})
+    corner = f"BLEU, all heads {results['base']:.1f}; removed:"
+    return grid(_percent(rows), "label", ["percent"], corner, "{} %", lambda row: f"{row['bleu']:.1f}")
+
+
+def pruned_latency(results: Row) -> list[str]:
+    """Speed with fewer heads."""
+    lines = grid(
+        [{**row, "heads": f"{row['kept']} heads"} for row in results["rows"]],
+        "heads",
+        ["batch"],
+        "original's time / pruned's: block / whole model",
+        "batch {}",
+        lambda row: f"{row['block_ratio']:.2f} / {row['model_ratio']:.2f}",
+    )
+    whole = f"Scoring on 512 sentences and removing half of the heads took {results['conversion_seconds']:.0f} s."
+    return [*lines, "", whole]
+
+
+def _lost_and_kept(row: Row) -> list[str]:
+    return [
+        f"{row['drop']:+.2f}",
+        f"{row['cosine']:.4f}",
+        f"{row['attention_parameters']:,}",
+        f"{row['cache']:.0f}",
+    ]
+
+
+def mhe(results: Row) -> list[str]:
+    """Head embeddings, one shot."""
+    named = {"data": "512 training sentences", "random": "random inputs (default)"}
+    body = (
+        [f"{row['variant']}, {row['groups_qk']} / {row['groups_v']}", named[row["calibration"]], *_lost_and_kept(row)]
+        for row in results["rows"]
+    )
+    head = ["variant, groups of scores / of values", "calibrated on", "drop", "cosine", "parameters", "cache"]
+    return table(head, body)
+
+
+def mhe_latency(results: Row) -> list[str]:
+    """Speed of a block, and of decoding."""
+    lines = grid(
+        results["rows"],
+        "method",
+        ["batch", "length"],
+        "original's time / converted's",
+        "{} x {}",
+        lambda row: f"{row['ratio']:.2f}",
+    )
+    decoding = grid(
+        results["decoding"],
+        "method",
+        ["batch"],
+        "Marian, 4 beams: tokens per second (ratio)",
+        "{} sentences",
+        lambda row: f"{row['tokens_per_second']:.0f} ({row['ratio']:.2f})",
+    )
+    return [*lines, "", *decoding]
+
+
+def mhe_scratch(results: Row) -> list[str]:
+    """Language models from scratch."""
+    named = {"mha": "multi-head", "single": "single head", "add": "MHE-ADD", "mul": "MHE-MUL"}
+    body = []
+    for heads, label in named.items():
+        rows = [row for row in results["rows"] if row["heads"] == heads]
+        scores = ", ".join(f"{row['perplexity']:.2f}" for row in rows)
+        body.append([label, f"{rows[0]['parameters']:,.0f}", scores, f"{results['retained'][heads]:.1f} %"])
+    return table(["attention", "parameters", "perplexity of each seed", "retained"], body)
+
+
+def mgk(results: Row) -> list[str]:
+    """Heads merged into half as many."""
+    head = ["12 heads to 6, 512 training sentences", "drop of Spearman", "cosine", "parameters", "cache"]
+    return table(head, ([row["label"], *_lost_and_kept(row)] for row in results["rows"]))
+
+
+def mgk_scratch(results: Row) -> list[str]:
+    """Classifiers from scratch."""
+    tasks = {task: name for task, name in {"listops": "ListOps", "sst2": "SST-2"}.items() if task in results}
+    body = []
+    for rows in zip(*(results[task]["rows"] for task in tasks), strict=True):
+        scores = (f"{row['accuracy']:.2f} ± {row['spread']:.2f}" for row in rows)
+        body.append([rows[0]["variant"], *scores, f"{rows[0]['attention']:,}"])
+    return table(["mean accuracy ± standard deviation", *tasks.values(), "attention parameters"], body)
+
+
+def mgk_ways(results: Row) -> list[str]:
+    """Ways of computing a mixture of Gaussian keys."""
+    return grid(
+        results["rows"],
+        "way",
+        ["length"],
+        "6 heads, 2 keys: milliseconds / megabytes",
+        "length {}",
+        lambda row: f"{row['milliseconds']:.1f} / {row['megabytes']:.0f}",
+    )
+
+
+def healed(results: Row) -> list[str]:
+    """One shot and healed models beside their original, from the comparison that the study kept."""
+    models, metric = results["models"], results["metric"]["name"]
+    first = models[0]
+    body = []
+    for model in models:
+        base, score, speed = first["attention_parameters"], model["score"], model["latency"]
+        change = f" ({100 * (model['attention_parameters'] / base - 1):+.0f} %)" if model is not first else ""
+        difference = f"{score['difference']:+.2f} ({score['difference_low']:+.2f} to {score['difference_high']:+.2f})"
+        adds = list(model["multiply_adds"].values())
+        body.append(
+            [
+                model["name"],
+                f"{model['attention_parameters'] / 1e6:.2f}{change}",
+                str(model["cache_per_token"]),
+                f"{adds[min(1, len(adds) - 1)] / 1e6:,.0f}",
+                f"{speed[-1]['ratio']:.2f}" if speed else "",
+                f"{model['drift']['cosine']:.4f}" if model["drift"] else "",
+                f"{score['value']:.2f}",
+                difference if model is not first else f"({score['low']:.1f} to {score['high']:.1f})",
+            ]
+        )
+    last = first["latency"][-1]
+    lengths = list(first["multiply_adds"])  # an image has one
+    inputs = f"length {lengths[1]}" if len(lengths) > 1 else "one image"
+    head = ["model", "attention parameters, million", "cache", f"multiply-adds, million, {inputs}"]
+    head += [f"speed, {last['batch']} x {last['length']}", "cosine", metric, "difference (95 %)"]
+    where = f"Healed for at most {results['minutes']:g} minutes each, without labels."
+    return [*table(head, body), "", where]
+
+
+# The results that each table is made of, and how.
+TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
+    "methods": ("stsb", methods),
+    "calibration": ("stsb", calibration),
+    "architectures": ("architectures", architectures),
+    "latency": ("latency", latency),
+    "ways": ("ways", ways),
+    "solver": ("solver", solver),
+    "sst2": ("sst2", sst2),
+    "pruned": ("prune_stsb", pruned),
+    "pruned_sst2": ("prune_sst2", pruned_sst2),
+    "pruned_marian": ("prune_marian", pruned_marian),
+    "pruned_latency": ("prune_latency", pruned_latency),
+    "mhe": ("mhe_stsb", mhe),
+    "mhe_latency": ("mhe_latency", mhe_latency),
+    "mhe_scratch": ("mhe_scratch", mhe_scratch),
+    "mgk": ("mgk_stsb", mgk),
+    "mgk_scratch": ("mgk_scratch", mgk_scratch),
+    "mgk_ways": ("mgk_ways", mgk_ways),
+    **{f"heal_{task}": (f"heal_{task}", healed) for task in ("stsb", "sst2", "marian", "vit")},
+}
+
+
+def made(name: str) -> list[str]:
+    """The lines of a table, and below it the command, date, versions and machine."""
+    study, lines = TABLES[name]
+    results = read(study)
+    found = results["circumstances"]
+    versions = ", ".join(f"{package} {version}" for package, version in found["versions"].items())
+    command = f"`python scripts/run.py reproduce {name}`"
+    return [*lines(results), "", f"<sub>{command}, {found['date']}, {versions}, {found['machine']}.</sub>"]
+
+
+def filled(text: str) -> str:
+    """A document with every table between its markers made anew."""
+
+    def replace(found: re.Match[str]) -> str:
+        return f"<!-- table: {found[1]} -->\n" + "\n".join(made(found[1])) + "\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", replace, text, flags=re.S)
+
+
+def documents() -> list[Path]:
+    """Where tables may be: the README and docs/."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def fill(check: bool = False) -> int:
+    """Write the documents that are not up to date, or only name them; 1 where some were and nothing was written."""
+    old = [path for path in documents() if filled(text := path.read_text(encoding="utf-8")) != text]
+    for path in old:
+        print(path.relative_to(ROOT))
+        if not check:
+            path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+    return int(check and bool(old))
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """One option."""
+    parser.add_argument("--check", action="store_true", help="only name the documents that are not up to date")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Fill the documents."""
+    return fill(options.check)
