@@ -11,7 +11,6 @@ import datasets
 import pytest
 import torch
 from PIL import Image
-from tests.test_examples import save_image_processor, save_marian_tokenizer
 from transformers import (
     AutoTokenizer,
     BertForMaskedLM,
@@ -33,7 +32,8 @@ from transformers import (
 import hf_heads
 from hf_heads import CollabSpec, HeadsError
 from hf_heads.data.labelled import kind_of, load_labelled
-from tests.conftest import save_tokenizer
+from tests.support.files import write_rows
+from tests.support.tokenizers import save_image_processor, save_marian_tokenizer, save_tokenizer
 from tests.support.twins import TWINS, bert_config, marian_config, randomize, vit_config
 
 PAD, UNK, CLS, SEP, MASK, WORD0 = 0, 1, 2, 3, 4, 5
@@ -52,9 +52,7 @@ def write(tmp_path: Path) -> Write:
     save_tokenizer(tmp_path / "model")
 
     def rows(*rows: dict[str, Any]) -> str:
-        file = tmp_path / "data.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return str(file)
+        return str(write_rows(tmp_path / "data.jsonl", rows))
 
     return rows
 

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.test_cli import Run
 from transformers import AutoModel, AutoModelForMaskedLM, BertForSequenceClassification
 
 import hf_heads
@@ -32,7 +31,9 @@ from hf_heads.errors import HeadsError
 from hf_heads.evaluation.verify import verify
 from hf_heads.hosts.blocks import find_blocks
 from hf_heads.vocabulary import RANDOM
-from tests.conftest import WORDS, save_tokenizer
+from tests.support.cli import Run
+from tests.support.files import save_checkpoint, write_rows
+from tests.support.tokenizers import WORDS
 from tests.support.twins import TWINS, bert_config, randomize
 
 
@@ -40,10 +41,8 @@ def data_for(name: str, tmp_path: Path) -> CalibrationChoice:
     """Random inputs; pairs of texts for a text-to-text model, whose own continuations would take long."""
     if name != "marian":
         return MADE
-    path = tmp_path / "pairs.jsonl"
     rows = [{"en": " ".join(WORDS[i : i + 4]), "de": " ".join(WORDS[i + 3 : i + 9])} for i in range(80)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return CalibrationChoice(str(path), ("en", "de"))
+    return CalibrationChoice(str(write_rows(tmp_path / "pairs.jsonl", rows)), ("en", "de"))
 
 
 SHORT = DistillSettings(steps=8, batch_size=4, evaluations=4, patience=None)
@@ -62,19 +61,12 @@ def sentences(tmp_path: Path) -> Path:
     return path
 
 
-def twin_folder(name: str, folder: Path) -> Path:
-    """A saved twin with what it needs to read data."""
-    TWINS[name].model().save_pretrained(folder)
-    save_tokenizer(folder)
-    return folder
-
-
 @pytest.fixture
 def converted(tmp_path: Path) -> Callable[..., Path]:
     """Makes a converted checkpoint of a twin; the original is the folder of the twin's name."""
 
     def make(name: str, spec: Any) -> Path:
-        source = twin_folder(name, tmp_path / name)
+        source = save_checkpoint(TWINS[name].model(), tmp_path / name)
         output = tmp_path / f"{name}-{spec.method}"
         convert_checkpoint(resolve_source(str(source)), spec, output, calibration=CalibrationChoice(samples=16))
         return output
@@ -288,13 +280,11 @@ def test_resumed_equals_uninterrupted_to_the_bit(
 
 
 def test_task_loss_learns_labels(run: Run, tmp_path: Path):
-    folder, data = tmp_path / "classifier", tmp_path / "data.jsonl"
     model = BertForSequenceClassification(bert_config(num_labels=2))
     randomize(model, seed=1)
-    model.save_pretrained(folder)
-    save_tokenizer(folder)
+    folder = save_checkpoint(model, tmp_path / "classifier")
     rows = [{"text": f"{WORDS[index % 2]} {WORDS[2 + index % 40]}", "label": index % 2} for index in range(120)]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = write_rows(tmp_path / "data.jsonl", rows)
     assert run("convert", folder, "--to", "mhe", "--output", tmp_path / "mhe", "--calibration-samples", 16).code == 0
     found = run(
         "distill", tmp_path / "mhe", "--data", data, "--label", "label", "--losses", "output=0.1,task=1", "--steps", 40,
@@ -404,7 +394,7 @@ def test_students_without_conversion_and_strange_teachers_are_refused(run: Run, 
         "distill", tmp_path / "bert", "--teacher", tmp_path / "bert", "--data", "random", "--output", tmp_path / "o"
     )
     assert plain.code == 1 and "no converted attention heads" in plain.err
-    vit = twin_folder("vit", tmp_path / "vit")
+    vit = save_checkpoint(TWINS["vit"].model(), tmp_path / "vit")
     strange = run("distill", source, "--teacher", vit, "--data", "random", "--output", tmp_path / "o")
     assert strange.code == 1 and "name the model that the student was made from" in strange.err
 

@@ -25,16 +25,14 @@ from hf_heads import CollabSpec, HeadsError
 from hf_heads.hosts.blocks import find_blocks
 from hf_heads.modeling.classes import model_class
 from hf_heads.modeling.configuration import derived_config
-from tests.conftest import save_tokenizer
+from tests.support.files import save_checkpoint
 from tests.support.twins import TWINS, bert_config, logits, marian_config, vit_config
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     converted, _ = hf_heads.convert(TWINS["bert"].model(), CollabSpec(rank=10))
-    converted.save_pretrained(tmp_path / "converted")
-    save_tokenizer(tmp_path / "converted")
-    return tmp_path / "converted"
+    return save_checkpoint(converted, tmp_path / "converted")
 
 
 def python(program: str, folder: Path) -> str:
