@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import datasets
 import pytest
 from transformers.utils import logging
 
@@ -13,6 +14,12 @@ from tests.support.files import save_checkpoint
 from tests.support.twins import TWINS
 
 logging.disable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def no_naps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` sleeps for 5 s after every parquet file, lest the process ends before Arrow's threads."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
 
 
 @pytest.fixture
