@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 Kind = Callable[[Any], Hashable]
+Case = tuple[tuple[str, str], ...]  # the name of every argument, with that of its value
 
 
 def pairwise(kinds: Mapping[str, Kind] | None = None, **factors: Iterable[Any]) -> pytest.MarkDecorator:
@@ -20,33 +21,38 @@ def pairwise(kinds: Mapping[str, Kind] | None = None, **factors: Iterable[Any]) 
             that meet every value of the other factors, and of the variants each is seen at least once.
         factors: the values of each argument of the test; of a mapping, the values, with the keys for their names.
     """
-    kind_of = dict(kinds or {})
+    named = _named(factors)
+    kind_of = {
+        (name, label): kinds[name](value) if kinds and name in kinds else label
+        for name, values in named.items()
+        for label, value in values.items()
+    }
 
-    def shown(case: dict[str, Any]) -> set[Hashable]:
-        kind = {name: kind_of.get(name, str)(value) for name, value in case.items()}
-        return {*combinations(kind.items(), 2), *case.items()}
+    def shown(case: Case) -> set[Hashable]:
+        return {*case, *combinations([(name, kind_of[name, label]) for name, label in case], 2)}
 
-    return _parametrized(factors, shown)
+    return _parametrized(named, shown)
 
 
 def each(**factors: Iterable[Any]) -> pytest.MarkDecorator:
     """As `pairwise`, for what does not interact: every value is seen at least once."""
-    return _parametrized(factors, lambda case: set(case.items()))
+    return _parametrized(_named(factors), set)
 
 
-def _parametrized(
-    factors: Mapping[str, Iterable[Any]], shown: Callable[[dict[str, Any]], set[Hashable]]
-) -> pytest.MarkDecorator:
-    named = {
-        name: values if isinstance(values, Mapping) else {str(value): value for value in values}
+def _named(factors: Mapping[str, Iterable[Any]]) -> dict[str, dict[str, Any]]:
+    return {
+        name: dict(values) if isinstance(values, Mapping) else {str(value): value for value in values}
         for name, values in factors.items()
     }
-    cases = [dict(zip(named, names, strict=True)) for names in product(*named.values())]
+
+
+def _parametrized(named: dict[str, dict[str, Any]], shown: Callable[[Case], set[Hashable]]) -> pytest.MarkDecorator:
+    cases = [tuple(zip(named, labels, strict=True)) for labels in product(*named.values())]
     chosen = covering([shown(case) for case in cases])
     parameters = [
         pytest.param(
-            *(named[name][label] for name, label in case.items()),
-            id="-".join(case.values()),
+            *(named[name][label] for name, label in case),
+            id="-".join(label for _, label in case),
             marks=() if index in chosen else pytest.mark.full,
         )
         for index, case in enumerate(cases)
