@@ -68,7 +68,7 @@ def settings(request: pytest.FixtureRequest) -> HeadsSpec:
 SECONDS_EACH = pytest.mark.parametrize(
     "spec",
     [
-        pytest.param(spec, id=name, marks=() if name in (*METHODS, "mgk-em") else pytest.mark.slow)
+        pytest.param(spec, id=name, marks=() if name in (*METHODS, "mgk-em") else pytest.mark.full)
         for name, spec in SETTINGS.items()
     ],
 )

@@ -20,7 +20,7 @@ from hf_heads.methods.mgk.attention import MgkAttention
 from hf_heads.methods.mgk.conversion import match_heads
 from tests.support.attention import block_inputs
 from tests.support.matrix import pairwise
-from tests.support.twins import HEADS, TWINS, WIDTH, bert_config, logits, randomize
+from tests.support.twins import HEADS, TWINS, WIDTH, bert_config, fit, logits, randomize
 
 DIM = WIDTH // HEADS
 SETTINGS = [
@@ -322,20 +322,15 @@ def test_fine_tuning_from_the_exact_start_trains_and_separates_the_keys(kind: st
     model = model.to(dtype).train()
     module = find_blocks(model)[0].module
 
+    @torch.no_grad()
     def apart() -> float:
         inputs = torch.randn(1, 9, WIDTH, generator=torch.Generator().manual_seed(0)).to(dtype)
         keys = module.components_of(module.project_memory(inputs)[0]).float()
         return float((keys[:, :, 0] - keys[:, :, 1]).norm() / keys.norm())
 
-    before, inputs, losses = apart(), twin.inputs(), []
+    before = apart()
     shifts = module.shifts.detach().clone() if kind == "smgk" else None
-    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
-    for _ in range(60):
-        loss = model(**inputs, labels=inputs["input_ids"]).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = fit(model, twin.inputs(), steps=60, learning_rate=5e-3)
     assert all(loss == loss for loss in losses)
     assert losses[-1] < 0.5 * losses[0]
     if shifts is None:

@@ -18,7 +18,7 @@ from hf_heads.hosts.blocks import find_blocks
 from hf_heads.methods.mhe import MheAttention
 from tests.support.attention import block_inputs
 from tests.support.matrix import pairwise
-from tests.support.twins import HEADS, TWINS, WIDTH, bert_config, logits, randomize, vit_config
+from tests.support.twins import HEADS, TWINS, WIDTH, bert_config, fit, logits, randomize, vit_config
 
 DIM = WIDTH // HEADS
 SETTINGS = [
@@ -228,16 +228,8 @@ def test_it_trains_from_scratch_and_its_embeddings_move():
     fresh = type(model)._from_config(copy.deepcopy(model.config)).train()
     module = find_blocks(fresh)[0].module
     before = module.query_embedding.detach().clone()
-    losses: list[float] = []
     assert 0.005 < before.std() < 0.05
-    optimizer = torch.optim.Adam(fresh.parameters(), 1e-2)
-    inputs = TWINS["bert"].inputs()
-    for _ in range(30):
-        loss = fresh(**inputs, labels=inputs["input_ids"]).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = fit(fresh, TWINS["bert"].inputs(), steps=30, learning_rate=1e-2)
     assert losses[-1] < 0.5 * losses[0]
     assert (module.query_embedding - before).abs().max() > 1e-3
     assert sum(p.numel() for p in module.parameters()) == module.spec.parameters(module.shape) - WIDTH * (WIDTH + 1)
