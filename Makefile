@@ -1,11 +1,12 @@
-# make demo: convert a real BERT and see what was lost and gained. make test: everything that must hold.
+# make demo: convert a real BERT and see what was lost and gained.
+# make test: everything that must hold, for all pairs of settings; make test-all: for all combinations.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 DEMO := out/all-MiniLM-L6-v2-collab-96
 RECIPE := conversions/all-MiniLM-L6-v2-collab-96.toml
 
-.PHONY: demo test slow-test clean
+.PHONY: demo lint test test-all slow-test clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hf-heads convert --recipe $(RECIPE) --output $(DEMO) --overwrite
@@ -13,12 +14,20 @@ demo: $(VENV)/.demo
 	$(BIN)/python examples/sentence_similarity.py --model $(DEMO)
 
 # Two workers with one thread each: tiny models gain nothing from more.
-test: $(VENV)/.test
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test: lint
+	$(PYTEST) -m "not slow and not full"
+
+# The full matrices, and what takes minutes.
+test-all: lint
+	$(PYTEST)
+
+lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 
 slow-test: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow

@@ -6,11 +6,11 @@ Importing this package is what lets `AutoModel.from_pretrained` load converted c
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hf_heads.errors import HeadsError
 from hf_heads.modeling.registration import register
+from hf_heads.vocabulary import VERSION
 
 if TYPE_CHECKING:
     from hf_heads import compat, extend, methods, models
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from hf_heads.scoring.ranking import rank_heads
     from hf_heads.scoring.scores import load_scores
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 # Where a name is found when it is first asked for; what type checkers see stands above, and a test compares the two.
 _PLACES = {
@@ -103,23 +103,18 @@ __all__ = [
 ]
 
 
-def _found_later(
-    module: dict[str, Any], places: Mapping[str, str], modules: Iterable[str] = ()
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a module whose names are imported when they are first asked for."""
+if not TYPE_CHECKING:  # a type checker must not take unknown names for Any
 
-    def get(name: str) -> Any:
-        if name in modules:
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
             return importlib.import_module(f"hf_heads.{name}")
-        if name not in places:
-            raise AttributeError(f"module '{module['__name__']}' has no attribute '{name}'")
-        value = module[name] = getattr(importlib.import_module(f"hf_heads.{places[name]}"), name)
+        if name not in _PLACES:
+            raise AttributeError(f"module 'hf_heads' has no attribute '{name}'")
+        value = globals()[name] = getattr(importlib.import_module(f"hf_heads.{_PLACES[name]}"), name)
         return value
 
-    return get, lambda: sorted({*module, *module["__all__"]})
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
 
-
-if not TYPE_CHECKING:  # a type checker must not take unknown names for Any
-    __getattr__, __dir__ = _found_later(globals(), _PLACES, _MODULES)
 
 register()

@@ -7,9 +7,8 @@ model type. CONTRIBUTING.md takes both step by step.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from hf_heads import _found_later
+import importlib
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_heads.attention.kernels import Conditions, attend
@@ -74,4 +73,8 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:  # a type checker must not take unknown names for Any
-    __getattr__, __dir__ = _found_later(globals(), _PLACES)
+
+    def __getattr__(name: str) -> Any:
+        if name not in _PLACES:
+            raise AttributeError(f"module 'hf_heads.extend' has no attribute '{name}'")
+        return getattr(importlib.import_module(f"hf_heads.{_PLACES[name]}"), name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+VERSION = "0.1.0"
+
 
 def percent(before: int, after: int) -> str:
     """The change from one number to another, such as `-12.5 %`."""

@@ -1,7 +1,7 @@
 """What people do with checkpoints, done with converted ones: each tool gives what torch and the model alone give.
 
-That Trainer, generate, Auto classes, sharding, pickles and bfloat16 work is shown elsewhere (test_examples.py,
-test_contract.py, test_automodel.py).
+That Trainer, generate, Auto classes, sharding, pickles and bfloat16 work is shown elsewhere (examples,
+contract, modeling/test_automodel.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.test_examples import save_image_processor
 from torch import Tensor, nn
 from torch.export import Dim
 from transformers import (
@@ -32,7 +31,8 @@ from transformers import (
 import hf_heads
 from hf_heads import CollabSpec, HeadsSpec, LowRankSpec, MgkSpec, MheSpec, PrunedSpec
 from hf_heads.hosts.blocks import find_blocks
-from tests.conftest import save_tokenizer
+from tests.support.files import save_checkpoint
+from tests.support.tokenizers import save_image_processor, save_tokenizer
 from tests.support.twins import HEADS, TWINS, WIDTH, bert_config, logits, randomize
 
 METHODS: dict[str, HeadsSpec] = {
@@ -68,7 +68,7 @@ def settings(request: pytest.FixtureRequest) -> HeadsSpec:
 SECONDS_EACH = pytest.mark.parametrize(
     "spec",
     [
-        pytest.param(spec, id=name, marks=() if name in (*METHODS, "mgk-em") else pytest.mark.slow)
+        pytest.param(spec, id=name, marks=() if name in (*METHODS, "mgk-em") else pytest.mark.full)
         for name, spec in SETTINGS.items()
     ],
 )
@@ -311,8 +311,7 @@ def lossless() -> HeadsSpec:
 def saved(model: PreTrainedModel, spec: HeadsSpec, folder: Path, save: Callable[[Path], None]) -> tuple[Path, Path]:
     """Folders of a model and of the same converted, with tokenizer or image processor."""
     for name, one in (("original", model), ("converted", hf_heads.convert(model, spec)[0])):
-        one.save_pretrained(folder / name)
-        save(folder / name)
+        save_checkpoint(one, folder / name, save)
     return folder / "original", folder / "converted"
 
 
@@ -345,8 +344,7 @@ def test_transformers_5_has_no_translation_pipeline_for_anybody():
 
 def test_sentence_transformers_saves_and_loads_to_the_same_embeddings(tmp_path: Path):
     library = pytest.importorskip("sentence_transformers", reason="saves and loads by itself")
-    small_bert(METHODS["mhe"], BertModel).save_pretrained(tmp_path / "converted")
-    save_tokenizer(tmp_path / "converted")
+    save_checkpoint(small_bert(METHODS["mhe"], BertModel), tmp_path / "converted")
     embedder = library.SentenceTransformer(str(tmp_path / "converted"), device="cpu")
     sentences = ["word1 word2 word3", "word4"]
     wanted = embedder.encode(sentences)

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hf_heads import __version__
 from hf_heads.cli.checks import add_inspect, add_list, add_verify
 from hf_heads.cli.compare import add_compare
 from hf_heads.cli.convert import add_convert
@@ -15,6 +14,7 @@ from hf_heads.cli.distill import add_distill
 from hf_heads.cli.report import add_report
 from hf_heads.cli.studies import add_ablate, add_importance
 from hf_heads.errors import HeadsError
+from hf_heads.vocabulary import VERSION
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +51,7 @@ def build_parser(methods: bool = True) -> argparse.ArgumentParser:
         description="Re-parametrize the attention heads of pretrained Transformers checkpoints.",
         epilog="Every command explains itself with --help.",
     )
-    parser.add_argument("--version", action="version", version=f"hf-heads {__version__}")
+    parser.add_argument("--version", action="version", version=f"hf-heads {VERSION}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_convert(commands, methods)
     add_distill(commands)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hf_heads.attention import kernels
 from hf_heads.attention.kernels import Conditions, attend
+from tests.support.matrix import pairwise
 
 
 def naive(query: Tensor, key: Tensor, value: Tensor, scaling: float, bias: Tensor, allowed: Tensor) -> Tensor:
@@ -25,15 +26,16 @@ def naive(query: Tensor, key: Tensor, value: Tensor, scaling: float, bias: Tenso
     return output
 
 
-@pytest.mark.parametrize(("keys", "values"), [(1, 4), (4, 4), (1, 1), (2, 2), (2, 1), (4, 2)])
-@pytest.mark.parametrize("biased", [True, False], ids=["content-bias", "no-bias"])
-@pytest.mark.parametrize("masking", ["none", "causal", "boolean", "additive"])
-@pytest.mark.parametrize("piece", [2**18, 300, 40])
-@pytest.mark.parametrize("width", [5, 7])  # narrower and wider than values
-@pytest.mark.parametrize("gradient", [True, False])
+@pairwise(
+    groups=[(1, 4), (4, 4), (1, 1), (2, 2), (2, 1), (4, 2)],  # of keys and of values
+    biased={"content-bias": True, "no-bias": False},
+    masking=["none", "causal", "boolean", "additive"],
+    piece=[2**18, 300, 40],
+    width=[5, 7],  # narrower and wider than values
+    gradient={"gradient": True, "no-gradient": False},
+)
 def test_every_way_is_softmax_attention(
-    keys: int,
-    values: int,
+    groups: tuple[int, int],
     biased: bool,
     masking: str,
     piece: int,
@@ -43,7 +45,7 @@ def test_every_way_is_softmax_attention(
 ):
     monkeypatch.setattr(kernels, "_PIECE", piece)
     monkeypatch.setattr(kernels, "_LONG", 0 if piece == 300 else 2**18)
-    batch, heads, target, value_dim = 2, 4, 21, 6
+    (keys, values), batch, heads, target, value_dim = groups, 2, 4, 21, 6
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(batch, heads, target, width, generator=generator)
     key = torch.randn(batch, keys, target, width, generator=generator)

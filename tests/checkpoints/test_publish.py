@@ -18,9 +18,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from hf_heads import HeadsError
 from hf_heads.checkpoints.publish import push_folder
 from hf_heads.cli.options import add_push, push
-from tests.conftest import Outcome
+from tests.support.cli import Outcome, Run
 
-Run = Callable[..., Outcome]
 OPTIONS = ("--to", "low-rank", "--rank", 8, "--calibrate", "none")
 
 

@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,15 +15,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer, BertModel, LlamaConfig, LlamaModel
 
 from hf_heads.checkpoints import writing
-from tests.conftest import Outcome
+from tests.support.cli import Outcome, Run, check_refused, leftovers
 from tests.support.twins import TWINS
 
-Run = Callable[..., Outcome]
 FAST = ("--calibration-samples", 24)
-
-
-def leftovers(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_convert_inspect_verify(run: Run, bert_folder: Path, tmp_path: Path):
@@ -127,15 +121,6 @@ def test_calibration_reads_what_datasets_reads(run: Run, bert_folder: Path, tmp_
 
 
 # Errors: one line that names the thing and the fix, nothing written.
-
-
-def check_refused(found: Outcome, *words: str, code: int = 1) -> None:
-    assert found.code == code, (found.out, found.err)
-    assert "Traceback" not in found.err
-    text = found.err.strip().splitlines()[-1]
-    for word in words:
-        assert word in text, text
-    assert code == 2 or len(found.err.strip().splitlines()) == 1, found.err
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.test_cli import Run, check_refused, leftovers
 from transformers import AutoModel, AutoModelForSequenceClassification, BertForSequenceClassification
 
 from hf_heads import head_mask
 from hf_heads.hosts.blocks import find_blocks
-from tests.conftest import WORDS, save_tokenizer
+from tests.support.cli import Run, check_refused, leftovers
+from tests.support.files import save_checkpoint, write_rows
+from tests.support.tokenizers import WORDS
 from tests.support.twins import HEADS, bert_config, logits, randomize
 
 FAST = ("--calibration-samples", 16)
@@ -20,24 +21,19 @@ FAST = ("--calibration-samples", 16)
 
 @pytest.fixture
 def classifier_folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "tiny-classifier"
     model = BertForSequenceClassification(bert_config(num_labels=2))
     randomize(model, seed=1)
-    model.save_pretrained(folder)
-    save_tokenizer(folder)
-    return folder
+    return save_checkpoint(model, tmp_path / "tiny-classifier")
 
 
 @pytest.fixture
 def sentences(tmp_path: Path) -> Path:
-    path = tmp_path / "train.jsonl"
     generator = torch.Generator().manual_seed(0)
     rows = []
     for index in range(24):
         words = [WORDS[number] for number in torch.randint(len(WORDS), (6,), generator=generator)]
         rows.append({"sentence": " ".join(words), "label": index % 2})
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_rows(tmp_path / "train.jsonl", rows)
 
 
 def test_importance_then_convert_without_data(run: Run, classifier_folder: Path, sentences: Path, tmp_path: Path):

@@ -1,9 +1,14 @@
-"""The contract that every method keeps on every architecture; the points are those of the design."""
+"""The contract that every method keeps on every architecture; the points are those of the design.
+
+By default every method meets every architecture, and every variant of a method some architecture; `make test-all` runs
+the full matrix.
+"""
 
 from __future__ import annotations
 
 import copy
 import filecmp
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +27,7 @@ from hf_heads.hosts.reading import read_host
 from hf_heads.hosts.table import ADAPTERS
 from hf_heads.modeling.auto_classes import auto_classes, auto_mappings
 from hf_heads.modeling.classes import model_class
+from tests.support.matrix import pairwise
 from tests.support.twins import HEADS, TWINS, WIDTH, Twin, logits, randomize
 
 # Every method with settings that lose nothing and settings that do.
@@ -63,59 +69,76 @@ LOSSY: dict[str, Specs] = {
 KINDS = ("collab-cp", "collab-tucker", "low-rank", "mhe-mul-1", "mgk", "smgk", "mgk-hard", "pruned", "pruned-empty")
 
 
-@pytest.fixture(params=TWINS)
-def twin(request: pytest.FixtureRequest) -> Twin:
-    return TWINS[request.param]
+IMPLEMENTATIONS = ("eager", "sdpa")
 
 
-@pytest.fixture(params=LOSSY)
-def method(request: pytest.FixtureRequest) -> str:
-    return request.param
+def method_of(specs: Specs) -> str:
+    """The method of settings; where they differ from block to block, of any."""
+    return (specs if isinstance(specs, HeadsSpec) else next(iter(specs.values()))).method
 
 
-@pytest.fixture(params=LOSSLESS)
-def lossless(request: pytest.FixtureRequest) -> Specs:
-    return LOSSLESS[request.param]
+KIND = {"method": lambda name: method_of(LOSSY[name]), "lossless": lambda name: method_of(LOSSLESS[name])}
+every_method = pairwise(KIND, name=TWINS.keys(), method=LOSSY.keys())
+every_method_and_implementation = pairwise(KIND, name=TWINS.keys(), method=LOSSY.keys(), implementation=IMPLEMENTATIONS)
 
 
-@pytest.fixture(params=["eager", "sdpa"])
-def implementation(request: pytest.FixtureRequest) -> str:
-    return request.param
+@pytest.fixture
+def twin(name: str) -> Twin:
+    return TWINS[name]
 
 
-def convert(twin: Twin, spec: Specs, implementation: str = "eager") -> PreTrainedModel:
-    return hf_heads.convert(twin.model(implementation), spec, calibration=[twin.inputs()])[0]
+@cache
+def _converted(name: str, method: str, implementation: str) -> PreTrainedModel:
+    twin = TWINS[name]
+    return hf_heads.convert(twin.model(implementation), LOSSY[method], calibration=[twin.inputs()])[0]
+
+
+def convert(name: str, method: str, implementation: str = "eager") -> PreTrainedModel:
+    """A copy of a converted model, which costs less than to convert it again."""
+    return copy.deepcopy(_converted(name, method, implementation))
 
 
 def heads_blocks(model: PreTrainedModel) -> list[HeadsAttention]:
     return [block.module for block in find_blocks(model)]
 
 
-@pytest.mark.parametrize("calibrated", [False, True])
-def test_01_lossless_settings_give_the_hosts_logits(twin: Twin, lossless: Specs, implementation: str, calibrated: bool):
+@pairwise(
+    KIND,
+    name=TWINS.keys(),
+    lossless=LOSSLESS.keys(),
+    implementation=IMPLEMENTATIONS,
+    calibrated=[False, True],
+)
+def test_01_lossless_settings_give_the_hosts_logits(twin: Twin, lossless: str, implementation: str, calibrated: bool):
     model = twin.model(implementation)
     batches = [twin.inputs()] if calibrated else None
-    converted, report = hf_heads.convert(model, lossless, calibration=batches)
+    converted, report = hf_heads.convert(model, LOSSLESS[lossless], calibration=batches)
     assert all(isinstance(module, HeadsAttention) for module in heads_blocks(converted))
     assert converted.config._attn_implementation == implementation
     assert (logits(converted, twin.inputs()) - logits(model, twin.inputs())).abs().max() < 1e-5
     assert all(block.error < 1e-5 for block in report.blocks)
 
 
+@every_method
 def test_01_lossy_settings_change_the_logits_and_eager_agrees_with_sdpa(twin: Twin, method: str):
-    converted = convert(twin, LOSSY[method])
+    converted = convert(twin.name, method)
     eager = logits(converted, twin.inputs())
     converted.set_attn_implementation("sdpa")
     assert (logits(converted, twin.inputs()) - eager).abs().max() < 1e-5
     assert (eager - logits(twin.model(), twin.inputs())).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("model_type", "auto_name"),
-    [(name, auto_name) for name, adapter in ADAPTERS.items() for auto_name in auto_classes(adapter)],
+@pairwise(
+    {"place": lambda place: place[0]},
+    place={
+        f"{name}-{auto_name}": (name, auto_name)
+        for name, adapter in ADAPTERS.items()
+        for auto_name in auto_classes(adapter)
+    },
+    method=KINDS,
 )
-@pytest.mark.parametrize("method", KINDS)
-def test_02_every_auto_class_loads_to_the_bit(model_type: str, auto_name: str, method: str, tmp_path: Path):
+def test_02_every_auto_class_loads_to_the_bit(place: tuple[str, str], method: str, tmp_path: Path):
+    model_type, auto_name = place
     twin = TWINS[model_type]
     native = getattr(ADAPTERS[model_type].modeling, auto_classes(ADAPTERS[model_type])[auto_name])
     model = native(copy.deepcopy(twin.model().config))
@@ -144,17 +167,19 @@ def test_02_every_auto_class_loads_to_the_bit(model_type: str, auto_name: str, m
     assert all(torch.equal(tensor, state[name]) for name, tensor in converted.state_dict().items())
 
 
-def test_02_a_task_class_loads_the_base_models_attention(twin: Twin, method: str, tmp_path: Path):
-    converted = convert(twin, LOSSY[method])
+@every_method
+def test_02_a_task_class_loads_the_base_models_attention(name: str, method: str, tmp_path: Path):
+    converted = convert(name, method)
     converted.save_pretrained(tmp_path)
     base = AutoModel.from_pretrained(tmp_path)
     for ours, theirs in zip(heads_blocks(base), heads_blocks(converted), strict=True):
-        for (name, tensor), (_, wanted) in zip(ours.state_dict().items(), theirs.state_dict().items(), strict=True):
-            assert torch.equal(tensor, wanted), name
+        for (key, tensor), (_, wanted) in zip(ours.state_dict().items(), theirs.state_dict().items(), strict=True):
+            assert torch.equal(tensor, wanted), key
 
 
+@every_method
 def test_03_attentions_come_out_and_sum_to_one(twin: Twin, method: str):
-    converted = convert(twin, LOSSY[method])
+    converted = convert(twin.name, method)
     with torch.no_grad():
         outputs = converted(**twin.inputs(), output_attentions=True)
     kinds = {name: value for name, value in outputs.items() if "attentions" in name}
@@ -165,9 +190,9 @@ def test_03_attentions_come_out_and_sum_to_one(twin: Twin, method: str):
         assert not weights.numel() or (weights.sum(-1) - 1).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("beams", [1, 3])
+@pairwise(KIND, method=LOSSY.keys(), implementation=IMPLEMENTATIONS, beams=[1, 3])
 def test_04_generation_is_the_same_with_every_cache(method: str, implementation: str, beams: int, tmp_path: Path):
-    convert(TWINS["marian"], LOSSY[method]).save_pretrained(tmp_path)
+    convert("marian", method).save_pretrained(tmp_path)
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, attn_implementation=implementation)
     inputs = {name: value for name, value in TWINS["marian"].inputs().items() if not name.startswith("decoder")}
     settings = dict(num_beams=beams, do_sample=False, max_new_tokens=8)
@@ -178,15 +203,17 @@ def test_04_generation_is_the_same_with_every_cache(method: str, implementation:
     assert torch.equal(static, without)
 
 
+@pairwise(KIND, method=LOSSY.keys(), implementation=IMPLEMENTATIONS)
 def test_04_a_causal_decoder_generates_the_same_with_a_cache(method: str, implementation: str):
-    model = convert(TWINS["bert-decoder"], LOSSY[method], implementation)
+    model = convert("bert-decoder", method, implementation)
     inputs = {"input_ids": TWINS["bert-decoder"].inputs()["input_ids"][:, :4]}
     settings = dict(do_sample=False, max_new_tokens=6, pad_token_id=0)
     assert torch.equal(model.generate(**inputs, **settings), model.generate(**inputs, **settings, use_cache=False))
 
 
+@every_method_and_implementation
 def test_05_every_parameter_gets_a_finite_gradient(twin: Twin, method: str, implementation: str):
-    converted = convert(twin, LOSSY[method], implementation).train()
+    converted = convert(twin.name, method, implementation).train()
     converted(**twin.inputs())[0].square().mean().backward()
     for module in heads_blocks(converted):
         for name, parameter in module.named_parameters():
@@ -196,24 +223,31 @@ def test_05_every_parameter_gets_a_finite_gradient(twin: Twin, method: str, impl
             assert not parameter.numel() or dropped or parameter.grad.abs().max() > 0, name
 
 
-def checkpoint(twin: Twin, folder: Path) -> Source:
-    twin.model().save_pretrained(folder)
-    return Source(str(folder), folder)
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("contract")
 
 
-def calibration(twin: Twin) -> CalibrationChoice:
-    """Made data; a decoder that nobody feeds has no calibration data for its cross-attention."""
-    return CalibrationChoice("none") if twin.name == "bert-decoder" else CalibrationChoice(samples=24)
+def checkpoint(twin: Twin, method: str, folder: Path) -> tuple[Path, Path]:
+    """The folders of a saved twin and of what it is converted into, each made when it is first asked for."""
+    source, output = folder / twin.name, folder / f"{twin.name}-{method}"
+    if not source.exists():
+        twin.model().save_pretrained(source)
+    if not output.exists():
+        # Made data; a decoder that nobody feeds has no calibration data for its cross-attention.
+        data = CalibrationChoice("none") if twin.name == "bert-decoder" else CalibrationChoice(samples=24)
+        convert_checkpoint(Source(str(source), source), LOSSY[method], output, calibration=data)
+    return source, output
 
 
-def test_06_converting_twice_gives_identical_bytes(twin: Twin, method: str, tmp_path: Path):
-    source = checkpoint(twin, tmp_path / "source")
-    for name in ("one", "two"):
-        convert_checkpoint(source, LOSSY[method], tmp_path / name, calibration=calibration(twin))
+@every_method
+def test_06_converting_twice_gives_identical_bytes(twin: Twin, method: str, folders: Path, tmp_path: Path):
+    (_, one), (_, two) = (checkpoint(twin, method, folder) for folder in (folders, tmp_path))
     for file in ("model.safetensors", "config.json"):
-        assert filecmp.cmp(tmp_path / "one" / file, tmp_path / "two" / file, shallow=False)
+        assert filecmp.cmp(one / file, two / file, shallow=False)
 
 
+@every_method
 def test_07_the_parameter_count_is_the_specs_formula(twin: Twin, method: str):
     converted, report = hf_heads.convert(twin.model(), LOSSY[method])
     for block, row in zip(find_blocks(converted), report.blocks, strict=True):
@@ -224,7 +258,7 @@ def test_07_the_parameter_count_is_the_specs_formula(twin: Twin, method: str):
     assert report.model_parameters == sum(parameter.numel() for parameter in converted.parameters())
 
 
-@pytest.mark.parametrize("calibrated", [False, True])
+@pairwise(KIND, name=TWINS.keys(), method=LOSSY.keys(), calibrated=[False, True])
 def test_08_the_source_model_is_unchanged(twin: Twin, method: str, calibrated: bool):
     model = twin.model().train()
     before = copy.deepcopy(model.state_dict())
@@ -237,16 +271,18 @@ def test_08_the_source_model_is_unchanged(twin: Twin, method: str, calibrated: b
     assert not mine & {parameter.data_ptr() for parameter in model.parameters()}
 
 
+@every_method_and_implementation
 def test_09_bfloat16_is_finite(twin: Twin, method: str, implementation: str):
-    converted = convert(twin, LOSSY[method], implementation).to(torch.bfloat16)
+    converted = convert(twin.name, method, implementation).to(torch.bfloat16)
     inputs = {
         name: value.to(torch.bfloat16) if value.is_floating_point() else value for name, value in twin.inputs().items()
     }
     assert torch.isfinite(logits(converted, inputs)).all()
 
 
+@every_method
 def test_10_training_from_scratch_starts_finite_and_not_constant(twin: Twin, method: str):
-    converted = convert(twin, LOSSY[method])
+    converted = convert(twin.name, method)
     fresh = type(converted)._from_config(copy.deepcopy(converted.config)).eval()
     found = logits(fresh, twin.inputs())
     assert torch.isfinite(found).all()
@@ -258,10 +294,9 @@ def test_10_training_from_scratch_starts_finite_and_not_constant(twin: Twin, met
                 assert 0 < parameter.std() < 2, name
 
 
-def test_11_every_tensor_outside_the_attention_is_the_originals(twin: Twin, method: str, tmp_path: Path):
-    source = checkpoint(twin, tmp_path / "source")
-    convert_checkpoint(source, LOSSY[method], tmp_path / "out", calibration=calibration(twin))
-    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("source", "out"))
+@every_method
+def test_11_every_tensor_outside_the_attention_is_the_originals(twin: Twin, method: str, folders: Path):
+    before, after = (load_file(folder / "model.safetensors") for folder in checkpoint(twin, method, folders))
     attention = ("query", "key", "value", "q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "attention.output.dense")
     outside = {name for name in before if not any(f"{part}." in name for part in attention)}
     assert len(outside) > 10
@@ -284,6 +319,7 @@ def test_11_every_tensor_outside_the_attention_is_the_originals(twin: Twin, meth
     assert rest <= set(before)  # what stays of the attention kept its names
 
 
+@pytest.mark.parametrize("name", TWINS)
 def test_the_record_computes_what_the_host_computes(twin: Twin):
     """The formula of `DenseAttention`, written out, against the host's own attention module."""
     model = twin.model()

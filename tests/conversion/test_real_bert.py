@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,11 +52,14 @@ def test_lossless_to_a_hundred_thousandth(model: PreTrainedModel, source, spec: 
     assert (embed(converted, source) - embed(model, source)).abs().max() < 1e-5
 
 
-def test_the_recipe_does_what_it_says(source, model: PreTrainedModel, tmp_path: Path):
+@pytest.mark.parametrize("samples", [48, pytest.param(None, id="all", marks=pytest.mark.full)])
+def test_the_recipe_does_what_it_says(source, model: PreTrainedModel, samples: int | None, tmp_path: Path):
+    """With a tenth of its calibration data by default; `make demo` takes all."""
     recipe = load_recipe(Path("conversions/all-MiniLM-L6-v2-collab-96.toml"))
+    calibration = recipe.calibration if samples is None else replace(recipe.calibration, samples=samples)
     assert resolve_source(recipe.source).folder == source.folder
     output = tmp_path / "out"
-    convert_checkpoint(source, recipe.specs, output, calibration=recipe.calibration, recipe=recipe.text)
+    convert_checkpoint(source, recipe.specs, output, calibration=calibration, recipe=recipe.text)
     verdict = verify(output, expect=recipe.expect)
     assert not verdict.failures
     converted = AutoModel.from_pretrained(output)

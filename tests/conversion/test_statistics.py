@@ -19,7 +19,7 @@ from hf_heads.hosts.blocks import find_blocks
 from hf_heads.hosts.reading import read_host
 from hf_heads.modeling.blocks import share_weights
 from hf_heads.modeling.classes import adopt
-from tests.conftest import save_tokenizer
+from tests.support.tokenizers import save_image_processor, save_marian_tokenizer, save_tokenizer
 from tests.support.twins import TWINS, WIDTH
 
 
@@ -173,9 +173,7 @@ def test_data_made_from_nothing(name: str, tmp_path: Path):
 def test_a_folder_of_images_and_a_parquet_of_images(tmp_path: Path):
     model = TWINS["vit"].model()
     model.save_pretrained(tmp_path / "model")
-    (tmp_path / "model" / "preprocessor_config.json").write_text(
-        '{"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}}'
-    )
+    save_image_processor(tmp_path / "model")
     (tmp_path / "images").mkdir()
     for index in range(12):
         Image.new("RGB", (20, 24), (index * 20, 40, 90)).save(tmp_path / "images" / f"{index}.png")
@@ -191,8 +189,6 @@ def test_a_folder_of_images_and_a_parquet_of_images(tmp_path: Path):
 
 
 def test_pairs_for_translation(tmp_path: Path):
-    from tests.test_examples import save_marian_tokenizer
-
     model = TWINS["marian"].model()
     save_marian_tokenizer(tmp_path)
     file = tmp_path / "pairs.jsonl"

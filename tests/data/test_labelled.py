@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
 import torch
-from PIL import Image
-from tests.test_examples import save_image_processor, save_marian_tokenizer
 from transformers import (
     AutoTokenizer,
     BertForMaskedLM,
@@ -33,65 +29,19 @@ from transformers import (
 import hf_heads
 from hf_heads import CollabSpec, HeadsError
 from hf_heads.data.labelled import kind_of, load_labelled
-from tests.conftest import save_tokenizer
-from tests.support.twins import TWINS, bert_config, marian_config, randomize, vit_config
-
-PAD, UNK, CLS, SEP, MASK, WORD0 = 0, 1, 2, 3, 4, 5
-Write = Callable[..., str]
-
-
-def classifier(num_labels: int = 3, **changes: Any) -> PreTrainedModel:
-    model = BertForSequenceClassification(bert_config(num_labels=num_labels, **changes))
-    randomize(model)
-    return model.eval()
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    """Rows as a .jsonl file, beside a folder `model` with a tokenizer."""
-    save_tokenizer(tmp_path / "model")
-
-    def rows(*rows: dict[str, Any]) -> str:
-        file = tmp_path / "data.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return str(file)
-
-    return rows
-
-
-@pytest.fixture(autouse=True)
-def no_naps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`datasets` sleeps for 5 s after every parquet file, lest the process ends before Arrow's threads."""
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
-
-
-def words(*numbers: int) -> str:
-    return " ".join(f"word{number}" for number in numbers)
-
-
-def ids(*numbers: int) -> list[int]:
-    return [CLS, *(WORD0 + number for number in numbers), SEP]
-
-
-def by_first_word(batches: list[dict[str, torch.Tensor]], place: int = 1) -> dict[int, Any]:
-    """The label of every example by the number of its first word."""
-    return {
-        int(row[place]) - WORD0: label
-        for batch in batches
-        for row, label in zip(batch["input_ids"], batch["labels"].tolist(), strict=True)
-    }
-
-
-def check_loss(model: PreTrainedModel, batches: list[dict[str, torch.Tensor]]) -> None:
-    for batch in batches:
-        with torch.no_grad():
-            assert torch.isfinite(model(**batch).loss)
-
-
-def check_same(one: list[dict[str, torch.Tensor]], other: list[dict[str, torch.Tensor]]) -> None:
-    assert len(one) == len(other)
-    for left, right in zip(one, other, strict=True):
-        assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+from tests.support.labelled import (
+    PAD,
+    WORD0,
+    Write,
+    by_first_word,
+    check_loss,
+    check_same,
+    classifier,
+    ids,
+    words,
+)
+from tests.support.tokenizers import save_tokenizer
+from tests.support.twins import bert_config, marian_config, vit_config
 
 
 def test_the_kind_is_that_of_the_class():
@@ -304,158 +254,3 @@ def test_batches_hold_similar_lengths_and_as_many_examples_as_asked_for(write: W
         torch.cat([batch["labels"] for batch in other]).tolist()
         != torch.cat([batch["labels"] for batch in batches]).tolist()
     )
-
-
-# Classes of images.
-
-
-def save_images(folder: Path) -> None:
-    """Two folders of images: 20 red dogs, 20 blue cats."""
-    for name, colour in (("dog", (250, 0, 0)), ("cat", (0, 0, 250))):
-        (folder / name).mkdir(parents=True)
-        for index in range(20):
-            Image.new("RGB", (20, 24), colour).save(folder / name / f"{index}.png")
-
-
-def test_images_in_folders_are_labelled_by_the_folders(tmp_path: Path):
-    model = TWINS["vit"].model()
-    save_image_processor(tmp_path)
-    save_images(tmp_path / "images")
-    batches = load_labelled(str(tmp_path / "images"), model, tmp_path, samples=36)
-    assert [set(batch) for batch in batches] == [{"pixel_values", "labels"}] * 2
-    assert [tuple(batch["pixel_values"].shape) for batch in batches] == [(32, 3, 16, 16), (4, 3, 16, 16)]
-    for batch in batches:
-        red = batch["pixel_values"][:, 0, 0, 0] > batch["pixel_values"][:, 2, 0, 0]
-        assert torch.equal(batch["labels"], red.long())  # in alphabetical order: cat, dog
-    check_loss(model, batches)
-    check_same(batches, load_labelled(str(tmp_path / "images"), model, tmp_path, samples=36))
-    model.config.label2id = {"dog": 3, "cat": 4}
-    for batch in load_labelled(str(tmp_path / "images"), model, tmp_path):
-        red = batch["pixel_values"][:, 0, 0, 0] > batch["pixel_values"][:, 2, 0, 0]
-        assert torch.equal(batch["labels"], torch.where(red, 3, 4))
-
-
-def test_images_in_a_table(tmp_path: Path):
-    model = TWINS["vit"].model()
-    save_image_processor(tmp_path)
-    save_images(tmp_path / "images")
-    paths = [str(path) for path in sorted((tmp_path / "images").rglob("*.png"))]  # cats first
-    columns = {"picture": paths, "other": paths, "caption": ["x"] * 40, "species": [4] * 20 + [2] * 20}
-    table = datasets.Dataset.from_dict(columns)
-    table = table.cast_column("picture", datasets.Image()).cast_column("other", datasets.Image())
-    source = str(tmp_path / "images.parquet")
-    table.to_parquet(source)
-    with pytest.raises(HeadsError, match="has 2 image columns; name one with --columns"):
-        load_labelled(source, model, tmp_path)
-    batches = load_labelled(source, model, tmp_path, columns=["picture"])
-    for batch in batches:
-        red = batch["pixel_values"][:, 0, 0, 0] > batch["pixel_values"][:, 2, 0, 0]
-        assert torch.equal(batch["labels"], torch.where(red, 2, 4))
-    check_loss(model, batches)
-    with pytest.raises(HeadsError, match=r"column 'caption' .* holds no image"):
-        load_labelled(source, model, tmp_path, columns=["caption"])
-    table.remove_columns("species").to_parquet(source)
-    with pytest.raises(HeadsError, match="has no label column"):
-        load_labelled(source, model, tmp_path)
-    (tmp_path / "preprocessor_config.json").unlink()
-    with pytest.raises(HeadsError, match="no image processor"):
-        load_labelled(str(tmp_path / "images"), model, tmp_path)
-
-
-# Language models.
-
-
-def test_masked_models_learn_the_masked_tokens(write: Write, tmp_path: Path):
-    lengths = [1, 3, 10, 20, 34]
-    model = TWINS["bert"].model()
-    source = write(*({"text": words(*range(length), 999), "label": 1} for length in lengths))  # word999 is unknown
-    batches = load_labelled(source, model, tmp_path / "model")
-    (batch,) = batches
-    assert set(batch) == {"input_ids", "attention_mask", "labels"}
-    for length, inputs, labels in zip(lengths, batch["input_ids"], batch["labels"], strict=True):
-        chosen = labels != -100
-        assert chosen.sum() == max(1, round(0.15 * length))
-        assert torch.equal(inputs == MASK, chosen)
-        original = torch.where(chosen, labels, inputs).tolist()
-        assert original[: length + 3] == [*ids(*range(length))[:-1], UNK, SEP]
-        assert set(original[length + 3 :]) <= {PAD}
-    check_loss(model, batches)
-    check_same(batches, load_labelled(source, model, tmp_path / "model"))
-    (other,) = load_labelled(source, model, tmp_path / "model", seed=1)
-    assert not torch.equal(other["labels"], batch["labels"])
-
-
-def test_masked_models_need_a_mask_and_something_to_mask(write: Write, tmp_path: Path):
-    model = TWINS["bert"].model()
-    source = write({"text": "unknown things"}, {"text": words(1)})
-    (batch,) = load_labelled(source, model, tmp_path / "model")
-    assert batch["input_ids"].tolist() == [[CLS, MASK, SEP]] and batch["labels"].tolist() == [[-100, WORD0 + 1, -100]]
-    with pytest.raises(HeadsError, match=r"no text of .* has enough tokens for 'BertForMaskedLM'"):
-        load_labelled(write({"text": "unknown things"}), model, tmp_path / "model")
-    with pytest.raises(HeadsError, match="takes its labels from the texts; leave out the label column 'text'"):
-        load_labelled(source, model, tmp_path / "model", label="text")
-    save_marian_tokenizer(tmp_path)
-    with pytest.raises(HeadsError, match="has no mask token"):
-        load_labelled(source, model, tmp_path)
-
-
-def test_causal_models_learn_their_inputs(write: Write, tmp_path: Path):
-    model = BertLMHeadModel(bert_config(is_decoder=True))
-    batches = load_labelled(write({"text": words(1)}, {"text": words(2, 3, 4)}), model, tmp_path / "model")
-    (batch,) = batches
-    assert set(batch) == {"input_ids", "attention_mask", "labels"}
-    assert batch["input_ids"].tolist() == [[*ids(1), PAD, PAD], ids(2, 3, 4)]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1] * 5]
-    assert batch["labels"].tolist() == [[*ids(1), -100, -100], ids(2, 3, 4)]
-    check_loss(model, batches)
-    check_loss(TWINS["bert-decoder"].model(), batches)
-
-
-def test_causal_models_learn_nothing_from_single_tokens(write: Write, tmp_path: Path):
-    file = tmp_path / "model" / "tokenizer.json"
-    settings = json.loads(file.read_text())
-    settings["post_processor"] = None
-    file.write_text(json.dumps(settings))
-    model = BertLMHeadModel(bert_config(is_decoder=True))
-    (batch,) = load_labelled(write({"text": words(1)}, {"text": words(2, 3)}), model, tmp_path / "model")
-    assert batch["labels"].tolist() == [[WORD0 + 2, WORD0 + 3]]
-    with pytest.raises(HeadsError, match=r"no text of .* has enough tokens for 'BertLMHeadModel'"):
-        load_labelled(write({"text": words(1)}), model, tmp_path / "model")
-
-
-def test_translation_models_learn_the_targets(write: Write, tmp_path: Path):
-    model = TWINS["marian"].model()
-    save_marian_tokenizer(tmp_path)
-    rows = [{"id": 1, "en": "one", "de": "eins zwei"}, {"id": 2, "en": "one two three", "de": "eins"}]
-    source = write(*rows, {"id": 3, "en": "one", "de": ""})
-    batches = load_labelled(source, model, tmp_path)
-    (batch,) = batches
-    decoder = {"decoder_input_ids", "decoder_attention_mask"}
-    assert set(batch) == {"input_ids", "attention_mask", "labels"} | decoder
-    labels, inputs, mask = batch["labels"], batch["decoder_input_ids"], batch["decoder_attention_mask"]
-    assert labels.shape == inputs.shape == mask.shape
-    assert (batch["attention_mask"][0] == 0).any() and (labels[1] == -100).any()
-    for row in range(2):
-        length = int((labels[row] != -100).sum())
-        assert labels[row, length - 1] == model.config.eos_token_id and (labels[row, length:] == -100).all()
-        assert inputs[row, 0] == model.config.decoder_start_token_id
-        assert torch.equal(inputs[row, 1:length], labels[row, : length - 1])
-        assert mask[row, :length].all() and not mask[row, length + 1 :].any()
-    check_loss(model, batches)
-    named = load_labelled(source, model, tmp_path, columns=["en", "de"])
-    check_same(named, batches)
-    unmasked = {name: value for name, value in batch.items() if name not in decoder}
-    with torch.no_grad():  # the model shifts the labels into the same decoder inputs, padding aside
-        assert torch.allclose(model(**unmasked).loss, model(**batch).loss)
-
-
-def test_translation_models_need_both_texts(write: Write, tmp_path: Path):
-    model = TWINS["marian"].model()
-    save_marian_tokenizer(tmp_path)
-    for row, message in (
-        ({"en": "one"}, "source and target texts; name both with --columns a,b"),
-        ({"en": "one", "de": "eins", "fr": "un"}, "3 text columns; name source and target with --columns a,b"),
-        ({"en": "one", "de": ""}, "no row of .* has texts in both columns, en and de"),
-    ):
-        with pytest.raises(HeadsError, match=message):
-            load_labelled(write(row, row), model, tmp_path)

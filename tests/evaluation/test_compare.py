@@ -7,7 +7,6 @@ import io
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,9 +20,9 @@ from hf_heads import CollabSpec, MgkSpec, PrunedSpec
 from hf_heads.evaluation.drift import measure_closely, measure_drift, neighbour_overlap
 from hf_heads.evaluation.record import FORMAT, read_comparison
 from hf_heads.hosts.blocks import find_blocks
-from tests.cli.test_cli import Run, check_refused, leftovers
-from tests.conftest import save_tokenizer
-from tests.examples.test_examples import save_image_processor, save_marian_tokenizer
+from tests.support.cli import Run, check_refused, leftovers
+from tests.support.files import save_checkpoint, write_rows
+from tests.support.tokenizers import save_image_processor, save_marian_tokenizer
 from tests.support.twins import HEADS, LAYERS, TWINS, WIDTH, bert_config, randomize
 
 FAST = ("--lengths", 8, "--batches", 2, "--seconds", 0, "--resamples", 50)
@@ -31,22 +30,17 @@ FAST = ("--lengths", 8, "--batches", 2, "--seconds", 0, "--resamples", 50)
 
 @pytest.fixture
 def embedder(tmp_path: Path) -> Path:
-    folder = tmp_path / "embedder"
     model = BertModel(bert_config())
     randomize(model, seed=1)
-    model.save_pretrained(folder)
-    save_tokenizer(folder)
-    return folder
+    return save_checkpoint(model, tmp_path / "embedder")
 
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
-    path = tmp_path / "pairs.jsonl"
     rows = [
         {"a": f"word{i} word{2 * i}", "b": f"word{2 * i} word{i // 3} word7", "score": (i * 7) % 11} for i in range(30)
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_rows(tmp_path / "pairs.jsonl", rows)
 
 
 def converted(run: Run, source: Path, name: str, *arguments: object) -> Path:
@@ -183,20 +177,15 @@ def test_formats_and_what_is_left_out(run: Run, embedder: Path, pairs: Path, tmp
 
 
 def test_compare_translations_and_images(run: Run, tmp_path: Path):
-    marian = tmp_path / "marian"
-    TWINS["marian"].model().save_pretrained(marian)
-    save_marian_tokenizer(marian)
-    pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text("".join(json.dumps({"a": f"word{i} word3", "b": f"word{i}"}) + "\n" for i in range(6)))
+    marian = save_checkpoint(TWINS["marian"].model(), tmp_path / "marian", save_marian_tokenizer)
+    pairs = write_rows(tmp_path / "pairs.jsonl", ({"a": f"word{i} word3", "b": f"word{i}"} for i in range(6)))
     half = converted(run, marian, "half", "pruned", "--keep", 0.5)
     found = run("compare", marian, half, "--data", pairs, *FAST, "--json")
     assert found.code == 0, found.err
     assert found.json["metric"]["name"] == "bleu" and "sacrebleu" in found.json["versions"]
     assert [cell["batch"] for cell in found.json["models"][1]["generation"]] == [2]
     assert {block["kind"] for block in found.json["models"][0]["blocks"]} == {"self", "causal", "cross"}
-    vit = tmp_path / "vit"
-    TWINS["vit"].model().save_pretrained(vit)
-    save_image_processor(vit)
+    vit = save_checkpoint(TWINS["vit"].model(), tmp_path / "vit", save_image_processor)
     merged = converted(run, vit, "merged", "mgk", "--merge", 2)
     found = run("compare", vit, merged, "--batches", 1, "--seconds", 0, "--json")
     assert found.code == 0, found.err
@@ -207,21 +196,14 @@ def test_compare_translations_and_images(run: Run, tmp_path: Path):
     assert 0 <= record["models"][1]["drift"]["agreement"] <= 1
 
 
-def saved(folder: Path, model: Any) -> Path:
-    model.save_pretrained(folder)
-    save_tokenizer(folder)
-    return folder
-
-
 def test_what_compare_refuses(run: Run, embedder: Path, pairs: Path, tmp_path: Path):
     half = converted(run, embedder, "half", "pruned", "--keep", 0.5)
     config = bert_config()
     config.hidden_size = 16
-    narrow = saved(tmp_path / "narrow", BertModel(config))
-    headed = saved(tmp_path / "headed", BertForMaskedLM(bert_config()))
-    vit = saved(tmp_path / "vit", TWINS["vit"].model())
-    plain = tmp_path / "plain.jsonl"
-    plain.write_text('{"text": "word1 word2"}\n' * 4)
+    narrow = save_checkpoint(BertModel(config), tmp_path / "narrow")
+    headed = save_checkpoint(BertForMaskedLM(bert_config()), tmp_path / "headed")
+    vit = save_checkpoint(TWINS["vit"].model(), tmp_path / "vit")
+    plain = write_rows(tmp_path / "plain.jsonl", [{"text": "word1 word2"}] * 4)
     exists = tmp_path / "there.json"
     exists.write_text("{}")
     before = leftovers(tmp_path)

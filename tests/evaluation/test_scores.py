@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from hf_heads.evaluation import scores as task_scores
 from hf_heads.evaluation.metrics import average_ranks, bleu, perplexity, spearman
 from hf_heads.evaluation.scores import ngram_counts
 from hf_heads.evaluation.tasks import Task, make_task
-from tests.conftest import save_tokenizer
+from tests.support.files import write_rows
+from tests.support.tokenizers import save_tokenizer
 from tests.support.twins import TWINS, bert_config, randomize
 
 HYPOTHESES = ["the cat sat on the mat today", "a dog", "", "rain fell on the old town, and on us", "yes"]
@@ -36,8 +36,7 @@ REFERENCES = [
 
 
 def rows(path: Path, *entries: dict[str, Any]) -> str:
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    return str(path)
+    return str(write_rows(path, entries))
 
 
 def task(

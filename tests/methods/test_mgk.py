@@ -20,7 +20,9 @@ from hf_heads.hosts.blocks import find_blocks
 from hf_heads.hosts.reading import read_host
 from hf_heads.methods.mgk.attention import MgkAttention
 from hf_heads.methods.mgk.conversion import match_heads
-from tests.support.twins import HEADS, TWINS, WIDTH, bert_config, logits, randomize
+from tests.support.attention import block_inputs
+from tests.support.matrix import pairwise
+from tests.support.twins import HEADS, TWINS, WIDTH, bert_config, fit, logits, randomize
 
 DIM = WIDTH // HEADS
 SETTINGS = [
@@ -98,43 +100,31 @@ def naive(module: MgkAttention, x: Tensor, y: Tensor, allowed: Tensor) -> Tensor
     return torch.stack(contexts, 1)
 
 
-@pytest.mark.parametrize("spec", SETTINGS, ids=name_of)
-@pytest.mark.parametrize("implementation", ["eager", "sdpa", "fused"])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.float64, 1e-6)])
-@pytest.mark.parametrize("name", ["bert", "bert-decoder", "vit", "marian"])
+@pairwise(
+    name=TWINS.keys(),
+    spec={name_of(spec): spec for spec in SETTINGS},
+    implementation=["eager", "sdpa", "fused"],
+    precision={"float32": (torch.float32, 5e-6), "float64": (torch.float64, 1e-6)},
+)
 @torch.no_grad()
 def test_what_is_computed_is_the_papers_formula(
     name: str,
     spec: MgkSpec,
     implementation: str,
-    dtype: torch.dtype,
-    tolerance: float,
+    precision: tuple[torch.dtype, float],
     monkeypatch: pytest.MonkeyPatch,
 ):
+    dtype, tolerance = precision
     monkeypatch.setattr(mixture, "_LONG", 0 if implementation == "fused" else 10**6)
     model = made(name, spec, "sdpa" if implementation == "fused" else implementation).to(dtype)
-    generator = torch.Generator().manual_seed(5)
-    x, y = (torch.randn(2, length, WIDTH, generator=generator, dtype=dtype) for length in (5, 7))
-    padding = torch.ones(2, 1, 7, dtype=torch.bool)
-    padding[1, :, 5:] = False
-    for block in find_blocks(model):
-        module = block.module
-        memory = y if block.kind == "cross" else x
-        allowed = padding[..., : memory.shape[1]]
-        if block.kind == "causal":
-            allowed = allowed & torch.ones(5, 5, dtype=torch.bool).tril()
-        mask = allowed[:, None]
-        additive = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
-        wanted = naive(module, x, memory, allowed).transpose(1, 2).flatten(2).to(dtype)
-        inputs = {block.site.memory: memory} if block.kind == "cross" else {}
-        for one in (additive,) if implementation == "eager" else (mask, additive):
-            found = module(x, attention_mask=one, **inputs)[0]
-            expected = block.output(wanted) if block.site.output_inside else wanted
-            assert (found - expected).abs().max() < tolerance
-        if block.kind != "causal":  # without any mask
-            wanted = naive(module, x, memory, torch.ones(1, dtype=torch.bool)).transpose(1, 2).flatten(2).to(dtype)
-            found = module(x, **inputs)[0]
-            assert (found - (block.output(wanted) if block.site.output_inside else wanted)).abs().max() < tolerance
+    for given in block_inputs(model, dtype):
+        module = given.block.module
+        wanted = given.expected(naive(module, given.x, given.memory, given.allowed))
+        for mask in (given.additive,) if implementation == "eager" else (given.boolean, given.additive):
+            assert (given.output(mask) - wanted).abs().max() < tolerance
+        if given.block.kind != "causal":  # without any mask
+            wanted = given.expected(naive(module, given.x, given.memory, torch.ones(1, dtype=torch.bool)))
+            assert (given.output(None) - wanted).abs().max() < tolerance
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa", "fused"])
@@ -332,20 +322,15 @@ def test_fine_tuning_from_the_exact_start_trains_and_separates_the_keys(kind: st
     model = model.to(dtype).train()
     module = find_blocks(model)[0].module
 
+    @torch.no_grad()
     def apart() -> float:
         inputs = torch.randn(1, 9, WIDTH, generator=torch.Generator().manual_seed(0)).to(dtype)
         keys = module.components_of(module.project_memory(inputs)[0]).float()
         return float((keys[:, :, 0] - keys[:, :, 1]).norm() / keys.norm())
 
-    before, inputs, losses = apart(), twin.inputs(), []
+    before = apart()
     shifts = module.shifts.detach().clone() if kind == "smgk" else None
-    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
-    for _ in range(60):
-        loss = model(**inputs, labels=inputs["input_ids"]).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = fit(model, twin.inputs(), steps=60, learning_rate=5e-3)
     assert all(loss == loss for loss in losses)
     assert losses[-1] < 0.5 * losses[0]
     if shifts is None:

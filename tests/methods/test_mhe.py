@@ -17,7 +17,9 @@ from hf_heads.core.dense import AttentionShape
 from hf_heads.core.grouping import balanced_groups, captured_energy
 from hf_heads.hosts.blocks import find_blocks
 from hf_heads.methods.mhe import MheAttention
-from tests.support.twins import HEADS, TWINS, WIDTH, bert_config, logits, randomize, vit_config
+from tests.support.attention import block_inputs
+from tests.support.matrix import pairwise
+from tests.support.twins import HEADS, TWINS, WIDTH, bert_config, fit, logits, randomize, vit_config
 
 DIM = WIDTH // HEADS
 SETTINGS = [
@@ -28,6 +30,10 @@ SETTINGS = [
     MheSpec(variant="add", groups=2),
     MheSpec(variant="add", groups_qk=4, groups_v=2),
 ]
+
+
+def name_of(spec: MheSpec) -> str:
+    return "-".join(str(value) for name, value in spec.to_config().items() if name != "method")
 
 
 def made(name: str, spec: MheSpec, implementation: str) -> PreTrainedModel:
@@ -62,33 +68,22 @@ def naive(module: MheAttention, x: Tensor, y: Tensor, allowed: Tensor, drop: Ten
     return torch.stack(contexts, 1)
 
 
-@pytest.mark.parametrize("spec", SETTINGS, ids=lambda spec: str(spec.to_config()))
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-@pytest.mark.parametrize("name", ["bert", "bert-decoder", "vit", "marian"])
+@pairwise(
+    {"spec": lambda spec: spec.variant},
+    name=TWINS.keys(),
+    spec={name_of(spec): spec for spec in SETTINGS},
+    implementation=["eager", "sdpa"],
+)
 @torch.no_grad()
 def test_what_is_computed_is_the_papers_formula(name: str, spec: MheSpec, implementation: str):
     model = made(name, spec, implementation)
-    generator = torch.Generator().manual_seed(5)
-    x, y = (torch.randn(2, length, WIDTH, generator=generator) for length in (5, 7))
-    padding = torch.ones(2, 1, 7, dtype=torch.bool)
-    padding[1, :, 5:] = False
-    for block in find_blocks(model):
-        module = block.module
-        memory = y if block.kind == "cross" else x
-        allowed = padding[..., : memory.shape[1]]
-        if block.kind == "causal":
-            allowed = allowed & torch.ones(5, 5, dtype=torch.bool).tril()
-        mask = allowed[:, None]
-        additive = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
-        wanted = naive(module, x, memory, allowed).transpose(1, 2).flatten(2)
-        inputs = {block.site.memory: memory} if block.kind == "cross" else {}
-        for one in (mask, additive) if implementation == "sdpa" else (additive,):
-            found = module(x, attention_mask=one, **inputs)[0]
-            expected = block.output(wanted) if block.site.output_inside else wanted
-            assert (found - expected).abs().max() < 1e-5
+    for given in block_inputs(model):
+        wanted = given.expected(naive(given.block.module, given.x, given.memory, given.allowed))
+        for mask in (given.additive,) if implementation == "eager" else (given.boolean, given.additive):
+            assert (given.output(mask) - wanted).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("spec", SETTINGS, ids=lambda spec: str(spec.to_config()))
+@pytest.mark.parametrize("spec", SETTINGS, ids=name_of)
 def test_attention_dropout_means_what_it_means_in_the_paper(spec: MheSpec, monkeypatch: pytest.MonkeyPatch):
     """In training, dropped weights take their share of the value embedding with them."""
     model = made("bert", spec, "eager").train()
@@ -234,16 +229,8 @@ def test_it_trains_from_scratch_and_its_embeddings_move():
     fresh = type(model)._from_config(copy.deepcopy(model.config)).train()
     module = find_blocks(fresh)[0].module
     before = module.query_embedding.detach().clone()
-    losses: list[float] = []
     assert 0.005 < before.std() < 0.05
-    optimizer = torch.optim.Adam(fresh.parameters(), 1e-2)
-    inputs = TWINS["bert"].inputs()
-    for _ in range(30):
-        loss = fresh(**inputs, labels=inputs["input_ids"]).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = fit(fresh, TWINS["bert"].inputs(), steps=30, learning_rate=1e-2)
     assert losses[-1] < 0.5 * losses[0]
     assert (module.query_embedding - before).abs().max() > 1e-3
     assert sum(p.numel() for p in module.parameters()) == module.spec.parameters(module.shape) - WIDTH * (WIDTH + 1)

@@ -16,17 +16,18 @@ from hf_heads.attention.module import HeadsAttention
 from hf_heads.hosts.blocks import find_blocks
 from hf_heads.hosts.reading import read_host
 from hf_heads.modeling.blocks import block_shape
+from tests.support.matrix import each, pairwise
 from tests.support.twins import HEADS, TWINS, WIDTH, Twin, logits
 
 
-@pytest.fixture(params=TWINS)
-def twin(request: pytest.FixtureRequest) -> Twin:
-    return TWINS[request.param]
+@pytest.fixture
+def twin(name: str) -> Twin:
+    return TWINS[name]
 
 
-@pytest.fixture(params=["eager", "sdpa"])
-def implementation(request: pytest.FixtureRequest) -> str:
-    return request.param
+IMPLEMENTATIONS = ("eager", "sdpa")
+every_twin = pytest.mark.parametrize("name", TWINS)
+each_implementation = each(name=TWINS.keys(), implementation=IMPLEMENTATIONS)
 
 
 KEPT = ((1, 3), (), (0,), (0, 1, 2))  # one after the other for the blocks of a model
@@ -42,6 +43,7 @@ def mask_of(chosen: dict[str, PrunedSpec]) -> dict[str, torch.Tensor]:
     }
 
 
+@each_implementation
 def test_removing_heads_is_masking_them(twin: Twin, implementation: str, tmp_path: Path):
     model = twin.model(implementation)
     chosen = specs(model)
@@ -68,6 +70,7 @@ def test_removing_heads_is_masking_them(twin: Twin, implementation: str, tmp_pat
         }
 
 
+@every_twin
 def test_a_mask_multiplies_the_attention_weights(twin: Twin):
     """The formula of a masked block, written out, against the model's own block within the mask."""
     model = twin.model()
@@ -88,25 +91,26 @@ def test_a_mask_multiplies_the_attention_weights(twin: Twin):
         assert (found - wanted).abs().max() < 1e-5
 
 
+@each_implementation
 def test_masks_can_be_differentiated_nested_and_given_for_every_example(twin: Twin, implementation: str):
     model, inputs = twin.model(implementation), twin.inputs()
     blocks = find_blocks(model)
     examples = 3
     mask = torch.rand(examples, HEADS, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    name = blocks[-1].name
-    with head_mask(model, {name: mask}):
+    last = blocks[-1].name
+    with head_mask(model, {last: mask}):
         found = model(**inputs)[0]
     (gradient,) = torch.autograd.grad(found.square().mean(), mask)
     assert (gradient.abs() > 0).all()
     for example in range(examples):
-        with torch.no_grad(), head_mask(model, {name: mask[example].detach()}):
+        with torch.no_grad(), head_mask(model, {last: mask[example].detach()}):
             assert (model(**inputs)[0][example] - found[example]).abs().max() < 1e-5
     half = torch.full((len(blocks), HEADS), 0.5)
     with head_mask(model, half), head_mask(model, torch.full((HEADS,), 2.0)):
         assert (logits(model, inputs) - logits(twin.model(implementation), inputs)).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("method", [CollabSpec(rank=10), PrunedSpec(kept=(0, 2))])
+@pairwise(name=TWINS.keys(), method={"collab": CollabSpec(rank=10), "pruned": PrunedSpec(kept=(0, 2))})
 def test_converted_models_can_be_masked_as_well(twin: Twin, method: hf_heads.HeadsSpec):
     model, _ = hf_heads.convert(twin.model(), method)
     heads = [block_shape(block).heads for block in find_blocks(model)]
@@ -119,6 +123,7 @@ def test_converted_models_can_be_masked_as_well(twin: Twin, method: hf_heads.Hea
         assert (logits(model, twin.inputs()) - before).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_generation_with_empty_blocks_and_masks(tmp_path: Path, implementation: str):
     twin = TWINS["marian"]
     model = twin.model(implementation)

@@ -25,16 +25,15 @@ from hf_heads import CollabSpec, HeadsError
 from hf_heads.hosts.blocks import find_blocks
 from hf_heads.modeling.classes import model_class
 from hf_heads.modeling.configuration import derived_config
-from tests.conftest import save_tokenizer
+from tests.support.files import save_checkpoint
+from tests.support.matrix import each
 from tests.support.twins import TWINS, bert_config, logits, marian_config, vit_config
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     converted, _ = hf_heads.convert(TWINS["bert"].model(), CollabSpec(rank=10))
-    converted.save_pretrained(tmp_path / "converted")
-    save_tokenizer(tmp_path / "converted")
-    return tmp_path / "converted"
+    return save_checkpoint(converted, tmp_path / "converted")
 
 
 def python(program: str, folder: Path) -> str:
@@ -45,19 +44,12 @@ def python(program: str, folder: Path) -> str:
     return found.stdout.strip()
 
 
-@pytest.mark.parametrize(
-    "first",
-    [
-        "from transformers import AutoConfig",
-        "from transformers import AutoModel",
-        "from transformers import BertConfig",
-        "from transformers import BertModel",
-        "from transformers import AutoTokenizer",
-        "from transformers import Trainer",
-    ],
+@each(
+    name=["AutoConfig", "AutoModel", "BertConfig", "BertModel", "AutoTokenizer", "Trainer"],
+    before={"after-hf_heads": True, "before-hf_heads": False},
 )
-@pytest.mark.parametrize("before", [True, False])
-def test_any_order_of_imports_works(folder: Path, first: str, before: bool):
+def test_any_order_of_imports_works(folder: Path, name: str, before: bool):
+    first = f"from transformers import {name}"
     lines = ["import hf_heads", first] if before else [first, "import hf_heads"]
     program = "\n".join([*lines, "from transformers import AutoConfig as A", f"c = A.from_pretrained({str(folder)!r})"])
     assert python(program + "\nprint(type(c).__name__)", folder) == "HeadsBertConfig"

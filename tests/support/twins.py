@@ -143,3 +143,15 @@ def logits(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
     mask = inputs.get("decoder_attention_mask", inputs.get("attention_mask"))
     fits = mask is not None and output.ndim == 3 and mask.shape == output.shape[:2]
     return output[mask.bool()] if fits else output
+
+
+def fit(model: PreTrainedModel, inputs: dict[str, Tensor], steps: int, learning_rate: float) -> list[float]:
+    """Train a model to tell its own inputs, and return the loss of every step."""
+    optimizer, losses = torch.optim.Adam(model.parameters(), learning_rate), []
+    for _ in range(steps):
+        loss = model(**inputs, labels=inputs["input_ids"]).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
