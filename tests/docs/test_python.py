@@ -56,7 +56,6 @@ assert check(electra, hf_heads.CollabSpec(rank=32), "electra") < 1e-4
 
 def test_the_example_of_an_extension_works_as_it_stands(tmp_path: Path):
     """The page's files and entry points, installed as a package would be: found, converted, saved, loaded."""
-    importlib.import_module("hf_heads.extend")
     names = re.findall(r"`(\w+\.py)`:?", EXTENDING.read_text(encoding="utf-8"))
     for name, code in zip(names, blocks(EXTENDING, "python"), strict=True):
         (tmp_path / name).write_text(code, encoding="utf-8")

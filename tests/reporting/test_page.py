@@ -30,8 +30,8 @@ from hf_heads.evaluation.record import (
 )
 from hf_heads.reporting.page import write_report
 from hf_heads.reporting.words import NONE, big, change, duration, interval, quality_text, signed, summary
-from tests.support.cli import Run, check_refused, leftovers
 from tests.support.browser import CHROMIUM, Browser
+from tests.support.cli import Run, check_refused, leftovers
 from tests.support.records import comparison, healed, model, rich, score, scores, unmeasured
 
 FIGURES = ["healing.png", "importance.png", "layers.png", "quality.png", "speed.png"]
