@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from hf_heads.checkpoints.sources import Source
 from hf_heads.core.batches import Batch
 from hf_heads.data.batching import make_batches, with_targets
+from hf_heads.data.choice import CalibrationChoice
 from hf_heads.data.encoding import ENCODE
 from hf_heads.data.labelled import load_labelled
 from hf_heads.data.made import MADE, made_examples
@@ -88,25 +89,6 @@ def load_data(
 
 
 _PROBE_SEED = 20_200_629  # no calibration seed that anybody would choose
-
-
-@dataclass(frozen=True)
-class CalibrationChoice:
-    """What to calibrate on.
-
-    Attributes:
-        source: `random` (made from nothing), `none` (weights only) or what `datasets` loads.
-        columns: columns to read; found when None.
-        label: the column with labels, where they are needed; found when None.
-        samples: number of examples.
-        seed: of the choice of examples and of made data.
-    """
-
-    source: str = RANDOM
-    columns: tuple[str, ...] | None = None
-    label: str | None = None
-    samples: int = 512
-    seed: int = 0
 
 
 def calibration_data(source: Source, model: PreTrainedModel, choice: CalibrationChoice) -> Data:
