@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
 
 from hf_heads.attention.spec import HeadsSpec
-from hf_heads.checkpoints.card import write_card
-from hf_heads.checkpoints.files import finished_folder
+from hf_heads.checkpoints.files import check_output
 from hf_heads.checkpoints.loading import load_source
 from hf_heads.checkpoints.sources import Source
-from hf_heads.checkpoints.tensors import TensorNames, block_tensors, tensor_names
+from hf_heads.checkpoints.tensors import tensor_names
 from hf_heads.checkpoints.weights import Weights
-from hf_heads.checkpoints.writing import copy_companions, write_weights
+from hf_heads.checkpoints.writing import write_checkpoint
 from hf_heads.conversion.convert import convert
 from hf_heads.conversion.planning import choose_blocks
 from hf_heads.conversion.report import Report
@@ -25,7 +22,7 @@ from hf_heads.core.batches import Progress
 from hf_heads.data.calibration import CalibrationChoice, calibration_data, labelled_batches, probes
 from hf_heads.evaluation.drift import measure_drift
 from hf_heads.modeling.blocks import share_weights
-from hf_heads.vocabulary import RANDOM, REPORT
+from hf_heads.vocabulary import RANDOM
 
 
 def convert_checkpoint(
@@ -62,61 +59,48 @@ def convert_checkpoint(
     """
     started = time.perf_counter()
     choice = calibration or CalibrationChoice()
-    with finished_folder(output, overwrite) as folder:
-        if progress:
-            progress("loading", 0, 1)
-        model = load_source(source, device)
-        chosen = choose_blocks(model, spec, blocks)  # says what does not fit before the data takes its time
-        names = tensor_names(model, Weights(source.folder))
-        labelled = None
-        if any(one.needs_labels() for _, one in chosen.values()):
-            labelled = labelled_batches(source, model, choice)
-        if not any(one.uses_data() for _, one in chosen.values()):
-            choice = replace(choice, source="none")
-        data = None if choice.source == "none" else calibration_data(source, model, choice)
-        original = share_weights(model)
-        converted, report = convert(
-            model,
-            spec,
-            calibration=None if data is None else data.batches,
-            labelled=labelled,
-            seed=choice.seed,
-            blocks=blocks,
-            refit=refit,
-            inplace=True,
-            progress=progress,
-        )
-        used = "none, weights only" if data is None else data.description
-        choices = sorted({one.choice() for _, one in chosen.values()} - {""})
-        report.calibration = "; ".join([used, *choices])
-        report.drift = {RANDOM: measure_drift(converted, original, probes(source, original)).to_dict()}
-        if choice.source != RANDOM and data is not None and data.held_out:
-            report.drift["held-out"] = measure_drift(converted, original, data.held_out).to_dict()
-        if progress:
-            progress("writing", 0, 1)
-        _write(folder, source, converted, names, dtype)
-        report.seconds = time.perf_counter() - started
-        record = {
-            "source": source.given,
-            "revision": source.revision,
-            "calibration_choice": {**vars(choice), "columns": list(choice.columns) if choice.columns else None},
-            "recipe": recipe,
-            **report.to_dict(),
-        }
-        write_card(folder, source, record, recipe)
-        (folder / REPORT).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        converted.config.save_pretrained(folder)  # last: a folder without a config is no checkpoint
+    check_output(output, overwrite)
+    if progress:
+        progress("loading", 0, 1)
+    model = load_source(source, device)
+    chosen = choose_blocks(model, spec, blocks)  # says what does not fit before the data takes its time
+    names = tensor_names(model, Weights(source.folder))
+    labelled = None
+    if any(one.needs_labels() for _, one in chosen.values()):
+        labelled = labelled_batches(source, model, choice)
+    if not any(one.uses_data() for _, one in chosen.values()):
+        choice = replace(choice, source="none")
+    data = None if choice.source == "none" else calibration_data(source, model, choice)
+    original = share_weights(model)
+    converted, report = convert(
+        model,
+        spec,
+        calibration=None if data is None else data.batches,
+        labelled=labelled,
+        seed=choice.seed,
+        blocks=blocks,
+        refit=refit,
+        inplace=True,
+        progress=progress,
+    )
+    used = "none, weights only" if data is None else data.description
+    choices = sorted({one.choice() for _, one in chosen.values()} - {""})
+    report.calibration = "; ".join([used, *choices])
+    report.drift = {RANDOM: measure_drift(converted, original, probes(source, original)).to_dict()}
+    if choice.source != RANDOM and data is not None and data.held_out:
+        report.drift["held-out"] = measure_drift(converted, original, data.held_out).to_dict()
+    if progress:
+        progress("writing", 0, 1)
+    report.seconds = time.perf_counter() - started
+    record = {
+        "source": source.given,
+        "revision": source.revision,
+        "calibration_choice": {**vars(choice), "columns": list(choice.columns) if choice.columns else None},
+        "recipe": recipe,
+        **report.to_dict(),
+    }
+    write_checkpoint(output, source, converted, names, record, dtype=dtype, overwrite=overwrite)
     return report
-
-
-def _write(folder: Path, source: Source, model: PreTrainedModel, names: TensorNames, dtype: torch.dtype | None) -> None:
-    copy_companions(source.folder, folder)
-    weights = Weights(source.folder)
-    new = dict(block_tensors(model, names))
-    everything = sorted([*names.outside, *new])
-    write_weights(folder, everything, lambda name: new[name] if name in new else weights[name], dtype)
-    kept = dtype or next(iter(names.dtypes.values()))
-    model.config.dtype = kept
 
 
 def default_output(source: Source, spec: HeadsSpec) -> Path:

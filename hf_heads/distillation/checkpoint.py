@@ -9,19 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback
 
-from hf_heads.checkpoints.card import write_card
-from hf_heads.checkpoints.files import check_output, finished_folder
+from hf_heads.checkpoints.files import check_output
 from hf_heads.checkpoints.loading import load_source
 from hf_heads.checkpoints.record import read_record
 from hf_heads.checkpoints.sources import Source, resolve_source
-from hf_heads.checkpoints.tensors import block_tensors, tensor_names, whole_tensors
+from hf_heads.checkpoints.tensors import tensor_names
 from hf_heads.checkpoints.weights import Weights
-from hf_heads.checkpoints.writing import copy_companions, write_weights
+from hf_heads.checkpoints.writing import write_checkpoint
 from hf_heads.core.batches import Progress
 from hf_heads.data.calibration import CalibrationChoice, probes
 from hf_heads.distillation.data import SAMPLES, load_healing
@@ -34,7 +32,7 @@ from hf_heads.hosts.table import adapter_of
 from hf_heads.modeling.blocks import block_shape, block_specs
 from hf_heads.modeling.classes import native_model
 from hf_heads.modeling.configuration import HeadsConfig
-from hf_heads.vocabulary import RANDOM, REPORT
+from hf_heads.vocabulary import RANDOM
 
 _OF_WEIGHTS = ("scores", "measured")  # what a report may say of the weights that are healed, and no longer of the new
 _ASKED = "asked.json"  # what a run was asked for, beside its checkpoints
@@ -185,16 +183,16 @@ def distill_checkpoint(
     if main:
         record["drift"][RANDOM] = measure_drift(model, original, probes(original_source, original)).to_dict()
         record["drift"]["held-out"] = measure_drift(model, original, trainer.unlabelled).to_dict()
-        with finished_folder(output, overwrite) as folder:
-            copy_companions(source.folder, folder)
-            weights = Weights(source.folder)
-            new = dict(whole_tensors(model, names, weights) if settings.train == "all" else block_tensors(model, names))
-            everything = sorted([*names.outside, *new.keys() - set(names.outside)])
-            write_weights(folder, everything, lambda name: new[name] if name in new else weights[name])
-            model.config.dtype = next(iter(names.dtypes.values()), torch.float32)
-            write_card(folder, original_source, record, before.get("recipe"))
-            (folder / REPORT).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            model.config.save_pretrained(folder)  # last: a folder without a config is no checkpoint
+        write_checkpoint(
+            output,
+            source,
+            model,
+            names,
+            record,
+            original=original_source,
+            whole=settings.train == "all",
+            overwrite=overwrite,
+        )
         shutil.rmtree(work, ignore_errors=True)
     PartialState().wait_for_everyone()
     return Healed(record, main)
