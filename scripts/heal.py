@@ -22,6 +22,7 @@ from common import FIGURES, MINILM, example, parser, save, start
 from hf_heads import CollabSpec, HeadsSpec, MgkSpec, MheSpec, PrunedSpec
 from hf_heads.checkpoints.sources import Source, resolve_source
 from hf_heads.conversion.checkpoint import convert_checkpoint
+from hf_heads.conversion.request import ConversionRequest
 from hf_heads.data.calibration import CalibrationChoice
 from hf_heads.distillation.checkpoint import distill_checkpoint
 from hf_heads.distillation.settings import DistillSettings
@@ -144,7 +145,7 @@ def main() -> None:
     for name, spec in study.specs.items():
         shot, healed = work / name, work / f"{name}-healed"
         if options.again or not shot.is_dir():
-            convert_checkpoint(source, spec, shot, calibration=data, overwrite=True)
+            convert_checkpoint(ConversionRequest(source, spec, calibration=data, device="cpu"), shot, overwrite=True)
         folders.append(Source(shot.name, shot))
         if name in study.lossless:
             continue

@@ -14,6 +14,7 @@ from common import example, minilm, parser, save, start
 import hf_heads
 from hf_heads import CollabSpec, LowRankSpec
 from hf_heads.conversion.checkpoint import convert_checkpoint
+from hf_heads.conversion.request import ConversionRequest
 from hf_heads.data.calibration import CalibrationChoice
 
 
@@ -38,7 +39,8 @@ def main() -> None:
     rows = []
     for label, (folder, heads) in models.items():
         if heads is not None:
-            convert_checkpoint(source, heads, Path(folder), calibration=choice, overwrite=True)
+            request = ConversionRequest(source, heads, calibration=choice, device="cpu")
+            convert_checkpoint(request, Path(folder), overwrite=True)
         for seed in range(options.seeds):
             arguments = ["--model", folder, "--train", options.train, "--dev", options.dev, "--epochs", options.epochs]
             output = work / f"{label.replace(' ', '')}-seed{seed}"

@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_heads.cli.options import SOURCE, add_calibration, add_command
+from hf_heads.cli.options import SOURCE, add_calibration, add_command, calibration_choice
+from hf_heads.conversion.recipes import load_recipe
+from hf_heads.data.choice import CalibrationChoice
 from hf_heads.errors import HeadsError
 
 # inspect
@@ -66,24 +68,21 @@ def add_verify(commands: Any) -> None:
 
 
 def _verify(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    folder = Path(options.folder)
+    if not folder.is_dir():
+        raise HeadsError(f"'{folder}' is not a folder")
+    data = calibration_choice(options)
+    expect = load_recipe(options.recipe).expect if options.recipe else None
     from hf_heads.cli.console import make_console, quiet
 
     quiet()
-    from hf_heads.conversion.recipes import load_recipe
-    from hf_heads.data.calibration import CalibrationChoice
     from hf_heads.evaluation.verify import verify
 
-    folder = Path(options.folder)
-    if not folder.is_dir():
-        raise HeadsError(f"'{folder}' is no folder")
-    data = None
-    if options.calibrate:
-        data = CalibrationChoice(options.calibrate, options.columns, samples=options.calibration_samples or 512)
     verdict = verify(
         folder,
         options.against,
-        data=data,
-        expect=load_recipe(options.recipe).expect if options.recipe else None,
+        data=None if data == CalibrationChoice() else data,
+        expect=expect,
         min_cosine=options.min_cosine,
         tolerance=options.tolerance,
     )

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hf_heads.cli.options import SOURCE, add_command, add_data, add_device, add_seed, find_device, positive
+from hf_heads.cli.options import SOURCE, add_command, add_data, add_device, add_seed, calibration_choice, positive
 from hf_heads.errors import HeadsError
 
 _METRICS = ("auto", "none", "spearman", "accuracy", "bleu", "perplexity", "pseudo-perplexity")
@@ -97,12 +97,12 @@ def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     check_file(options.output, options.overwrite)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler writes to the terminal by itself
     quiet()
-    from hf_heads.data.calibration import CalibrationChoice
+    from hf_heads.checkpoints.loading import find_device
     from hf_heads.evaluation.compare import Choices, compare_checkpoints
     from hf_heads.reporting.cards import check_cards, write_cards
 
     choices = Choices(
-        CalibrationChoice(options.calibrate or "random", options.columns, options.label, seed=options.seed or 0),
+        calibration_choice(options),
         metric=options.metric,
         beams=options.beams,
         samples=options.samples,

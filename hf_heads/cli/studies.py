@@ -14,7 +14,6 @@ from hf_heads.cli.options import (
     add_device,
     add_seed,
     calibration_choice,
-    find_device,
     positive,
 )
 from hf_heads.vocabulary import RULES
@@ -40,7 +39,7 @@ def _prepare(options: argparse.Namespace) -> dict[str, Any]:
     from hf_heads.cli.console import quiet
 
     quiet()
-    from hf_heads.data.calibration import CalibrationChoice
+    from hf_heads.checkpoints.loading import find_device
     from hf_heads.reporting.figures.style import need_matplotlib
 
     for path in (options.output, options.plot):
@@ -49,7 +48,7 @@ def _prepare(options: argparse.Namespace) -> dict[str, Any]:
         need_matplotlib(options.plot)
     return {
         "source": resolve_source(options.source, options.revision),
-        "calibration": calibration_choice(options, CalibrationChoice()),
+        "calibration": calibration_choice(options),
         "blocks": options.blocks,
         "device": find_device(options.device),
     }

@@ -16,6 +16,7 @@ from hf_heads import CollabSpec, HeadsSpec, LowRankSpec, MgkSpec, MheSpec, Prune
 from hf_heads.attention.module import HeadsAttention
 from hf_heads.checkpoints.sources import Source
 from hf_heads.conversion.checkpoint import convert_checkpoint
+from hf_heads.conversion.request import ConversionRequest
 from hf_heads.data.calibration import CalibrationChoice
 from hf_heads.hosts.blocks import find_blocks
 from hf_heads.hosts.reading import read_host
@@ -209,7 +210,7 @@ def calibration(twin: Twin) -> CalibrationChoice:
 def test_06_converting_twice_gives_identical_bytes(twin: Twin, method: str, tmp_path: Path):
     source = checkpoint(twin, tmp_path / "source")
     for name in ("one", "two"):
-        convert_checkpoint(source, LOSSY[method], tmp_path / name, calibration=calibration(twin))
+        convert_checkpoint(ConversionRequest(source, LOSSY[method], calibration=calibration(twin)), tmp_path / name)
     for file in ("model.safetensors", "config.json"):
         assert filecmp.cmp(tmp_path / "one" / file, tmp_path / "two" / file, shallow=False)
 
@@ -260,7 +261,7 @@ def test_10_training_from_scratch_starts_finite_and_not_constant(twin: Twin, met
 
 def test_11_every_tensor_outside_the_attention_is_the_originals(twin: Twin, method: str, tmp_path: Path):
     source = checkpoint(twin, tmp_path / "source")
-    convert_checkpoint(source, LOSSY[method], tmp_path / "out", calibration=calibration(twin))
+    convert_checkpoint(ConversionRequest(source, LOSSY[method], calibration=calibration(twin)), tmp_path / "out")
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("source", "out"))
     attention = ("query", "key", "value", "q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "attention.output.dense")
     outside = {name for name in before if not any(f"{part}." in name for part in attention)}

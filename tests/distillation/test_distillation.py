@@ -21,6 +21,7 @@ import hf_heads
 from hf_heads import CollabSpec, MgkSpec, MheSpec, PrunedSpec
 from hf_heads.checkpoints.sources import resolve_source
 from hf_heads.conversion.checkpoint import convert_checkpoint
+from hf_heads.conversion.request import ConversionRequest
 from hf_heads.data.calibration import CalibrationChoice
 from hf_heads.distillation.checkpoint import distill_checkpoint
 from hf_heads.distillation.losses import Matching
@@ -76,7 +77,7 @@ def converted(tmp_path: Path) -> Callable[..., Path]:
     def make(name: str, spec: Any) -> Path:
         source = twin_folder(name, tmp_path / name)
         output = tmp_path / f"{name}-{spec.method}"
-        convert_checkpoint(resolve_source(str(source)), spec, output, calibration=CalibrationChoice(samples=16))
+        convert_checkpoint(ConversionRequest(str(source), spec, calibration=CalibrationChoice(samples=16)), output)
         return output
 
     return make
