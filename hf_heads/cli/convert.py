@@ -91,7 +91,7 @@ def _convert(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     output = Path(options.output) if options.output else default_output(request)
     check_output(output, options.overwrite)
     check_push(options, parser)
-    # What follows imports torch and transformers; what could be refused without them has been.
+    # rich, torch and transformers take seconds to import: only who runs the command waits for them.
     from hf_heads.cli.console import print_report, progress_bar, quiet
 
     quiet()

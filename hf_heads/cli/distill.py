@@ -127,7 +127,7 @@ def _distill(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     given = {item.name: getattr(options, item.name) for item in dataclasses.fields(DistillSettings)}
     settings = DistillSettings(**{name: value for name, value in given.items() if value is not None})
     data = calibration_choice(options)
-    # What follows imports torch and transformers; what could be refused without them has been.
+    # rich, torch and transformers take seconds to import: only who runs the command waits for them.
     from hf_heads.cli.console import print_healed, progress_bar, quiet
 
     quiet()
