@@ -36,4 +36,4 @@ LOSSES = {
     "task": "the student's own loss on labels",
 }
 REPORT = "heads_report.json"
-RANDOM = "random"
+RANDOM, NONE = "random", "none"  # what may stand where the name of a data set can

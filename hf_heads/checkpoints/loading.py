@@ -30,6 +30,21 @@ def read_config(source: Source) -> Any:
         raise HeadsError(f"cannot read the config of '{source.given}': {' '.join(str(error).split())[:200]}") from None
 
 
+def find_device(name: str) -> str:
+    """The device that `name` means; `auto` is a GPU where there is one.
+
+    Raises:
+        HeadsError: it cannot be used.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise HeadsError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from None
+    return name
+
+
 def load_source(source: Source, device: str = "cpu") -> PreTrainedModel:
     """The model of a checkpoint in float32, in the class that its config names, ready to run.
 

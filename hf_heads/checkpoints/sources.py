@@ -29,7 +29,12 @@ class Source:
     @property
     def name(self) -> str:
         """A short name for folders and cards."""
-        return re.sub(r"[^\w.-]+", "-", Path(self.given.removeprefix("package:")).name).strip("-.") or "model"
+        return short_name(self.given)
+
+
+def short_name(given: str) -> str:
+    """What a checkpoint is called in names of folders, from what the user called it."""
+    return re.sub(r"[^\w.-]+", "-", Path(given.removeprefix("package:")).name).strip("-.") or "model"
 
 
 def resolve_source(given: str, revision: str | None = None) -> Source:

@@ -1,4 +1,4 @@
-"""Weights and their companions into a new folder."""
+"""Finished checkpoint folders: companions, weights, report, model card and, last, the config."""
 
 from __future__ import annotations
 
@@ -6,15 +6,63 @@ import json
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from hf_heads.checkpoints.files import WEIGHTS
+from hf_heads.checkpoints.card import write_card
+from hf_heads.checkpoints.files import WEIGHTS, finished_folder
+from hf_heads.checkpoints.record import write_record
+from hf_heads.checkpoints.sources import Source
+from hf_heads.checkpoints.tensors import TensorNames, block_tensors, whole_tensors
+from hf_heads.checkpoints.weights import Weights
+from hf_heads.vocabulary import REPORT
 
-_NOT_COPIED = (*WEIGHTS, "config.json", "README.md", "heads_remote.py", "heads_report.json", ".*")
+_NOT_COPIED = (*WEIGHTS, "config.json", "README.md", "heads_remote.py", REPORT, ".*")
 _SHARD_BYTES = 5 * 10**9
+
+
+def write_checkpoint(
+    output: Path,
+    source: Source,
+    model: PreTrainedModel,
+    names: TensorNames,
+    record: dict[str, Any],
+    *,
+    original: Source | None = None,
+    whole: bool = False,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a checkpoint folder; what is no attention goes from file to file, by name and bit by bit.
+
+    Args:
+        output: the folder to make; it appears when it is complete.
+        source: the checkpoint that `model` was loaded from.
+        model: converted; its config learns the dtype of what is written.
+        names: of the tensors, as `model` was when it was loaded.
+        record: the content of `heads_report.json`.
+        original: what the model card names as the model this was made from; `source` when None.
+        whole: take all tensors from the model, not its blocks alone.
+        dtype: cast floating-point tensors to this; they stay as they are in the source when None.
+        overwrite: replace `output` if it exists.
+
+    Raises:
+        HeadsError: see `finished_folder`.
+    """
+    with finished_folder(output, overwrite) as folder:
+        copy_companions(source.folder, folder)
+        weights = Weights(source.folder)
+        new = dict(whole_tensors(model, names, weights) if whole else block_tensors(model, names))
+        everything = sorted({*names.outside, *new})
+        write_weights(folder, everything, lambda name: new[name] if name in new else weights[name], dtype)
+        model.config.dtype = dtype or next(iter(names.dtypes.values()), torch.float32)
+        write_card(folder, original or source, record, record.get("recipe"))
+        write_record(folder, record)
+        model.config.save_pretrained(folder)  # last: a folder without a config is no checkpoint
 
 
 def write_weights(

@@ -7,8 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_heads.cli.options import SOURCE, add_calibration, add_command
+from hf_heads.checkpoints.sources import resolve_source
+from hf_heads.cli.options import SOURCE, add_calibration, add_command, calibration_choice
+from hf_heads.conversion.recipes import load_recipe
+from hf_heads.data.choice import CalibrationChoice
 from hf_heads.errors import HeadsError
+from hf_heads.hosts.table import REFUSED, architectures
+from hf_heads.methods.registry import about, all_methods
+from hf_heads.methods.words import settings_text
+from hf_heads.vocabulary import percent
 
 # inspect
 
@@ -20,13 +27,11 @@ def add_inspect(commands: Any) -> None:
 
 
 def _inspect(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    from hf_heads.checkpoints.sources import resolve_source
+    # rich, torch and transformers take seconds to import: only who runs the command waits for them.
     from hf_heads.cli.console import make_console, make_table, quiet
 
     quiet()
     from hf_heads.checkpoints.inspection import inspect
-    from hf_heads.methods.words import settings_text
-    from hf_heads.vocabulary import percent
 
     found = inspect(resolve_source(options.source))
     if options.json:
@@ -66,24 +71,22 @@ def add_verify(commands: Any) -> None:
 
 
 def _verify(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    folder = Path(options.folder)
+    if not folder.is_dir():
+        raise HeadsError(f"'{folder}' is not a folder")
+    data = calibration_choice(options)
+    expect = load_recipe(options.recipe).expect if options.recipe else None
+    # rich, torch and transformers take seconds to import: only who runs the command waits for them.
     from hf_heads.cli.console import make_console, quiet
 
     quiet()
-    from hf_heads.conversion.recipes import load_recipe
-    from hf_heads.data.calibration import CalibrationChoice
     from hf_heads.evaluation.verify import verify
 
-    folder = Path(options.folder)
-    if not folder.is_dir():
-        raise HeadsError(f"'{folder}' is no folder")
-    data = None
-    if options.calibrate:
-        data = CalibrationChoice(options.calibrate, options.columns, samples=options.calibration_samples or 512)
     verdict = verify(
         folder,
         options.against,
-        data=data,
-        expect=load_recipe(options.recipe).expect if options.recipe else None,
+        data=None if data == CalibrationChoice() else data,
+        expect=expect,
         min_cosine=options.min_cosine,
         tolerance=options.tolerance,
     )
@@ -110,10 +113,6 @@ def add_list(commands: Any) -> None:
 
 
 def _list(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    from hf_heads.cli.console import make_console, make_table
-    from hf_heads.hosts.table import REFUSED, architectures
-    from hf_heads.methods.registry import about, all_methods
-
     methods = {name: about(name) for name in all_methods()}
     pairs = {
         name: {
@@ -125,6 +124,8 @@ def _list(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if options.json:
         print(json.dumps(pairs))
         return 0
+    from hf_heads.cli.console import make_console, make_table  # rich takes a while to import; JSON does without
+
     console = make_console()
     table = make_table("method", *architectures(), "what it does")
     for name, method in methods.items():

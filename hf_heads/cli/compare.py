@@ -7,8 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hf_heads.cli.options import SOURCE, add_command, add_data, add_device, add_seed, find_device, positive
+from hf_heads.checkpoints.files import check_file
+from hf_heads.checkpoints.sources import resolve_source
+from hf_heads.cli.options import SOURCE, add_command, add_data, add_device, add_seed, calibration_choice, positive
 from hf_heads.errors import HeadsError
+from hf_heads.reporting.tables import to_csv, to_json, to_markdown
 
 _METRICS = ("auto", "none", "spearman", "accuracy", "bleu", "perplexity", "pseudo-perplexity")
 
@@ -28,6 +31,20 @@ def add_compare(commands: Any) -> None:
         "inputs of the drift and the score: anything `datasets` loads, as for convert --calibrate (default: random "
         "inputs, no score)",
     )
+    _add_measures(command)
+    command.add_argument("--format", choices=("table", "markdown", "csv"), default="table", help="of what is printed")
+    command.add_argument("--output", metavar="FILE", help="write all of it there, as .json, .md or .csv")
+    command.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+    command.add_argument(
+        "--write-cards", action="store_true", help="put the numbers into the model card of every converted checkpoint"
+    )
+    command.add_argument("--revision", metavar="REV", help="commit, branch or tag of an original on the hub")
+    add_device(command)
+    add_seed(command)
+
+
+def _add_measures(command: argparse.ArgumentParser) -> None:
+    """What is measured, and how closely."""
     command.add_argument(
         "--metric",
         choices=_METRICS,
@@ -68,15 +85,6 @@ def add_compare(commands: Any) -> None:
     command.add_argument(
         "--no-control", action="store_true", help="leave out the original with uniform attention (scores of rank 0)"
     )
-    command.add_argument("--format", choices=("table", "markdown", "csv"), default="table", help="of what is printed")
-    command.add_argument("--output", metavar="FILE", help="write all of it there, as .json, .md or .csv")
-    command.add_argument("--overwrite", action="store_true", help="replace a file that exists")
-    command.add_argument(
-        "--write-cards", action="store_true", help="put the numbers into the model card of every converted checkpoint"
-    )
-    command.add_argument("--revision", metavar="REV", help="commit, branch or tag of an original on the hub")
-    add_device(command)
-    add_seed(command)
 
 
 def positives(text: str) -> tuple[int, ...]:
@@ -85,23 +93,21 @@ def positives(text: str) -> tuple[int, ...]:
 
 
 def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    from hf_heads.checkpoints.files import check_file
-    from hf_heads.checkpoints.sources import resolve_source
-    from hf_heads.cli.console import print_comparison, progress_bar, quiet
-    from hf_heads.reporting.tables import to_csv, to_json, to_markdown
-
     writers = {".json": lambda found: to_json(found, 1) + "\n", ".md": to_markdown, ".csv": to_csv}
     if options.output and Path(options.output).suffix not in writers:
         raise HeadsError(f"cannot tell what to write from '{options.output}': end it in {', '.join(writers)}")
     check_file(options.output, options.overwrite)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler writes to the terminal by itself
+    # rich, torch and transformers take seconds to import: only who runs the command waits for them.
+    from hf_heads.cli.console import print_comparison, progress_bar, quiet
+
     quiet()
-    from hf_heads.data.calibration import CalibrationChoice
+    from hf_heads.checkpoints.loading import find_device
     from hf_heads.evaluation.compare import Choices, compare_checkpoints
     from hf_heads.reporting.cards import check_cards, write_cards
 
     choices = Choices(
-        CalibrationChoice(options.calibrate or "random", options.columns, options.label, seed=options.seed or 0),
+        calibration_choice(options),
         metric=options.metric,
         beams=options.beams,
         samples=options.samples,

@@ -38,7 +38,7 @@ def make_table(*columns: str) -> Table:
 
 def quiet() -> None:
     """Leave the screen to us: no progress bars or load reports of the libraries below."""
-    from transformers.utils import logging
+    from transformers.utils import logging  # takes a second, and no command that only shows something calls this
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -6,8 +6,10 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hf_heads.attention.spec import HeadsSpec
+from hf_heads.checkpoints.files import check_output
 from hf_heads.cli.options import (
     SOURCE,
     add_calibration,
@@ -17,17 +19,12 @@ from hf_heads.cli.options import (
     add_seed,
     calibration_choice,
     check_push,
-    find_device,
     positive,
     push,
 )
-
-if TYPE_CHECKING:
-    from hf_heads.attention.spec import HeadsSpec
-    from hf_heads.conversion.recipes import Recipe
-
-
-# convert
+from hf_heads.conversion.recipes import load_recipe
+from hf_heads.conversion.request import DTYPES, ConversionRequest, default_output
+from hf_heads.methods.registry import about, all_methods
 
 
 def add_convert(commands: Any, methods: bool) -> None:
@@ -59,17 +56,13 @@ def add_convert(commands: Any, methods: bool) -> None:
     )
     command.add_argument("--overwrite", action="store_true", help="replace the output folder if it exists")
     add_device(command)
-    command.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights written (default: the source's)"
-    )
+    command.add_argument("--dtype", choices=DTYPES, help="of the weights written (default: the source's)")
     add_seed(command)
     add_push(command)
 
 
 def _method_options() -> dict[str, tuple[dataclasses.Field[Any], list[str]]]:
     """The fields of all methods' settings by name, with the methods that have them."""
-    from hf_heads.methods.registry import about, all_methods
-
     found: dict[str, tuple[dataclasses.Field[Any], list[str]]] = {}
     for name in all_methods():
         for item in dataclasses.fields(about(name).spec):
@@ -94,47 +87,18 @@ def _add_option(command: argparse.ArgumentParser, name: str, item: dataclasses.F
 
 
 def _convert(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    from hf_heads.checkpoints.files import check_output
-    from hf_heads.checkpoints.sources import resolve_source
+    request = _request(options, parser)
+    output = Path(options.output) if options.output else default_output(request)
+    check_output(output, options.overwrite)
+    check_push(options, parser)
+    # rich, torch and transformers take seconds to import: only who runs the command waits for them.
     from hf_heads.cli.console import print_report, progress_bar, quiet
 
     quiet()
-    from hf_heads.conversion.checkpoint import convert_checkpoint, default_output
-    from hf_heads.conversion.recipes import load_recipe
-    from hf_heads.data.calibration import CalibrationChoice
+    from hf_heads.conversion.checkpoint import convert_checkpoint
 
-    recipe = load_recipe(options.recipe) if options.recipe else None
-    specs = _specs(options, parser, recipe)
-    choice = calibration_choice(options, CalibrationChoice() if recipe is None else recipe.calibration)
-    given = options.source or (recipe.source if recipe else None)
-    if given is None:
-        parser.error("convert: SOURCE is missing: " + SOURCE)
-    if options.output is not None:
-        check_output(Path(options.output), options.overwrite)
-    check_push(options, parser)
-    source = resolve_source(given, options.revision or (recipe.revision if recipe else None))
-    if recipe is not None:
-        source = dataclasses.replace(source, base_model=recipe.base)
-    output = Path(options.output) if options.output else default_output(source, list(specs.values())[-1])
-    dtype = None
-    if options.dtype:
-        import torch
-
-        dtype = getattr(torch, options.dtype)
     with progress_bar(not options.json) as progress:
-        report = convert_checkpoint(
-            source,
-            specs,
-            output,
-            calibration=choice,
-            blocks=options.blocks or (recipe.blocks if recipe else None),
-            refit=not options.no_refit,
-            overwrite=options.overwrite,
-            device=find_device(options.device),
-            dtype=dtype,
-            recipe=recipe.text if recipe else None,
-            progress=progress,
-        )
+        report = convert_checkpoint(request, output, overwrite=options.overwrite, progress=progress)
     if not options.json:
         print_report(report.to_dict(), output)
     pushed = push(options, output)
@@ -143,24 +107,33 @@ def _convert(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     return 0
 
 
-def _specs(options: argparse.Namespace, parser: argparse.ArgumentParser, recipe: Recipe | None) -> dict[str, HeadsSpec]:
-    """The settings that the options ask for, on top of the recipe's."""
-    from hf_heads.methods.registry import about, all_methods
+def _request(options: argparse.Namespace, parser: argparse.ArgumentParser) -> ConversionRequest:
+    """The request that the options make, on top of the recipe's if there is one."""
+    given = {name: getattr(options, name) for name in ("source", "revision", "blocks", "device", "dtype")}
+    given["refit"] = False if options.no_refit else None
+    changes = {name: value for name, value in given.items() if value is not None}
+    settings = {name: value for name in _method_options() if (value := getattr(options, name)) is not None}
+    if options.recipe is not None:
+        recipe = load_recipe(options.recipe)
+        if options.to is not None or settings:
+            parser.error("convert: the recipe says the method and its settings; leave out --to and " + _flags(settings))
+        return dataclasses.replace(recipe, calibration=calibration_choice(options, recipe.calibration), **changes)
+    spec = _spec(options.to, settings, parser)
+    if options.source is None:
+        parser.error("convert: SOURCE is missing: " + SOURCE)
+    return ConversionRequest(spec=spec, calibration=calibration_choice(options), **changes)
 
-    given = {name: value for name in _method_options() if (value := getattr(options, name)) is not None}
-    if recipe is not None:
-        if options.to or given:
-            parser.error("convert: the recipe says the method and its settings; leave out --to and " + _flags(given))
-        return recipe.specs
-    if options.to is None:
-        parser.error(f"convert: --to is missing. Methods: {', '.join(all_methods())}")
-    if options.to not in all_methods():
-        parser.error(f"convert: unknown method '{options.to}'. Methods: {', '.join(all_methods())}")
-    spec = about(options.to).spec
+
+def _spec(method: str | None, settings: dict[str, Any], parser: argparse.ArgumentParser) -> HeadsSpec:
+    """The settings that the options ask for."""
+    if method not in all_methods():
+        problem = "--to is missing" if method is None else f"unknown method '{method}'"
+        parser.error(f"convert: {problem}. Methods: {', '.join(all_methods())}")
+    spec = about(method).spec
     own = {item.name for item in dataclasses.fields(spec)}
-    if foreign := {name: value for name, value in given.items() if name not in own}:
-        parser.error(f"convert: {options.to} has no {_flags(foreign)}")
-    return {"*": spec(**given)}
+    if foreign := [name for name in settings if name not in own]:
+        parser.error(f"convert: {method} has no {_flags(foreign)}")
+    return spec(**settings)
 
 
 def _flags(names: Any) -> str:

@@ -6,15 +6,13 @@ import argparse
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hf_heads.data.choice import CalibrationChoice
 from hf_heads.errors import HeadsError
 
-if TYPE_CHECKING:
-    from hf_heads.data.calibration import CalibrationChoice
-
-
 SOURCE = "a hub id, a folder, or package:NAME for a checkpoint inside an installed Python package"
+_NOTHING_SAID = CalibrationChoice()
 
 
 def add_command(commands: Any, name: str, run: Callable[..., int], text: str) -> argparse.ArgumentParser:
@@ -25,20 +23,30 @@ def add_command(commands: Any, name: str, run: Callable[..., int], text: str) ->
     return command
 
 
-def add_data(command: argparse.ArgumentParser, option: str, text: str) -> None:
+def add_data(
+    command: argparse.ArgumentParser,
+    option: str,
+    text: str,
+    *,
+    label: str = "column with labels: never read as an input, found if left out where labels are needed",
+    required: bool = False,
+) -> None:
     """Options that say what data to read."""
-    command.add_argument(option, dest="calibrate", metavar="SRC", help=text)
+    command.add_argument(option, dest="calibrate", metavar="SRC", required=required, help=text)
     command.add_argument(
         "--columns", metavar="A,B", type=name_list, help="columns of the data to read (found if left out)"
     )
-    command.add_argument("--label", metavar="COLUMN", help="column with labels, where needed (found if left out)")
+    command.add_argument("--label", metavar="COLUMN", help=label)
 
 
 def add_calibration(command: argparse.ArgumentParser, option: str, text: str) -> None:
     """Options that say what data to read, and how much of it."""
     add_data(command, option, text)
     command.add_argument(
-        "--calibration-samples", metavar="N", type=positive, help="how many examples to read (default 512)"
+        "--calibration-samples",
+        metavar="N",
+        type=positive,
+        help=f"how many examples to read (default {CalibrationChoice.samples})",
     )
 
 
@@ -113,30 +121,17 @@ def push(options: argparse.Namespace, output: Path) -> dict[str, str]:
     return {"url": url}
 
 
-def calibration_choice(options: argparse.Namespace, base: CalibrationChoice) -> CalibrationChoice:
-    """What the options say to calibrate on, on top of `base`."""
-    changes = {
-        "source": options.calibrate,
-        "columns": options.columns,
-        "label": options.label,
-        "samples": options.calibration_samples,
-        "seed": options.seed,
+def calibration_choice(options: argparse.Namespace, base: CalibrationChoice = _NOTHING_SAID) -> CalibrationChoice:
+    """What the options say to calibrate or measure on, on top of `base`."""
+    names = {
+        "source": "calibrate",
+        "columns": "columns",
+        "label": "label",
+        "samples": "calibration_samples",
+        "seed": "seed",
     }
-    return dataclasses.replace(base, **{name: value for name, value in changes.items() if value is not None})
-
-
-def find_device(name: str) -> str:
-    """The device that --device means.
-
-    Raises:
-        HeadsError: it cannot be used.
-    """
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise HeadsError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from None
-    return name
+    found = {name: getattr(options, option, None) for name, option in names.items()}  # not every command has all
+    changes = {name: value for name, value in found.items() if value is not None}
+    if "source" in changes:  # what `base` says of columns is said of other data
+        changes = {"columns": None, "label": None, **changes}
+    return dataclasses.replace(base, **changes)

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from hf_heads.cli.options import add_command
+from hf_heads.reporting.page import write_report
 
 
 def add_report(commands: Any) -> None:
@@ -29,8 +30,6 @@ def add_report(commands: Any) -> None:
 
 
 def _report(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    from hf_heads.reporting.page import write_report
-
     written = write_report(
         options.comparisons,
         options.output,
@@ -42,7 +41,7 @@ def _report(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
         figures = [str(path) for path in written.figures]
         print(json.dumps({"page": str(written.page), "figures": figures, "summary": written.summary}))
         return 0
-    from hf_heads.cli.console import make_console
+    from hf_heads.cli.console import make_console  # rich takes a while to import; JSON does without
 
     console = make_console()
     for sentences in written.summary:

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hf_heads.checkpoints.files import check_file
+from hf_heads.checkpoints.sources import resolve_source
 from hf_heads.cli.options import (
     SOURCE,
     add_calibration,
@@ -14,7 +16,6 @@ from hf_heads.cli.options import (
     add_device,
     add_seed,
     calibration_choice,
-    find_device,
     positive,
 )
 from hf_heads.vocabulary import RULES
@@ -35,12 +36,11 @@ def _add_study(command: argparse.ArgumentParser) -> None:
 
 def _prepare(options: argparse.Namespace) -> dict[str, Any]:
     """What both studies take, after a look at what they would write."""
-    from hf_heads.checkpoints.files import check_file
-    from hf_heads.checkpoints.sources import resolve_source
+    # rich, torch and transformers take seconds to import: only who runs the command waits for them.
     from hf_heads.cli.console import quiet
 
     quiet()
-    from hf_heads.data.calibration import CalibrationChoice
+    from hf_heads.checkpoints.loading import find_device
     from hf_heads.reporting.figures.style import need_matplotlib
 
     for path in (options.output, options.plot):
@@ -49,7 +49,7 @@ def _prepare(options: argparse.Namespace) -> dict[str, Any]:
         need_matplotlib(options.plot)
     return {
         "source": resolve_source(options.source, options.revision),
-        "calibration": calibration_choice(options, CalibrationChoice()),
+        "calibration": calibration_choice(options),
         "blocks": options.blocks,
         "device": find_device(options.device),
     }
@@ -77,9 +77,9 @@ def add_importance(commands: Any) -> None:
 
 
 def _importance(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    from hf_heads.cli.console import make_console, print_heads, progress_bar
-
     common = _prepare(options)
+    # rich, torch and transformers take seconds to import: only who runs the command waits for them.
+    from hf_heads.cli.console import make_console, print_heads, progress_bar
     from hf_heads.reporting.figures.heads import draw_heads
     from hf_heads.scoring.checkpoint import score_checkpoint
 
@@ -118,9 +118,9 @@ def add_ablate(commands: Any) -> None:
 
 
 def _ablate(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    from hf_heads.cli.console import print_ablation, progress_bar
-
     common = _prepare(options)
+    # rich, torch and transformers take seconds to import: only who runs the command waits for them.
+    from hf_heads.cli.console import print_ablation, progress_bar
     from hf_heads.reporting.figures.heads import draw_heads
     from hf_heads.scoring.checkpoint import ablate_checkpoint
 

@@ -27,12 +27,13 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from hf_heads.attention.spec import HeadsSpec
-from hf_heads.data.calibration import CalibrationChoice
+from hf_heads.conversion.request import ConversionRequest
+from hf_heads.data.choice import CalibrationChoice
 from hf_heads.errors import HeadsError
 from hf_heads.methods.registry import about
 
@@ -40,30 +41,16 @@ _EXPECTED = {"attention_parameters", "model_parameters", "cache_per_token", "cos
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A recipe, checked.
+class Recipe(ConversionRequest):
+    """A recipe, checked: a request that says where its method comes from and what to expect.
 
     Attributes:
-        base: hub id of the model.
-        source: where to read it: the hub id, or what the recipe says instead.
-        revision: commit on the hub, or None.
         paper: where the method comes from.
-        specs: settings by block name pattern; the first match counts.
-        blocks: which blocks to convert.
-        calibration: what to calibrate on.
         expect: figures of the result: counts exactly, cosine and agreement at least.
-        text: the file's text.
     """
 
-    base: str
-    source: str
-    revision: str | None
-    paper: str
-    specs: dict[str, HeadsSpec]
-    blocks: str | None
-    calibration: CalibrationChoice
+    paper: str = ""
     expect: Mapping[str, float] = field(default_factory=dict)
-    text: str = ""
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -79,55 +66,70 @@ def load_recipe(path: str | Path) -> Recipe:
     except OSError as error:
         raise HeadsError(f"cannot read the recipe '{path}': {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise HeadsError(f"the recipe '{path}' is no TOML: {error}") from None
-    where = f"recipe '{path.name}'"
-    known = {"base", "source", "revision", "paper", "heads", "calibration", "expect"}
-    _only(entries, known, where)
+        raise HeadsError(f"the recipe '{path}' is not valid TOML: {error}") from None
+    try:
+        return _read(entries, text)
+    except HeadsError as error:
+        raise HeadsError(f"recipe '{path.name}': {error}") from None
+
+
+def _read(entries: dict[str, Any], text: str) -> Recipe:
+    """A recipe from the entries of its file, and the file's text."""
+    _only(entries, {"base", "source", "revision", "paper", "heads", "calibration", "expect"}, "the file")
     for name in ("base", "paper"):
         if not isinstance(entries.get(name), str):
-            raise HeadsError(f"{where}: {name} is missing or no text")
-    heads = _table(entries, "heads", where)
-    only, blocks = heads.pop("only", []), heads.pop("blocks", None)
-    specs = {}
-    for entry in only:
-        pattern = entry.pop("blocks", None)
-        if not isinstance(pattern, str):
-            raise HeadsError(f"{where}: an entry of heads.only names no blocks")
-        specs[pattern] = _spec(entry, where)
-    specs["*"] = _spec(heads, where)
-    calibration = _table(entries, "calibration", where)
-    _only(calibration, {"source", "columns", "label", "samples", "seed"}, f"{where}, [calibration]")
-    if "columns" in calibration:
-        calibration["columns"] = tuple(calibration["columns"])
-    expect = _table(entries, "expect", where)
-    _only(expect, _EXPECTED, f"{where}, [expect]")
+            raise HeadsError(f"{name} is missing or not text")
+    heads, expect = _table(entries, "heads"), _table(entries, "expect")
+    _only(expect, _EXPECTED, "[expect]")
+    if wrong := [name for name, value in expect.items() if type(value) not in (int, float)]:
+        raise HeadsError(f"[expect]: {wrong[0]} is {expect[wrong[0]]!r}, expected a number")
     return Recipe(
-        entries["base"],
-        entries.get("source", entries["base"]),
-        entries.get("revision"),
-        entries["paper"],
-        specs,
-        blocks,
-        CalibrationChoice(**calibration),
-        expect,
-        text,
+        source=entries.get("source", entries["base"]),
+        spec=_specs(heads),
+        revision=entries.get("revision"),
+        base=entries["base"],
+        calibration=_calibration(_table(entries, "calibration")),
+        blocks=heads.get("blocks"),
+        text=text,
+        paper=entries["paper"],
+        expect=expect,
     )
 
 
-def _table(entries: dict[str, Any], name: str, where: str) -> dict[str, Any]:
+def _specs(heads: Mapping[str, Any]) -> dict[str, HeadsSpec]:
+    """The settings in [heads] by block name pattern."""
+    only = heads.get("only", [])
+    if not isinstance(only, list):
+        raise HeadsError("heads.only is not a list of tables; write it as [[heads.only]]")
+    specs = {}
+    for entry in only:
+        if not isinstance(entry, dict) or not isinstance(entry.get("blocks"), str):
+            raise HeadsError("an entry of heads.only names no blocks")
+        specs[entry["blocks"]] = _spec(entry, {"blocks"})
+    return {**specs, "*": _spec(heads, {"blocks", "only"})}
+
+
+def _spec(entries: Mapping[str, Any], besides: set[str]) -> HeadsSpec:
+    if "method" not in entries:
+        raise HeadsError("[heads] names no method")
+    settings = {name: value for name, value in entries.items() if name not in {"method", *besides}}
+    return about(entries["method"]).spec.from_mapping(settings, "[heads]")
+
+
+def _calibration(entries: dict[str, Any]) -> CalibrationChoice:
+    _only(entries, {item.name for item in fields(CalibrationChoice)}, "[calibration]")
+    if isinstance(entries.get("columns"), list):
+        entries["columns"] = tuple(entries["columns"])
+    return CalibrationChoice(**entries)
+
+
+def _table(entries: Mapping[str, Any], name: str) -> dict[str, Any]:
     table = entries.get(name, {})
     if not isinstance(table, dict):
-        raise HeadsError(f"{where}: {name} is no table")
+        raise HeadsError(f"{name} is not a table; write it as [{name}]")
     return dict(table)
 
 
 def _only(entries: Mapping[str, Any], known: set[str], where: str) -> None:
     if unknown := sorted(set(entries) - known):
-        raise HeadsError(f"{where}: unknown entry '{unknown[0]}'. Known: {', '.join(sorted(known))}")
-
-
-def _spec(entries: dict[str, Any], where: str) -> HeadsSpec:
-    if "method" not in entries:
-        raise HeadsError(f"{where}: [heads] names no method")
-    settings = {name: value for name, value in entries.items() if name != "method"}
-    return about(entries["method"]).spec.from_mapping(settings, where)
+        raise HeadsError(f"{where} has an unknown entry '{unknown[0]}'. Known: {', '.join(sorted(known))}")

@@ -14,13 +14,14 @@ from transformers import PreTrainedModel
 from hf_heads.checkpoints.sources import Source
 from hf_heads.core.batches import Batch
 from hf_heads.data.batching import make_batches, with_targets
+from hf_heads.data.choice import CalibrationChoice
 from hf_heads.data.encoding import ENCODE
 from hf_heads.data.labelled import load_labelled
 from hf_heads.data.made import MADE, made_examples
 from hf_heads.data.reading import read_examples
 from hf_heads.errors import HeadsError
 from hf_heads.hosts.table import adapter_of
-from hf_heads.vocabulary import RANDOM
+from hf_heads.vocabulary import NONE, RANDOM
 
 HELD_OUT = 64
 
@@ -46,8 +47,9 @@ def load_data(
     folder: Path,
     *,
     columns: Sequence[str] | None = None,
-    samples: int = 512,
-    seed: int = 0,
+    label: str | None = None,
+    samples: int = CalibrationChoice.samples,
+    seed: int = CalibrationChoice.seed,
     generate: Callable[[Batch], Tensor] | None = None,
 ) -> Data:
     """Calibration data for a model.
@@ -57,6 +59,7 @@ def load_data(
         config: the model's config.
         folder: where its tokenizer or image processor is.
         columns: the columns to read; found when None.
+        label: a column that is not to be read.
         samples: how many examples to calibrate on; a few more are read to measure on.
         seed: of the choice of examples, or of the made data.
         generate: for text-to-text models, target ids for a batch of sources, where the data has no targets.
@@ -66,12 +69,12 @@ def load_data(
     """
     adapter = adapter_of(config)
     if samples < 1:
-        raise HeadsError(f"--calibration-samples {samples} is not positive")
+        raise HeadsError(f"{samples} samples are not positive")
     if source is None:
         examples = made_examples(config, folder, samples + HELD_OUT, seed)
         description = f"{samples} {MADE[adapter.modality]}, seed {seed}"
     else:
-        raw, used = read_examples(source, columns, adapter.modality, samples + HELD_OUT, seed)
+        raw, used = read_examples(source, columns, adapter.modality, samples + HELD_OUT, seed, label)
         examples = ENCODE[adapter.modality](raw, folder)
         kept = len(examples) - min(HELD_OUT, len(examples) // 4)
         description = f"{min(samples, kept)} examples of {Path(source).name} ({', '.join(used)}), seed {seed}"
@@ -90,32 +93,20 @@ def load_data(
 _PROBE_SEED = 20_200_629  # no calibration seed that anybody would choose
 
 
-@dataclass(frozen=True)
-class CalibrationChoice:
-    """What to calibrate on.
-
-    Attributes:
-        source: `random` (made from nothing), `none` (weights only) or what `datasets` loads.
-        columns: columns to read; found when None.
-        label: the column with labels, where they are needed; found when None.
-        samples: number of examples.
-        seed: of the choice of examples and of made data.
-    """
-
-    source: str = RANDOM
-    columns: tuple[str, ...] | None = None
-    label: str | None = None
-    samples: int = 512
-    seed: int = 0
-
-
 def calibration_data(source: Source, model: PreTrainedModel, choice: CalibrationChoice) -> Data:
-    """Batches for a model by a `CalibrationChoice` other than `none`."""
+    """Batches for a model, its inputs alone.
+
+    Raises:
+        HeadsError: the choice is `none`, or see `load_data`.
+    """
+    if choice.source == NONE:
+        raise HeadsError("inputs are needed: name data that `datasets` loads, or `random` for made ones")
     return load_data(
         None if choice.source == RANDOM else choice.source,
         model.config,
         source.folder,
         columns=choice.columns,
+        label=choice.label,
         samples=choice.samples,
         seed=choice.seed,
         generate=partial(continue_texts, model) if hasattr(model, "generate") else None,
@@ -135,7 +126,7 @@ def labelled_batches(source: Source, model: PreTrainedModel, choice: Calibration
     Raises:
         HeadsError: see `load_labelled`; or the data is none that could have labels.
     """
-    if choice.source in (RANDOM, "none"):
+    if choice.source in (RANDOM, NONE):
         raise HeadsError("labels are needed: name labelled data with --calibrate SRC, or take a rule without labels")
     return load_labelled(
         choice.source,

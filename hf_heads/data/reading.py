@@ -82,18 +82,20 @@ def read_table(source: str, columns: Sequence[str], count: int, seed: int) -> Ta
 
 
 def read_examples(
-    source: str, columns: Sequence[str] | None, modality: str, count: int, seed: int
+    source: str, columns: Sequence[str] | None, modality: str, count: int, seed: int, label: str | None = None
 ) -> tuple[list[Any], list[str]]:
     """Up to `count` raw examples of a data set, shuffled, and the columns that they come from.
 
-    Texts are strings, text pairs tuples of two strings, images PIL images.
+    Texts are strings, text pairs tuples of two strings, images PIL images. The column `label` is not among those found.
 
     Raises:
         HeadsError: see `load_data`.
     """
-    table = read_table(source, columns or (), count, seed)
+    if label is not None and label in (columns or ()):
+        raise HeadsError(f"column '{label}' is the label; leave it out of --columns")
+    table = read_table(source, [*(columns or ()), *([] if label is None else [label])], count, seed)
     kind: Content = "image" if modality == "image" else "text"
-    used = table.of_kind(kind, columns)
+    used = table.of_kind(kind, columns, besides=label)
     if modality == "text-to-text" and len(used) > 1:
         if len(used) != 2:
             raise HeadsError(f"'{source}' has {len(used)} text columns; name source and target with --columns a,b")

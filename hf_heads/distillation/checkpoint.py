@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from hf_heads.checkpoints.card import write_card
-from hf_heads.checkpoints.files import check_output, finished_folder
+from hf_heads.checkpoints.files import check_output
 from hf_heads.checkpoints.loading import load_source
 from hf_heads.checkpoints.record import read_record
 from hf_heads.checkpoints.sources import Source, resolve_source
-from hf_heads.checkpoints.tensors import block_tensors, tensor_names, whole_tensors
+from hf_heads.checkpoints.tensors import tensor_names
 from hf_heads.checkpoints.weights import Weights
-from hf_heads.checkpoints.writing import copy_companions, write_weights
-from hf_heads.core.batches import Progress
-from hf_heads.data.calibration import CalibrationChoice, probes
-from hf_heads.distillation.data import SAMPLES, load_healing
+from hf_heads.checkpoints.writing import write_checkpoint
+from hf_heads.core.batches import Batch, Progress
+from hf_heads.data.calibration import probes
+from hf_heads.data.choice import CalibrationChoice
+from hf_heads.distillation.data import SAMPLES, HealingData, load_healing
 from hf_heads.distillation.settings import DistillSettings
 from hf_heads.distillation.trainer import DistillTrainer, training_arguments
 from hf_heads.errors import HeadsError
@@ -34,7 +34,7 @@ from hf_heads.hosts.table import adapter_of
 from hf_heads.modeling.blocks import block_shape, block_specs
 from hf_heads.modeling.classes import native_model
 from hf_heads.modeling.configuration import HeadsConfig
-from hf_heads.vocabulary import RANDOM, REPORT
+from hf_heads.vocabulary import RANDOM
 
 _OF_WEIGHTS = ("scores", "measured")  # what a report may say of the weights that are healed, and no longer of the new
 _ASKED = "asked.json"  # what a run was asked for, beside its checkpoints
@@ -106,41 +106,102 @@ def distill_checkpoint(
     if not resume:
         _check_unused(work, overwrite)
     last = _resumed(work, asked) if resume else None
-    training = training_arguments(
-        settings, work, use_cpu=device == "cpu", **(arguments or {})
-    )  # also starts several processes
+    # This also starts several processes.
+    training = training_arguments(settings, work, use_cpu=device == "cpu", **(arguments or {}))
     main = PartialState().is_main_process
+    pair = _load_pair(source, teacher)
+    names = tensor_names(pair.student, Weights(source.folder))
+    choice = replace(data, samples=samples or SAMPLES[adapter_of(pair.teacher.config).modality])
+    found = load_healing(
+        choice, pair.teacher, pair.original.folder, labels="task" in settings.losses, progress=progress
+    )
+    if main and not resume:
+        shutil.rmtree(work, ignore_errors=True)
+    trainer = _make_trainer(pair, settings, training, found, work, progress if main else None)
+    if main and not resume:
+        (work / _ASKED).write_text(json.dumps(asked, default=str) + "\n", encoding="utf-8")
+    PartialState().wait_for_everyone()
+    curve = _heal(trainer, work, last)
+    record = _record(pair, trainer, found, curve)
+    for one in (pair.student, pair.teacher):
+        one.to("cpu")  # type: ignore[arg-type]
+    if main:
+        inputs: dict[str, Sequence[Batch]] = {RANDOM: probes(pair.original, pair.teacher)}
+        inputs["held-out"] = trainer.unlabelled
+        record["drift"] = {
+            name: measure_drift(pair.student, pair.teacher, batches).to_dict() for name, batches in inputs.items()
+        }
+        whole = settings.train == "all"
+        write_checkpoint(
+            output, source, pair.student, names, record, original=pair.original, whole=whole, overwrite=overwrite
+        )
+        shutil.rmtree(work, ignore_errors=True)
+    PartialState().wait_for_everyone()
+    return Healed(record, main)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A converted model and the one that it was made from.
+
+    Attributes:
+        student, teacher: the models.
+        original: where the teacher comes from.
+        before: the report of the student's conversion.
+    """
+
+    student: PreTrainedModel
+    teacher: PreTrainedModel
+    original: Source
+    before: dict[str, Any]
+
+
+def _load_pair(source: Source, teacher: str | None) -> _Pair:
+    """Load both models; refuses what cannot be healed, before any data is read."""
     before = read_record(source.folder)
     given = teacher or before.get("source")
     if given is None:
         raise HeadsError(f"'{source.given}' does not say what it was made from; name it with --teacher")
-    original_source = resolve_source(str(given), None if teacher else before.get("revision"))
-    model, original = load_source(source), load_source(original_source)
-    _check_pair(source, model, original_source, original)
-    names = tensor_names(model, Weights(source.folder))
-    choice = replace(data, samples=samples or SAMPLES[adapter_of(original.config).modality])
-    found = load_healing(choice, original, original_source.folder, labels="task" in settings.losses, progress=progress)
-    if main and not resume:
-        shutil.rmtree(work, ignore_errors=True)
+    original = resolve_source(str(given), None if teacher else before.get("revision"))
+    pair = _Pair(load_source(source), load_source(original), original, before)
+    _check_pair(source, pair)
+    return pair
+
+
+def _make_trainer(
+    pair: _Pair,
+    settings: DistillSettings,
+    training: TrainingArguments,
+    data: HealingData,
+    work: Path,
+    progress: Progress | None,
+) -> DistillTrainer:
+    """The trainer; leaves no folder behind where it refuses."""
     try:
         trainer = DistillTrainer(
-            model,
-            original,
+            pair.student,
+            pair.teacher,
             settings,
             args=training,
-            train_dataset=found.examples,
-            data_collator=found.collate,
-            held_out=found.held_out,
-            report=progress if main else None,
+            train_dataset=data.examples,
+            data_collator=data.collate,
+            held_out=data.held_out,
+            report=progress,
         )
     except HeadsError:
         with suppress(OSError):
             work.rmdir()  # made by the Trainer, and empty
         raise
-    if main and not resume:
-        (work / _ASKED).write_text(json.dumps(asked, default=str) + "\n", encoding="utf-8")
     trainer.remove_callback(PrinterCallback)
-    PartialState().wait_for_everyone()
+    return trainer
+
+
+def _heal(trainer: DistillTrainer, work: Path, last: Path | None) -> list[dict[str, float]]:
+    """Train, from the checkpoint `last` on if there is one; returns the curve.
+
+    Raises:
+        HeadsError: no evaluation was better than the start.
+    """
     try:
         curve = trainer.heal(None if last is None else str(last))
     except KeyboardInterrupt:
@@ -148,56 +209,47 @@ def distill_checkpoint(
             raise KeyboardInterrupt("go on with the same command and --resume") from None
         shutil.rmtree(work, ignore_errors=True)
         raise
-    best_step = trainer.state.best_global_step
-    start, best = curve[0], next((point for point in curve if point["step"] == best_step), curve[0])
-    if best[trainer.metric] >= start[trainer.metric]:
+    start, best = curve[0][trainer.metric], _best(trainer, curve)[trainer.metric]
+    if best >= start:
         shutil.rmtree(work, ignore_errors=True)
+        least = min(point[trainer.metric] for point in curve[1:])
         raise HeadsError(
-            f"healing only made it worse: {trainer.metric} {start[trainer.metric]:.4f} at the start, "
-            f"{min(point[trainer.metric] for point in curve[1:]):.4f} at best; lower --learning-rate, or give more data"
+            f"healing only made it worse: {trainer.metric} {start:.4f} at the start, {least:.4f} at best; lower "
+            "--learning-rate, or give more data"
         )
-    kept = {name: value for name, value in before.items() if name not in _OF_WEIGHTS}
-    record = {
-        **kept,
-        "source": str(given),
-        "revision": original_source.revision,
+    return curve
+
+
+def _best(trainer: DistillTrainer, curve: list[dict[str, float]]) -> dict[str, float]:
+    """The point of the curve whose weights the model has."""
+    return next((point for point in curve if point["step"] == trainer.state.best_global_step), curve[0])
+
+
+def _record(pair: _Pair, trainer: DistillTrainer, data: HealingData, curve: list[dict[str, float]]) -> dict[str, Any]:
+    """The report of a run, but for the drift."""
+    return {
+        **{name: value for name, value in pair.before.items() if name not in _OF_WEIGHTS},
+        "source": pair.original.given,
+        "revision": pair.original.revision,
         "drift": {},
         "distillation": {
-            "teacher": str(given),
-            "data": found.description,
-            "held_out": sum(len(next(iter(batch.values()))) for batch in found.held_out),
-            "train": settings.train,
+            "teacher": pair.original.given,
+            "data": data.description,
+            "held_out": sum(len(next(iter(batch.values()))) for batch in data.held_out),
+            "train": trainer.settings.train,
             "losses": trainer.matching.weights,
             "optimizer": trainer.settings.optimizer,
             "learning_rate": trainer.args.learning_rate,
             "batch_size": trainer.step_examples,
             "steps": trainer.state.global_step,
             "seconds": round(trainer.clock.seconds, 1),
-            "best_step": best_step,
+            "best_step": trainer.state.best_global_step,
             "processes": trainer.args.world_size,
             "curve": curve,
-            "before": start,
-            "after": best,
+            "before": curve[0],
+            "after": _best(trainer, curve),
         },
     }
-    for one in (model, original):
-        one.to("cpu")  # type: ignore[arg-type]
-    if main:
-        record["drift"][RANDOM] = measure_drift(model, original, probes(original_source, original)).to_dict()
-        record["drift"]["held-out"] = measure_drift(model, original, trainer.unlabelled).to_dict()
-        with finished_folder(output, overwrite) as folder:
-            copy_companions(source.folder, folder)
-            weights = Weights(source.folder)
-            new = dict(whole_tensors(model, names, weights) if settings.train == "all" else block_tensors(model, names))
-            everything = sorted([*names.outside, *new.keys() - set(names.outside)])
-            write_weights(folder, everything, lambda name: new[name] if name in new else weights[name])
-            model.config.dtype = next(iter(names.dtypes.values()), torch.float32)
-            write_card(folder, original_source, record, before.get("recipe"))
-            (folder / REPORT).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            model.config.save_pretrained(folder)  # last: a folder without a config is no checkpoint
-        shutil.rmtree(work, ignore_errors=True)
-    PartialState().wait_for_everyone()
-    return Healed(record, main)
 
 
 def _check_unused(work: Path, overwrite: bool) -> None:
@@ -231,20 +283,21 @@ def _flat(asked: dict[str, Any]) -> dict[str, Any]:
     return {**rest, **asked["settings"], **{f"data_{name}": value for name, value in asked["data"].items()}}
 
 
-def _check_pair(source: Source, model: PreTrainedModel, original_source: Source, original: PreTrainedModel) -> None:
-    """Refuse what cannot be healed, before any data is read."""
-    if not isinstance(model.config, HeadsConfig) or not block_specs(model):
+def _check_pair(source: Source, pair: _Pair) -> None:
+    """Refuse models of which one cannot have been made from the other."""
+    student, teacher, original = pair.student, pair.teacher, pair.original.given
+    if not isinstance(student.config, HeadsConfig) or not block_specs(student):
         raise HeadsError(f"'{source.given}' has no converted attention heads; convert it first")
-    if native_model(type(model)) is not native_model(type(original)):
+    if native_model(type(student)) is not native_model(type(teacher)):
         raise HeadsError(
-            f"the teacher '{original_source.given}' is a {type(original).__name__}, the student a "
-            f"{type(model).__name__}; name the model that the student was made from"
+            f"the teacher '{original}' is a {type(teacher).__name__}, the student a {type(student).__name__}; name "
+            "the model that the student was made from"
         )
     here, there = (
-        {block.name: block_shape(block).output_width for block in find_blocks(one)} for one in (model, original)
+        {block.name: block_shape(block).output_width for block in find_blocks(one)} for one in (student, teacher)
     )
     if here != there:
         raise HeadsError(
-            f"'{source.given}' and its teacher '{original_source.given}' differ in layers or width; name the "
-            "model that the student was made from"
+            f"'{source.given}' and its teacher '{original}' differ in layers or width; name the model that the "
+            "student was made from"
         )

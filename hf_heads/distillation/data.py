@@ -18,7 +18,7 @@ from hf_heads.data.made import made_examples
 from hf_heads.data.reading import read_examples
 from hf_heads.errors import HeadsError
 from hf_heads.hosts.table import adapter_of
-from hf_heads.vocabulary import RANDOM
+from hf_heads.vocabulary import NONE, RANDOM
 
 HELD_OUT = 256
 _GENERATED = 64  # sources translated at a time
@@ -64,7 +64,7 @@ def load_healing(
     Raises:
         HeadsError: the data cannot be read, or is none that anything can be learned from.
     """
-    if choice.source == "none":
+    if choice.source == NONE:
         raise HeadsError("healing needs data; name it with --data SRC")
     config, modality = teacher.config, adapter_of(teacher.config).modality
     wanted = choice.samples + held_out
@@ -84,7 +84,7 @@ def load_healing(
     elif choice.source == RANDOM:
         examples, used = made_examples(config, folder, wanted, choice.seed), "made from nothing"
     else:
-        raw, columns = read_examples(choice.source, choice.columns, modality, wanted, choice.seed)
+        raw, columns = read_examples(choice.source, choice.columns, modality, wanted, choice.seed, choice.label)
         raw = raw if modality == "image" else list(dict.fromkeys(raw))
         if not raw:
             raise HeadsError(f"no row of '{choice.source}' has texts in both columns, {' and '.join(columns)}")

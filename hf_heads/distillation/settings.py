@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from hf_heads.errors import HeadsError
 from hf_heads.vocabulary import LOSSES
 
 Train = Literal["attention", "all"]
+Optimizer = Literal["muon", "adamw"]
+Precision = Literal["float32", "bfloat16", "float16"]
+TRAIN, OPTIMIZERS, PRECISIONS = get_args(Train), get_args(Optimizer), get_args(Precision)
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class DistillSettings:
 
     losses: Mapping[str, float] = field(default_factory=dict)
     train: Train = "attention"
-    optimizer: Literal["muon", "adamw"] = "muon"
+    optimizer: Optimizer = "muon"
     learning_rate: float | None = None
     batch_size: int = 64
     accumulate: int = 1
@@ -48,13 +51,18 @@ class DistillSettings:
     patience: int | None = None
     warmup: int = 20
     temperature: float = 1.0
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Precision = "float32"
     gradient_checkpointing: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.losses:
             check_losses(self.losses)
+        for name, choices in (("train", TRAIN), ("optimizer", OPTIMIZERS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in choices:
+                raise HeadsError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(choices)}")
+        if not self.warmup >= 0:
+            raise HeadsError(f"warmup {self.warmup} is negative; 0 starts with the highest learning rate")
         for name in ("batch_size", "accumulate", "epochs", "evaluations", "temperature"):
             if not getattr(self, name) > 0:
                 raise HeadsError(f"{name.replace('_', '-')} {getattr(self, name)} is not positive")

@@ -20,6 +20,7 @@ from hf_heads.data.calibration import CalibrationChoice, calibration_data, probe
 from hf_heads.errors import HeadsError
 from hf_heads.evaluation.drift import Drift, measure_drift
 from hf_heads.modeling.configuration import HeadsConfig
+from hf_heads.vocabulary import NONE
 
 
 @dataclass
@@ -55,13 +56,18 @@ def verify(
         tolerance: fail where any output number differs by more than this.
 
     Raises:
-        HeadsError: one of the two cannot be loaded.
+        HeadsError: one of the two cannot be loaded, or the data is `none`.
     """
+    if data is not None and data.source == NONE:
+        raise HeadsError("outputs are compared on inputs: name data with --data SRC, or leave it out for random ones")
     record = read_record(folder)
     given = against or record.get("source")
     if given is None:
         raise HeadsError(f"'{folder}' does not say what it was made from; name it with --against")
-    source, original_source = Source(str(folder), folder), resolve_source(str(given), record.get("revision"))
+    source, original_source = (
+        Source(str(folder), folder),
+        resolve_source(str(given), None if against else record.get("revision")),
+    )
     model, original = load_source(source), load_source(original_source)
     if not isinstance(model.config, HeadsConfig):
         raise HeadsError(f"'{folder}' has no converted attention heads")

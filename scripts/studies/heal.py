@@ -14,6 +14,7 @@ from typing import Any
 from hf_heads import CollabSpec, HeadsSpec, MgkSpec, MheSpec, PrunedSpec
 from hf_heads.checkpoints.sources import Source
 from hf_heads.conversion.checkpoint import convert_checkpoint
+from hf_heads.conversion.request import ConversionRequest
 from hf_heads.data.calibration import CalibrationChoice
 from hf_heads.distillation.checkpoint import distill_checkpoint
 from hf_heads.distillation.settings import DistillSettings
@@ -95,7 +96,8 @@ def checkpoints(source: Source, options: argparse.Namespace, minutes: float) -> 
     for name, spec in study.specs.items():
         shot, healed = work / name, work / f"{name}-healed"
         if options.again or not shot.is_dir():
-            convert_checkpoint(source, spec, shot, calibration=data, overwrite=True, device=options.device)
+            request = ConversionRequest(source, spec, calibration=data, device=options.device)
+            convert_checkpoint(request, shot, overwrite=True)
         folders.append(Source(shot.name, shot))
         if name in study.lossless:
             continue

@@ -10,6 +10,7 @@ import argparse
 from hf_heads import CollabSpec, HeadsSpec, LowRankSpec
 from hf_heads.checkpoints.loading import load_source
 from hf_heads.conversion.checkpoint import convert_checkpoint
+from hf_heads.conversion.request import ConversionRequest
 from hf_heads.data.calibration import CalibrationChoice
 from studies.shared.inputs import files, finetuned, hits_on, source_of
 from studies.shared.running import add_folders, save, shown
@@ -35,7 +36,8 @@ def run(options: argparse.Namespace) -> None:
         folder = source.folder
         if spec is not None:
             folder = options.work / f"{spec.method}-96"
-            convert_checkpoint(source, spec, folder, calibration=choice, overwrite=True, device=options.device)
+            request = ConversionRequest(source, spec, calibration=choice, device=options.device)
+            convert_checkpoint(request, folder, overwrite=True)
         for seed in range(options.seed, options.seed + options.seeds):
             output = options.work / f"{label.replace(' ', '')}-seed{seed}"
             tuned = finetuned(folder, output, options, "--epochs", options.epochs, "--seed", str(seed))

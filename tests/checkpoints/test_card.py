@@ -16,6 +16,7 @@ from hf_heads.checkpoints.card import model_card
 from hf_heads.checkpoints.card_metadata import task_of
 from hf_heads.checkpoints.sources import Source
 from hf_heads.conversion.checkpoint import convert_checkpoint
+from hf_heads.conversion.request import ConversionRequest
 from hf_heads.data.calibration import CalibrationChoice
 from hf_heads.hosts.table import ADAPTERS
 from hf_heads.modeling.auto_classes import auto_classes
@@ -56,7 +57,8 @@ def folder(source: Source, bert_folder: Path, tmp_path: Path) -> Path:
     write_source_card(bert_folder, "license: apache-2.0\nlanguage: en")
     spec = {"*layer.0*": CollabSpec(rank=10), "*": LowRankSpec(rank=8)}
     choice = CalibrationChoice(str(data), samples=40)
-    convert_checkpoint(source, spec, tmp_path / "out", calibration=choice, recipe='base = "tiny/bert"')
+    request = ConversionRequest(source, spec, calibration=choice, text='base = "tiny/bert"')
+    convert_checkpoint(request, tmp_path / "out")
     return tmp_path / "out"
 
 

@@ -341,7 +341,7 @@ def test_verify_fails_when_a_tensor_changed(run: Run, bert_folder: Path, tmp_pat
     assert run("verify", folder, "--min-cosine", 1.1).code == 1
     assert run("verify", folder, "--tolerance", 1e-9).code == 1
     check_refused(run("verify", folder, "--against", tmp_path / "nowhere"), "nowhere")
-    check_refused(run("verify", tmp_path / "nowhere"), "is no folder")
+    check_refused(run("verify", tmp_path / "nowhere"), "is not a folder")
 
 
 def test_a_native_class_refuses_the_checkpoint(run: Run, bert_folder: Path, tmp_path: Path):

@@ -19,8 +19,8 @@ from transformers import AutoModel, AutoModelForSeq2SeqLM, PreTrainedModel
 import hf_heads
 from hf_heads import CollabSpec, HeadsSpec, LowRankSpec, MgkSpec, MheSpec, PrunedSpec
 from hf_heads.attention.module import HeadsAttention
-from hf_heads.checkpoints.sources import Source
 from hf_heads.conversion.checkpoint import convert_checkpoint
+from hf_heads.conversion.request import ConversionRequest
 from hf_heads.data.calibration import CalibrationChoice
 from hf_heads.hosts.blocks import find_blocks
 from hf_heads.hosts.reading import read_host
@@ -236,7 +236,7 @@ def checkpoint(twin: Twin, method: str, folder: Path) -> tuple[Path, Path]:
     if not output.exists():
         # Made data; a decoder that nobody feeds has no calibration data for its cross-attention.
         data = CalibrationChoice("none") if twin.name == "bert-decoder" else CalibrationChoice(samples=24)
-        convert_checkpoint(Source(str(source), source), LOSSY[method], output, calibration=data)
+        convert_checkpoint(ConversionRequest(str(source), LOSSY[method], calibration=data), output)
     return source, output
 
 

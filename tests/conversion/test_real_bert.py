@@ -16,6 +16,7 @@ from hf_heads.checkpoints.tensors import tensor_names
 from hf_heads.checkpoints.weights import Weights
 from hf_heads.conversion.checkpoint import convert_checkpoint
 from hf_heads.conversion.recipes import load_recipe
+from hf_heads.conversion.request import ConversionRequest
 from hf_heads.data.calibration import CalibrationChoice
 from hf_heads.evaluation.verify import verify
 
@@ -56,10 +57,11 @@ def test_lossless_to_a_hundred_thousandth(model: PreTrainedModel, source, spec: 
 def test_the_recipe_does_what_it_says(source, model: PreTrainedModel, samples: int | None, tmp_path: Path):
     """With a tenth of its calibration data by default; `make demo` takes all."""
     recipe = load_recipe(Path("conversions/all-MiniLM-L6-v2-collab-96.toml"))
-    calibration = recipe.calibration if samples is None else replace(recipe.calibration, samples=samples)
+    if samples is not None:
+        recipe = replace(recipe, calibration=replace(recipe.calibration, samples=samples))
     assert resolve_source(recipe.source).folder == source.folder
     output = tmp_path / "out"
-    convert_checkpoint(source, recipe.specs, output, calibration=calibration, recipe=recipe.text)
+    convert_checkpoint(recipe, output)
     verdict = verify(output, expect=recipe.expect)
     assert not verdict.failures
     converted = AutoModel.from_pretrained(output)
@@ -74,12 +76,8 @@ def test_the_recipe_does_what_it_says(source, model: PreTrainedModel, samples: i
 
 def test_sentence_transformers_loads_the_result(source, tmp_path: Path):
     sentence_transformers = pytest.importorskip("sentence_transformers")
-    convert_checkpoint(
-        source,
-        CollabSpec(rank=384),
-        tmp_path / "out",
-        calibration=CalibrationChoice("none"),
-    )
+    request = ConversionRequest(source, CollabSpec(rank=384), calibration=CalibrationChoice("none"))
+    convert_checkpoint(request, tmp_path / "out")
     converted, original = (
         sentence_transformers.SentenceTransformer(str(path), device="cpu") for path in (tmp_path / "out", source.folder)
     )

@@ -94,7 +94,7 @@ def test_a_dry_run_on_a_tiny_twin(recipe: Recipe):
         ("base='x'\npaper='p'\n[heads]\nmethod='pruned'\nkept=['a']", "expected a list of int"),
         ("base='x'\npaper='p'\n[heads]\nmethod='pruned'\nkeep=0.5\nscore='x'", "score is 'x', expected one of"),
         ("base = 'x'", "paper is missing"),
-        ("this is no toml", "is no TOML"),
+        ("this is no toml", "is not valid TOML"),
         ("base='x'\npaper='p'\n[heads]\nrank=3", "names no method"),
         ("base='x'\npaper='p'\n[heads]\nmethod='zzz'", "unknown method 'zzz'"),
         ("base='x'\npaper='p'\n[heads]\nmethod='collab'\nrunk=3", "no setting 'runk'"),

@@ -21,6 +21,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, BertForSequenceClassif
 from hf_heads import CollabSpec, HeadsSpec, MgkSpec, MheSpec, PrunedSpec
 from hf_heads.checkpoints.sources import resolve_source
 from hf_heads.conversion.checkpoint import convert_checkpoint
+from hf_heads.conversion.request import ConversionRequest
 from hf_heads.data.calibration import CalibrationChoice
 from hf_heads.distillation.checkpoint import distill_checkpoint
 from hf_heads.distillation.settings import DistillSettings
@@ -65,9 +66,9 @@ def conversions(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Head
     @cache
     def make(name: str, spec: HeadsSpec) -> Path:
         folder = tmp_path_factory.mktemp(name)
-        source = resolve_source(str(save_checkpoint(TWINS[name].model(), folder / name)))
+        source = save_checkpoint(TWINS[name].model(), folder / name)
         output = folder / f"{name}-{spec.method}"
-        convert_checkpoint(source, spec, output, calibration=CalibrationChoice(samples=16))
+        convert_checkpoint(ConversionRequest(str(source), spec, calibration=CalibrationChoice(samples=16)), output)
         return folder
 
     return make

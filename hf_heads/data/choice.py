@@ -1,0 +1,46 @@
+"""What to calibrate or measure on: a choice, before anything is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hf_heads.errors import HeadsError
+from hf_heads.vocabulary import NONE, RANDOM
+
+
+@dataclass(frozen=True)
+class CalibrationChoice:
+    """What to calibrate on.
+
+    Attributes:
+        source: `random` (made from nothing), `none` (weights only) or what `datasets` loads.
+        columns: columns to read; found when None.
+        label: the column with labels, which is never read as an input; found where it is needed when None.
+        samples: number of examples.
+        seed: of the choice of examples and of made data.
+
+    Raises:
+        HeadsError: a value of the wrong kind, or columns of no data.
+    """
+
+    source: str = RANDOM
+    columns: tuple[str, ...] | None = None
+    label: str | None = None
+    samples: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.source, str) or not self.source:
+            raise HeadsError(f"data is {self.source!r}, expected `random`, `none` or what `datasets` loads")
+        columns = self.columns
+        if columns is not None and not (isinstance(columns, tuple) and all(isinstance(one, str) for one in columns)):
+            raise HeadsError(f"columns is {columns!r}, expected names of columns, as in ('question', 'answer')")
+        if not isinstance(self.label, str | None):
+            raise HeadsError(f"label is {self.label!r}, expected the name of a column")
+        for name, least in (("samples", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise HeadsError(f"{name} is {value!r}, expected a whole number from {least}")
+        for name in ("columns", "label"):
+            if getattr(self, name) is not None and self.source in (RANDOM, NONE):
+                raise HeadsError(f"{name} says what to read of a data set, and '{self.source}' is none: name one")
