@@ -79,7 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     train, dev = read(options.train, "train"), read(options.dev, "validation")
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     model = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=2, dtype="float32")
-    model, _ = hf_heads.convert(model, hf_heads.MgkSpec(mixture=options.mixture, components=options.components))
+    model, _ = hf_heads.convert(
+        model, hf_heads.MgkSpec(mixture=options.mixture, components=options.components), calibration="none"
+    )
 
     def tokens(rows: dict[str, Any]) -> dict[str, Any]:
         return tokenizer(rows["sentence"], truncation=True, max_length=128)

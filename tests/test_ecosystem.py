@@ -276,7 +276,7 @@ def test_lora_on_the_readmes_names(host: str, method: str, tmp_path: Path):
 )
 def test_lora_on_mixing_vectors_and_embeddings(spec: HeadsSpec, names: list[str], tmp_path: Path):
     peft = pytest.importorskip("peft", minversion="0.17", reason="target_parameters are PEFT's")
-    model = hf_heads.convert(TWINS["bert"].model(), spec)[0]
+    model = hf_heads.convert(TWINS["bert"].model(), spec, calibration="none")[0]
     config = peft.LoraConfig(target_parameters=names, target_modules=[], r=2)
     check_lora(model, TWINS["bert"].inputs(), config, [], tmp_path)
 
@@ -310,7 +310,7 @@ def lossless() -> HeadsSpec:
 
 def saved(model: PreTrainedModel, spec: HeadsSpec, folder: Path, save: Callable[[Path], None]) -> tuple[Path, Path]:
     """Folders of a model and of the same converted, with tokenizer or image processor."""
-    for name, one in (("original", model), ("converted", hf_heads.convert(model, spec)[0])):
+    for name, one in (("original", model), ("converted", hf_heads.convert(model, spec, calibration="none")[0])):
         save_checkpoint(one, folder / name, save)
     return folder / "original", folder / "converted"
 

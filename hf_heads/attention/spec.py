@@ -186,6 +186,22 @@ class HeadsSpec:
             raise HeadsError(f"{where}: {error}") from None
 
 
+def by_pattern(spec: object) -> dict[str, HeadsSpec]:
+    """Settings by block name pattern; those for all blocks stand under `*`.
+
+    Raises:
+        HeadsError: it is neither settings nor a mapping to some.
+    """
+    if isinstance(spec, HeadsSpec):
+        return {"*": spec}
+    found = dict(spec) if isinstance(spec, Mapping) else {}
+    if not found or not all(isinstance(name, str) and isinstance(one, HeadsSpec) for name, one in found.items()):
+        raise HeadsError(
+            f"spec is {spec!r}, expected settings such as CollabSpec(rank=96), or a dict of block patterns and settings"
+        )
+    return found
+
+
 _joined_types: dict[type[HeadsSpec], type[HeadsSpec]] = {}
 
 

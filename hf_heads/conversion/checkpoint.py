@@ -57,7 +57,7 @@ def convert_checkpoint(
     converted, report = convert(
         model,
         request.spec,
-        calibration=None if data is None else data.batches,
+        calibration=NONE if data is None else data.batches,
         labelled=labelled,
         seed=choice.seed,
         blocks=request.blocks,

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_heads.attention.spec import HeadsSpec
+from hf_heads.conversion.inputs import Calibration, calibration_batches, check_model
 from hf_heads.conversion.installing import block_called, install, load_weights
 from hf_heads.conversion.planning import choose_blocks, order_heads, plan_blocks
 from hf_heads.conversion.refit import refit_output
@@ -22,13 +23,14 @@ from hf_heads.errors import HeadsError
 from hf_heads.methods.registry import get_method
 from hf_heads.modeling.blocks import block_size, block_specs, read_block, share_weights
 from hf_heads.modeling.classes import adopt, set_specs
+from hf_heads.vocabulary import NONE, RANDOM
 
 
 def convert(
     model: PreTrainedModel,
     spec: HeadsSpec | dict[str, HeadsSpec],
     *,
-    calibration: Sequence[Batch] | None = None,
+    calibration: Calibration = RANDOM,
     labelled: Sequence[Batch] | None = None,
     seed: int = 0,
     blocks: str | None = None,
@@ -43,7 +45,8 @@ def convert(
         spec: the settings for all blocks, such as `CollabSpec(rank=96)`, or a mapping from block name patterns to
             settings, of which the first that matches a block counts.
         calibration: batches of keyword arguments of the model's forward, such as a tokenizer returns them, with masks
-            where there is padding; read several times. None works from the weights alone.
+            where there is padding; texts; what `datasets` loads, as on the command line; `random`, as by default, for
+            data made from nothing; or `none` for the weights alone, which keeps much less of a model.
         labelled: batches with `labels`, for settings that want the model's loss; where None, those of `calibration` if
             they have labels. Labels are used for nothing else.
         seed: of everything random besides the data.
@@ -56,35 +59,35 @@ def convert(
         The converted model, and what was done in numbers.
 
     Raises:
-        HeadsError: no adapter, settings that do not fit, weights that are not finite, empty calibration data.
+        HeadsError: no model of transformers, no adapter, settings that do not fit, weights that are not finite,
+            calibration data that is empty, cannot be read or never reaches a block.
     """
     started = time.perf_counter()
+    check_model(model)
     report = Report(model_parameters_before=_count(model))
     chosen = choose_blocks(model, spec, blocks)
-    if calibration is not None:
-        given = list(calibration)
-        if not given:
-            raise HeadsError("the calibration data is empty")
-        if labelled is None and all("labels" in batch for batch in given):
-            labelled = given
-        calibration = [{name: value for name, value in batch.items() if name != "labels"} for batch in given]
-        report.calibration = "given batches"
     for block, _ in chosen.values():
         if not read_block(block).finite():
             raise HeadsError(f"the weights of {block.name} contain NaN or Inf; this checkpoint is damaged")
+    wanted = calibration if any(one.uses_data() for _, one in chosen.values()) else NONE
+    batches, report.calibration = calibration_batches(model, wanted, seed)
+    if batches is not None:
+        if labelled is None and all("labels" in batch for batch in batches):
+            labelled = batches
+        batches = [{name: value for name, value in batch.items() if name != "labels"} for batch in batches]
     original = share_weights(model)
     converted = model if inplace else copy.deepcopy(model)
     training = converted.training
     adopt(converted)
     for one in (original, converted):
         one.eval()
-    ranking = partial(order_heads, original, calibration, labelled, seed, progress)
-    specs = plan_blocks(original, chosen, calibration, ranking, progress)
+    ranking = partial(order_heads, original, batches, labelled, seed, progress)
+    specs = plan_blocks(original, chosen, batches, ranking, progress)
     done = block_specs(converted)
     for index, name in enumerate(chosen):
         if progress:
             progress(f"converting {name}", index, len(chosen))
-        report.blocks.append(_convert_block(converted, original, name, specs[name], calibration, refit))
+        report.blocks.append(_convert_block(converted, original, name, specs[name], batches, refit))
         done = {**done, name: report.blocks[-1].spec}
     set_specs(converted, done)
     converted.train(training)
@@ -126,14 +129,5 @@ def _convert_block(
             load_weights(block, {"output.weight": fitted.weight, "output.bias": fitted.bias})
             gain = fitted.gain
     parameters, cache = block_size(block)
-    return BlockReport(
-        name,
-        block.kind,
-        spec,
-        parameters,
-        parameters_before,
-        cache,
-        cache_before,
-        made.error,
-        gain,
-    )
+    sizes = parameters, parameters_before, cache, cache_before
+    return BlockReport(name, block.kind, spec, *sizes, made.error, gain)

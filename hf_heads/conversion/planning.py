@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from hf_heads.attention.spec import BlockProfile, HeadsSpec, RankHeads
+from hf_heads.attention.spec import BlockProfile, HeadsSpec, RankHeads, by_pattern
 from hf_heads.conversion.installing import install
 from hf_heads.conversion.statistics import collect_statistics
 from hf_heads.core.batches import Batch, Progress, main_output, output_mask, thin, token_rows
@@ -54,7 +54,7 @@ def choose_blocks(
         HeadsError: nothing is chosen, or settings do not fit a block.
     """
     allowed = {block.name for block in find_blocks(model, blocks)}
-    specs = spec if isinstance(spec, dict) else {"*": spec}
+    specs = by_pattern(spec)
     found = {
         block.name: (block, one)
         for pattern, one in reversed(specs.items())  # so that the first pattern that matches has the last word

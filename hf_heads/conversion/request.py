@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from hf_heads.attention.spec import HeadsSpec
+from hf_heads.attention.spec import HeadsSpec, by_pattern
 from hf_heads.checkpoints.sources import Source, resolve_source, short_name
 from hf_heads.data.choice import CalibrationChoice
 from hf_heads.errors import HeadsError
@@ -48,11 +47,7 @@ class ConversionRequest:
     def __post_init__(self) -> None:
         if not isinstance(self.source, str | Source) or not self.source:
             raise HeadsError(f"source is {self.source!r}, expected a hub id, a folder or package:NAME")
-        if not isinstance(self.spec, HeadsSpec) and not _by_pattern(self.spec):
-            raise HeadsError(
-                f"spec is {self.spec!r}, expected settings such as CollabSpec(rank=96), or a dict of block patterns "
-                "and settings"
-            )
+        by_pattern(self.spec)
         if not isinstance(self.calibration, CalibrationChoice):
             raise HeadsError(f"calibration is {self.calibration!r}, expected a CalibrationChoice")
         if not isinstance(self.refit, bool):
@@ -68,7 +63,7 @@ class ConversionRequest:
     @property
     def specs(self) -> dict[str, HeadsSpec]:
         """The settings by block name pattern."""
-        return {"*": self.spec} if isinstance(self.spec, HeadsSpec) else self.spec
+        return by_pattern(self.spec)
 
     def find_source(self) -> Source:
         """The checkpoint to convert.
@@ -78,15 +73,6 @@ class ConversionRequest:
         """
         found = resolve_source(self.source, self.revision) if isinstance(self.source, str) else self.source
         return found if self.base is None else replace(found, base_model=self.base)
-
-
-def _by_pattern(spec: object) -> bool:
-    """Whether something is settings by block name pattern."""
-    return (
-        isinstance(spec, Mapping)
-        and bool(spec)
-        and all(isinstance(name, str) and isinstance(one, HeadsSpec) for name, one in spec.items())
-    )
 
 
 def default_output(request: ConversionRequest) -> Path:

@@ -44,7 +44,7 @@ class Data:
 def load_data(
     source: str | None,
     config: Any,
-    folder: Path,
+    folder: Path | str | None,
     *,
     columns: Sequence[str] | None = None,
     label: str | None = None,
@@ -57,7 +57,7 @@ def load_data(
     Args:
         source: what `datasets` loads (a hub id, a data file, a folder of images), or None for data made from nothing.
         config: the model's config.
-        folder: where its tokenizer or image processor is.
+        folder: where its tokenizer or image processor is, a folder or hub id; None where nobody knows.
         columns: the columns to read; found when None.
         label: a column that is not to be read.
         samples: how many examples to calibrate on; a few more are read to measure on.
@@ -81,13 +81,18 @@ def load_data(
     held = min(HELD_OUT, len(examples) // 4)
     held_out, examples = examples[len(examples) - held :], examples[: len(examples) - held]
 
-    def finish(chosen: list[dict[str, Any]]) -> list[Batch]:
-        batches = make_batches(chosen, config)
-        if adapter.modality == "text-to-text":
-            batches = [with_targets(batch, config, generate) for batch in batches]
-        return batches
+    batches, apart = (finished_batches(chosen, config, generate) if chosen else [] for chosen in (examples, held_out))
+    return Data(batches, apart, description)
 
-    return Data(finish(examples), finish(held_out) if held_out else [], description)
+
+def finished_batches(
+    examples: list[dict[str, Any]], config: Any, generate: Callable[[Batch], Tensor] | None = None
+) -> list[Batch]:
+    """Batches of encoded examples, complete for the model's forward; see `load_data`."""
+    batches = make_batches(examples, config)
+    if adapter_of(config).modality == "text-to-text":
+        batches = [with_targets(batch, config, generate) for batch in batches]
+    return batches
 
 
 _PROBE_SEED = 20_200_629  # no calibration seed that anybody would choose

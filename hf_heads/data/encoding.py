@@ -14,12 +14,14 @@ MAX_LENGTH = 128
 # Encoding: raw examples to dicts of lists (token ids) or tensors (pixels), one for each example.
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path | str | None) -> Any:
     """The tokenizer of a checkpoint.
 
     Raises:
         HeadsError: there is none that can be loaded.
     """
+    if folder is None:
+        raise HeadsError("the model does not say where its tokenizer is: give batches instead")
     from transformers import AutoTokenizer
 
     try:
@@ -28,13 +30,13 @@ def load_tokenizer(folder: Path) -> Any:
         raise HeadsError(f"no tokenizer can be loaded from '{folder}': {reason(error)}") from None
 
 
-def encode_text(texts: list[str], folder: Path) -> list[dict[str, Any]]:
+def encode_text(texts: list[str], folder: Path | str | None) -> list[dict[str, Any]]:
     """Examples with `input_ids`."""
     encoded = load_tokenizer(folder)(texts, truncation=True, max_length=MAX_LENGTH)
     return [{"input_ids": ids} for ids in encoded["input_ids"]]
 
 
-def encode_pairs(pairs: list[Any], folder: Path) -> list[dict[str, Any]]:
+def encode_pairs(pairs: list[Any], folder: Path | str | None) -> list[dict[str, Any]]:
     """Examples with `input_ids` of sources and `target_ids` of targets; without the latter where no pairs are."""
     tokenizer = load_tokenizer(folder)
     if isinstance(pairs[0], str):
@@ -47,12 +49,14 @@ def encode_pairs(pairs: list[Any], folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def encode_images(images: list[Any], folder: Path) -> list[dict[str, Any]]:
+def encode_images(images: list[Any], folder: Path | str | None) -> list[dict[str, Any]]:
     """Examples with `pixel_values` (channels, height, width).
 
     Raises:
         HeadsError: the folder has no image processor that can be loaded.
     """
+    if folder is None:
+        raise HeadsError("the model does not say where its image processor is: give batches instead")
     from transformers import AutoImageProcessor
 
     try:
@@ -62,7 +66,7 @@ def encode_images(images: list[Any], folder: Path) -> list[dict[str, Any]]:
     return [{"pixel_values": processor(image, return_tensors="pt")["pixel_values"][0]} for image in images]
 
 
-ENCODE: dict[str, Callable[[list[Any], Path], list[dict[str, Any]]]] = {
+ENCODE: dict[str, Callable[[list[Any], Path | str | None], list[dict[str, Any]]]] = {
     "text": encode_text,
     "text-to-text": encode_pairs,
     "image": encode_images,

@@ -12,8 +12,6 @@ from hf_heads.data.encoding import MAX_LENGTH, load_tokenizer
 from hf_heads.errors import HeadsError
 from hf_heads.hosts.table import adapter_of
 
-# Data made from nothing.
-
 MADE = {
     "text": "sequences of random token ids",
     "text-to-text": "sequences of random token ids with the model's own continuations",
@@ -21,8 +19,8 @@ MADE = {
 }
 
 
-def made_examples(config: Any, folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
-    """Examples made from nothing, by the model's modality; see `_MADE`."""
+def made_examples(config: Any, folder: Path | str | None, count: int, seed: int) -> list[dict[str, Any]]:
+    """Examples made from nothing, by the model's modality; see `MADE`."""
     adapter = adapter_of(config)
     generator = torch.Generator().manual_seed(seed)
     if adapter.modality == "image":
@@ -30,7 +28,7 @@ def made_examples(config: Any, folder: Path, count: int, seed: int) -> list[dict
     return [{"input_ids": ids} for ids in _random_tokens(config, folder, count, generator)]
 
 
-def _random_tokens(config: Any, folder: Path, count: int, generator: torch.Generator) -> list[list[int]]:
+def _random_tokens(config: Any, folder: Path | str | None, count: int, generator: torch.Generator) -> list[list[int]]:
     """Uniformly random ordinary tokens of 4 to 32, inside the special tokens that the tokenizer puts around a text."""
     try:
         tokenizer = load_tokenizer(folder)

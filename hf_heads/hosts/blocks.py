@@ -47,8 +47,10 @@ def find_blocks(model: PreTrainedModel, pattern: str | None = None) -> list[Bloc
         pattern: comma-separated shell patterns for block names; a leading `!` leaves out. None takes all.
 
     Raises:
-        HeadsError: no adapter, or the pattern matches no block.
+        HeadsError: no model of transformers, no adapter, or the pattern matches no block.
     """
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise HeadsError(f"find_blocks takes a model of transformers, not {type(model).__name__}")
     adapter = adapter_of(model.config)
     prefix = base_prefix(model)
     blocks = []

@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> None:
     tokenizer = AutoTokenizer.from_pretrained(source.folder)
     models = {"original": marian}
     for groups in (1, find_blocks(marian)[0].module.num_heads // 2):
-        models[f"mul G = {groups}"] = hf_heads.convert(marian, MheSpec(groups=groups))[0]
+        models[f"mul G = {groups}"] = hf_heads.convert(marian, MheSpec(groups=groups), calibration="none")[0]
     fixed = {"num_beams": 4, "do_sample": False, "min_new_tokens": NEW_TOKENS, "max_new_tokens": NEW_TOKENS}
     decoding = []
     for batch in (1, 16, 64):

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
     print(f"scoring heads on 512 sentences and removing half of them: {timer.seconds:.1f} s")
     models = {"original": model}
     for kept in KEPT:
-        models[f"{kept} of 12"] = hf_heads.convert(model, PrunedSpec(kept=tuple(range(kept))))[0]
+        models[f"{kept} of 12"] = hf_heads.convert(model, PrunedSpec(kept=tuple(range(kept))), calibration="none")[0]
     rows = []
     for batch in BATCHES:
         states = torch.randn(batch, options.length, model.config.hidden_size, device=options.device)

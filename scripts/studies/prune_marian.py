@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> None:
             for removed in REMOVED:
                 specs = order.keep(1 - removed)
                 row = {"rule": rule, "kind": kind, "removed": removed}
-                row["bleu"] = bleu(hf_heads.convert(model, specs)[0], source, pairs, options.beams)
+                row["bleu"] = bleu(hf_heads.convert(model, specs, calibration="none")[0], source, pairs, options.beams)
                 if (rule, kind) == ("gauss-newton", "all"):
                     refitted, _ = hf_heads.convert(model, repaired(specs), calibration=batches)
                     row["bleu_repaired"] = bleu(refitted, source, pairs, options.beams)

@@ -57,12 +57,12 @@ def run(options: argparse.Namespace) -> None:
         orders[label] = rank_heads(model, batches=batches, seed=options.seed, **settings)
         for removed in REMOVED:
             specs = orders[label].keep(1 - removed)
-            add(label, removed, hf_heads.convert(model, specs)[0])
+            add(label, removed, hf_heads.convert(model, specs, calibration="none")[0])
             if label == FIRST:
                 add(f"{label}, repair", removed, hf_heads.convert(model, repaired(specs), calibration=batches[::2])[0])
     steps = str(options.tuning_steps)
     for removed in TUNED:
-        pruned, _ = hf_heads.convert(model, orders[FIRST].keep(1 - removed))
+        pruned, _ = hf_heads.convert(model, orders[FIRST].keep(1 - removed), calibration="none")
         shot, output = options.work / f"sst2-pruned-{removed}", options.work / f"sst2-tuned-{removed}"
         pruned.save_pretrained(shot)
         AutoTokenizer.from_pretrained(source.folder).save_pretrained(shot)

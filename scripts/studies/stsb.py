@@ -34,7 +34,7 @@ def tucker_rank(rank: int, width: int, heads: int) -> int:
 
 def tensorly_parafac(model: PreTrainedModel, rank: int, seed: int) -> PreTrainedModel:
     """Plain CP of the unwhitened dense tensors by tensorly from a random start, as a converted model."""
-    converted, _ = hf_heads.convert(model, CollabSpec(rank=rank))
+    converted, _ = hf_heads.convert(model, CollabSpec(rank=rank), calibration="none")
     for block, host in zip(find_blocks(converted), find_blocks(model), strict=True):
         dense = read_host(host.module, host.site, host.output)
         double = dense.double()

@@ -72,11 +72,11 @@ def test_models_without_such_a_loss_are_refused(cls: type[PreTrainedModel], tmp_
 def test_converted_models_count_as_their_hosts(write: Write, tmp_path: Path):
     source = write({"text": words(1, 2), "label": 2}, {"text": words(3), "label": 0})
     model = classifier()
-    converted, _ = hf_heads.convert(model, CollabSpec(rank=8))
+    converted, _ = hf_heads.convert(model, CollabSpec(rank=8), calibration="none")
     batches = load_labelled(source, converted, tmp_path / "model")
     check_same(batches, load_labelled(source, model, tmp_path / "model"))
     check_loss(converted, batches)
-    base, _ = hf_heads.convert(BertModel(bert_config()), CollabSpec(rank=8))
+    base, _ = hf_heads.convert(BertModel(bert_config()), CollabSpec(rank=8), calibration="none")
     with pytest.raises(HeadsError, match="'BertModel' has no loss"):
         load_labelled(source, base, tmp_path / "model")
 

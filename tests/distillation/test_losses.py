@@ -30,7 +30,7 @@ def variance(states: torch.Tensor, mask: torch.Tensor) -> float:
 def test_losses_are_their_formulas():
     twin = TWINS["bert"]
     teacher, inputs = twin.model(), twin.inputs()
-    student, _ = hf_heads.convert(teacher, CollabSpec(rank=4))
+    student, _ = hf_heads.convert(teacher, CollabSpec(rank=4), calibration="none")
     mask = inputs["attention_mask"]
     with torch.no_grad():
         here, there = (
@@ -61,7 +61,7 @@ def test_losses_are_their_formulas():
 def test_block_loss_compares_what_the_output_projections_give():
     twin = TWINS["marian"]
     teacher, inputs = twin.model(), twin.inputs()
-    student, _ = hf_heads.convert(teacher, MheSpec())
+    student, _ = hf_heads.convert(teacher, MheSpec(), calibration="none")
     seen: dict[str, list[torch.Tensor]] = {}
     for model in (student, teacher):
         for block in find_blocks(model):
@@ -82,7 +82,9 @@ def test_block_loss_compares_what_the_output_projections_give():
 def test_pruned_maps_are_compared_with_the_heads_that_were_kept():
     twin = TWINS["vit"]
     teacher, inputs = twin.model(), twin.inputs()
-    student, _ = hf_heads.convert(teacher, {"layers.0.*": PrunedSpec(kept=(1, 3)), "*": PrunedSpec(kept=(0, 1, 2, 3))})
+    student, _ = hf_heads.convert(
+        teacher, {"layers.0.*": PrunedSpec(kept=(1, 3)), "*": PrunedSpec(kept=(0, 1, 2, 3))}, calibration="none"
+    )
     loss = Matching(student, teacher, {"attention": 1.0}, [inputs])(student, inputs)[0]
     # The first layer's inputs are the same, so its maps are; only later layers can differ.
     with torch.no_grad():
@@ -95,7 +97,7 @@ def test_pruned_maps_are_compared_with_the_heads_that_were_kept():
 def test_what_has_no_counterpart_is_refused():
     teacher = TWINS["bert"].model()
     inputs = TWINS["bert"].inputs()
-    merged, _ = hf_heads.convert(teacher, MgkSpec(merge=2))
+    merged, _ = hf_heads.convert(teacher, MgkSpec(merge=2), calibration="none")
     with pytest.raises(HeadsError, match="none of the teacher's"):
         Matching(merged, teacher, {"attention": 1.0}, [inputs])
     with pytest.raises(HeadsError, match=r"no loss 'logits'\. Losses: output"):
@@ -105,7 +107,7 @@ def test_what_has_no_counterpart_is_refused():
 
 
 def test_only_converted_attention_is_trained_unless_all():
-    student, _ = hf_heads.convert(TWINS["bert"].model(), MheSpec(), blocks="encoder.layer.1.*")
+    student, _ = hf_heads.convert(TWINS["bert"].model(), MheSpec(), blocks="encoder.layer.1.*", calibration="none")
     names = {id(p): name for name, p in student.named_parameters()}
     chosen = {names[id(p)] for p in trained_parameters(student, "attention")}
     assert chosen and all(name.startswith("bert.encoder.layer.1.attention.") for name in chosen)

@@ -58,7 +58,7 @@ def converted(run: Run, source: Path, name: str, *arguments: object) -> Path:
 @pytest.mark.parametrize("name", list(TWINS))
 def test_a_lossless_model_has_no_drift_in_any_block(name: str):
     model, inputs = TWINS[name].model("sdpa"), TWINS[name].inputs()
-    same, _ = hf_heads.convert(model, CollabSpec(rank=WIDTH))
+    same, _ = hf_heads.convert(model, CollabSpec(rank=WIDTH), calibration="none")
     drift, errors = measure_closely(same, model, [inputs])
     assert list(errors) == [block.name for block in find_blocks(model)]
     assert max(errors.values()) < 1e-8 and drift.attention_distance < 1e-4
@@ -68,7 +68,9 @@ def test_a_lossless_model_has_no_drift_in_any_block(name: str):
 
 def test_block_errors_and_maps_are_those_of_plain_loops():
     model, inputs = TWINS["bert"].model(), TWINS["bert"].inputs()
-    pruned, _ = hf_heads.convert(model, {"*layer.0*": PrunedSpec(kept=(1, 3)), "*layer.1*": PrunedSpec(kept=())})
+    pruned, _ = hf_heads.convert(
+        model, {"*layer.0*": PrunedSpec(kept=(1, 3)), "*layer.1*": PrunedSpec(kept=())}, calibration="none"
+    )
     drift, errors = measure_closely(pruned, model, [inputs])
     plain = measure_drift(pruned, model, [inputs])
     assert (plain.cosine, plain.kl, plain.agreement) == (drift.cosine, drift.kl, drift.agreement)
@@ -90,7 +92,7 @@ def test_block_errors_and_maps_are_those_of_plain_loops():
 @pytest.mark.parametrize("spec", [MgkSpec(merge=2), MgkSpec(kernel="linear"), MgkSpec(assignment="hard")], ids=str)
 def test_maps_of_mixtures_are_compared_too(spec: MgkSpec):
     model = TWINS["vit"].model()
-    other, _ = hf_heads.convert(model, spec)
+    other, _ = hf_heads.convert(model, spec, calibration="none")
     drift, errors = measure_closely(other, model, [TWINS["vit"].inputs()])
     assert 0 <= drift.attention_distance <= 1 and len(errors) == LAYERS
 

@@ -39,7 +39,7 @@ def test_multiply_adds_of_bert_by_hand():
 def test_pruned_heads_are_fewer_multiply_adds(name: str):
     model = TWINS[name].model()
     length = image_length(model) or 12
-    half, _ = hf_heads.convert(model, PrunedSpec(kept=(0, 1)))
+    half, _ = hf_heads.convert(model, PrunedSpec(kept=(0, 1)), calibration="none")
     head = WIDTH // HEADS
     saved = sum(4 * length * WIDTH * 2 * head + 2 * length**2 * 2 * head for _ in find_blocks(model))
     assert count_multiply_adds(model, length) - count_multiply_adds(half, length) == saved
@@ -118,6 +118,6 @@ def test_runs_take_turns():
 def test_lengths_beyond_the_positions_are_refused():
     with pytest.raises(HeadsError, match="length 41 exceeds the 40 positions of twin"):
         check_lengths(TWINS["bert"].model(), (8, 41), "twin")
-    half, _ = hf_heads.convert(TWINS["bert"].model(), PrunedSpec(kept=(0, 1)))
+    half, _ = hf_heads.convert(TWINS["bert"].model(), PrunedSpec(kept=(0, 1)), calibration="none")
     with pytest.raises(HeadsError, match="--no-control"):
         check_native(half)

@@ -222,7 +222,7 @@ def data(case: Case, tmp_path: Path) -> list[str]:
 def save_model(case: Case, folder: Path, converted: bool = True) -> Path:
     model = case.model().eval()
     if converted:
-        model, _ = hf_heads.convert(model, CollabSpec(rank=16))
+        model, _ = hf_heads.convert(model, CollabSpec(rank=16), calibration="none")
     model.save_pretrained(folder)
     case.save_processor(folder)
     return folder

@@ -46,7 +46,7 @@ def name_of(spec: MgkSpec) -> str:
 
 def made(name: str, spec: MgkSpec, implementation: str) -> PreTrainedModel:
     """A twin with mixtures of keys all over and all parameters random, beta and sigma among them."""
-    model, _ = hf_heads.convert(TWINS[name].model(implementation), spec)
+    model, _ = hf_heads.convert(TWINS[name].model(implementation), spec, calibration="none")
     randomize(model, seed=3)
     generator = torch.Generator().manual_seed(4)
     for block in find_blocks(model):
@@ -191,9 +191,9 @@ def test_shifts_alone_change_nothing_while_beta_is_zero():
     """q (k + b_r) differs from q k by what is the same for all keys, and softmax drops it."""
     twin = TWINS["bert"]
     model = twin.model()
-    same, _ = hf_heads.convert(model, MgkSpec(mixture="smgk", shift=0.5))
+    same, _ = hf_heads.convert(model, MgkSpec(mixture="smgk", shift=0.5), calibration="none")
     assert (logits(same, twin.inputs()) - logits(model, twin.inputs())).abs().max() < 1e-5
-    other, _ = hf_heads.convert(model, MgkSpec(mixture="smgk", shift=0.5, norm=1.0))
+    other, _ = hf_heads.convert(model, MgkSpec(mixture="smgk", shift=0.5, norm=1.0), calibration="none")
     assert (logits(other, twin.inputs()) - logits(model, twin.inputs())).abs().max() > 1e-3
 
 
@@ -202,7 +202,7 @@ def test_the_default_shift_moves_the_output_by_less_than_it_says(kind: str):
     """README: by less than a thousandth of the logits' size."""
     for twin in TWINS.values():
         model = twin.model()
-        converted, _ = hf_heads.convert(model, MgkSpec(mixture=kind))
+        converted, _ = hf_heads.convert(model, MgkSpec(mixture=kind), calibration="none")
         wanted = logits(model, twin.inputs())
         assert (logits(converted, twin.inputs()) - wanted).abs().max() < 1e-3 * wanted.abs().max()
 
@@ -305,20 +305,20 @@ def test_statistics_of_attention_are_their_formulas_written_out():
 )
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], text: str):
     with pytest.raises(HeadsError, match=re.escape(text)):
-        hf_heads.convert(TWINS["bert"].model(), MgkSpec(**settings))
+        hf_heads.convert(TWINS["bert"].model(), MgkSpec(**settings), calibration="none")
 
 
 def test_what_is_a_mixture_is_not_converted_again():
-    model, _ = hf_heads.convert(TWINS["bert"].model(), MgkSpec())
+    model, _ = hf_heads.convert(TWINS["bert"].model(), MgkSpec(), calibration="none")
     with pytest.raises(HeadsError, match="no standard attention: convert the original"):
-        hf_heads.convert(model, hf_heads.CollabSpec(rank=8))
+        hf_heads.convert(model, hf_heads.CollabSpec(rank=8), calibration="none")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["mgk", "smgk"])
 def test_fine_tuning_from_the_exact_start_trains_and_separates_the_keys(kind: str, dtype: torch.dtype):
     twin = TWINS["bert"]
-    model, _ = hf_heads.convert(twin.model("sdpa"), MgkSpec(mixture=kind))
+    model, _ = hf_heads.convert(twin.model("sdpa"), MgkSpec(mixture=kind), calibration="none")
     model = model.to(dtype).train()
     module = find_blocks(model)[0].module
 

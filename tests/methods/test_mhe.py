@@ -38,7 +38,7 @@ def name_of(spec: MheSpec) -> str:
 
 def made(name: str, spec: MheSpec, implementation: str) -> PreTrainedModel:
     """A twin with head embeddings all over and all parameters random."""
-    model, _ = hf_heads.convert(TWINS[name].model(implementation), spec)
+    model, _ = hf_heads.convert(TWINS[name].model(implementation), spec, calibration="none")
     randomize(model, seed=3)
     return model
 
@@ -109,7 +109,7 @@ def test_parameters_are_the_papers_counts(variant: str):
     config.qkv_bias = False
     model = ViTModel(config)
     randomize(model)
-    converted, report = hf_heads.convert(model, MheSpec(variant=variant))
+    converted, report = hf_heads.convert(model, MheSpec(variant=variant), calibration="none")
     for before, after, row in zip(find_blocks(model), find_blocks(converted), report.blocks, strict=True):
         shared = sum(p.numel() for name, p in after.module.named_parameters() if name.startswith("shared_"))
         embeddings = sum(p.numel() for name, p in after.module.named_parameters() if name.endswith("_embedding"))
@@ -158,12 +158,12 @@ def test_a_converted_model_is_a_standard_one_written_out(spec: MheSpec):
     """What `to_dense` tells is what is computed, so that a converted model converts on."""
     twin = TWINS["bert"]
     model = made("bert", spec, "eager")
-    again, _ = hf_heads.convert(model, hf_heads.CollabSpec(rank=WIDTH))
+    again, _ = hf_heads.convert(model, hf_heads.CollabSpec(rank=WIDTH), calibration="none")
     assert (logits(again, twin.inputs()) - logits(model, twin.inputs())).abs().max() < 1e-5
-    whole, _ = hf_heads.convert(model, MheSpec(groups=HEADS))
+    whole, _ = hf_heads.convert(model, MheSpec(groups=HEADS), calibration="none")
     assert (logits(whole, twin.inputs()) - logits(model, twin.inputs())).abs().max() < 1e-5
-    narrow, _ = hf_heads.convert(twin.model(), hf_heads.LowRankSpec(rank=2 * HEADS))
-    regrouped, _ = hf_heads.convert(narrow, MheSpec(groups=HEADS))
+    narrow, _ = hf_heads.convert(twin.model(), hf_heads.LowRankSpec(rank=2 * HEADS), calibration="none")
+    regrouped, _ = hf_heads.convert(narrow, MheSpec(groups=HEADS), calibration="none")
     assert (logits(regrouped, twin.inputs()) - logits(narrow, twin.inputs())).abs().max() < 1e-5
 
 
@@ -213,7 +213,7 @@ def test_groups_are_those_with_most_in_common():
 )
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], text: str):
     with pytest.raises(HeadsError, match=re.escape(text)):
-        hf_heads.convert(TWINS["bert"].model(), MheSpec(**settings))
+        hf_heads.convert(TWINS["bert"].model(), MheSpec(**settings), calibration="none")
 
 
 def test_groups_of_either_side_must_nest():
@@ -225,7 +225,7 @@ def test_groups_of_either_side_must_nest():
 
 
 def test_it_trains_from_scratch_and_its_embeddings_move():
-    model, _ = hf_heads.convert(TWINS["bert"].model(), MheSpec())
+    model, _ = hf_heads.convert(TWINS["bert"].model(), MheSpec(), calibration="none")
     fresh = type(model)._from_config(copy.deepcopy(model.config)).train()
     module = find_blocks(fresh)[0].module
     before = module.query_embedding.detach().clone()

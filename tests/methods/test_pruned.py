@@ -47,7 +47,7 @@ def mask_of(chosen: dict[str, PrunedSpec]) -> dict[str, torch.Tensor]:
 def test_removing_heads_is_masking_them(twin: Twin, implementation: str, tmp_path: Path):
     model = twin.model(implementation)
     chosen = specs(model)
-    pruned, report = hf_heads.convert(model, chosen)
+    pruned, report = hf_heads.convert(model, chosen, calibration="none")
     with head_mask(model, mask_of(chosen)):
         wanted = logits(model, twin.inputs())
     assert (logits(pruned, twin.inputs()) - wanted).abs().max() < 1e-5
@@ -60,7 +60,7 @@ def test_removing_heads_is_masking_them(twin: Twin, implementation: str, tmp_pat
     assert (logits(loaded, twin.inputs()) - wanted).abs().max() < 1e-5
     # And what was pruned can be converted on, without loss at the lossless rank of every block.
     for spec in (CollabSpec(rank=WIDTH), LowRankSpec(rank=WIDTH)):
-        again, _ = hf_heads.convert(loaded, spec)
+        again, _ = hf_heads.convert(loaded, spec, calibration="none")
         assert (logits(again, twin.inputs()) - wanted).abs().max() < 1e-5
         again.save_pretrained(tmp_path / spec.method)
         reloaded = type(again).from_pretrained(tmp_path / spec.method)
@@ -112,7 +112,7 @@ def test_masks_can_be_differentiated_nested_and_given_for_every_example(twin: Tw
 
 @pairwise(name=TWINS.keys(), method={"collab": CollabSpec(rank=10), "pruned": PrunedSpec(kept=(0, 2))})
 def test_converted_models_can_be_masked_as_well(twin: Twin, method: hf_heads.HeadsSpec):
-    model, _ = hf_heads.convert(twin.model(), method)
+    model, _ = hf_heads.convert(twin.model(), method, calibration="none")
     heads = [block_shape(block).heads for block in find_blocks(model)]
     mask = {block.name: torch.ones(count) for block, count in zip(find_blocks(model), heads, strict=True)}
     before = logits(model, twin.inputs())
@@ -129,7 +129,7 @@ def test_generation_with_empty_blocks_and_masks(tmp_path: Path, implementation: 
     model = twin.model(implementation)
     chosen = {block.name: PrunedSpec(kept=(2,) if block.kind == "self" else ()) for block in find_blocks(model)[:4]}
     assert {block.kind for block in find_blocks(model)[:4]} == {"self", "causal", "cross"}
-    hf_heads.convert(model, chosen)[0].save_pretrained(tmp_path)
+    hf_heads.convert(model, chosen, calibration="none")[0].save_pretrained(tmp_path)
     pruned = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, attn_implementation=implementation)
     inputs = {name: value for name, value in twin.inputs().items() if not name.startswith("decoder")}
     settings = dict(do_sample=False, max_new_tokens=8, num_beams=3)
@@ -145,7 +145,9 @@ def test_generation_with_empty_blocks_and_masks(tmp_path: Path, implementation: 
 def test_a_cache_of_a_block_without_heads_knows_its_length():
     """transformers reads the length of a cache off its first layer."""
     twin = TWINS["marian"]
-    model, report = hf_heads.convert(twin.model(), {"decoder.layers.0.self_attn": PrunedSpec(kept=())})
+    model, report = hf_heads.convert(
+        twin.model(), {"decoder.layers.0.self_attn": PrunedSpec(kept=())}, calibration="none"
+    )
     cache = model(**twin.inputs(), use_cache=True).past_key_values
     assert cache.get_seq_length() == twin.inputs()["decoder_input_ids"].shape[1]
     keys = cache.self_attention_cache.layers[0].keys
@@ -186,7 +188,7 @@ def test_prune_heads_refuses_what_it_cannot_do():
         (bert, {0: [4]}, "has no head 4; its heads are 0 to 3"),
         (bert, {"encoder.layer.9": [0]}, "there is no attention block 'encoder.layer.9'"),
         (marian, {0: [0]}, "layer 0 could be encoder.layers.0.self_attn or decoder.layers.0.self_attn"),
-        (hf_heads.convert(bert, CollabSpec(rank=8))[0], {0: [0]}, "is collab already"),
+        (hf_heads.convert(bert, CollabSpec(rank=8), calibration="none")[0], {0: [0]}, "is collab already"),
     ):
         with pytest.raises(HeadsError, match=re.escape(text)):
             prune_heads(model, heads)
@@ -215,7 +217,7 @@ def test_prune_heads_refuses_what_it_cannot_do():
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], text: str):
     with pytest.raises(HeadsError, match=re.escape(text)):
-        hf_heads.convert(TWINS["bert"].model(), PrunedSpec(**settings))
+        hf_heads.convert(TWINS["bert"].model(), PrunedSpec(**settings), calibration="none")
 
 
 @pytest.mark.parametrize(
@@ -234,11 +236,11 @@ def test_masks_that_do_not_fit_are_refused(mask: object, text: str):
 
 
 def test_what_has_no_heads_left_is_passed_over():
-    model, _ = hf_heads.convert(TWINS["bert"].model(), {"*.0.*": PrunedSpec(kept=())})
-    again, report = hf_heads.convert(model, CollabSpec(rank=8))
+    model, _ = hf_heads.convert(TWINS["bert"].model(), {"*.0.*": PrunedSpec(kept=())}, calibration="none")
+    again, report = hf_heads.convert(model, CollabSpec(rank=8), calibration="none")
     assert [block.name for block in report.blocks] == ["encoder.layer.1.attention.self"]
     with pytest.raises(HeadsError, match="all heads of the chosen blocks are gone already"):
-        hf_heads.convert(again, CollabSpec(rank=8), blocks="*.0.*")
+        hf_heads.convert(again, CollabSpec(rank=8), blocks="*.0.*", calibration="none")
 
 
 def test_repair_lowers_the_error_of_the_block():

@@ -32,7 +32,7 @@ from tests.support.twins import TWINS, bert_config, logits, marian_config, vit_c
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    converted, _ = hf_heads.convert(TWINS["bert"].model(), CollabSpec(rank=10))
+    converted, _ = hf_heads.convert(TWINS["bert"].model(), CollabSpec(rank=10), calibration="none")
     return save_checkpoint(converted, tmp_path / "converted")
 
 
@@ -175,7 +175,7 @@ def test_lora_by_peft_on_the_documented_names(folder: Path):
 def test_inplace_patches_the_model_at_hand():
     model = TWINS["marian"].model()
     wanted = logits(model, TWINS["marian"].inputs())
-    converted, _ = hf_heads.convert(model, CollabSpec(rank=32), inplace=True)
+    converted, _ = hf_heads.convert(model, CollabSpec(rank=32), inplace=True, calibration="none")
     assert converted is model and type(model).__name__ == "HeadsMarianMTModel"
     assert type(model.model.encoder).__name__ == "HeadsMarianEncoder"
     assert (logits(model, TWINS["marian"].inputs()) - wanted).abs().max() < 1e-5
@@ -183,12 +183,12 @@ def test_inplace_patches_the_model_at_hand():
 
 def test_blocks_of_one_kind_only():
     model = TWINS["marian"].model()
-    _, report = hf_heads.convert(model, CollabSpec(rank=10), blocks="*.encoder_attn")
+    _, report = hf_heads.convert(model, CollabSpec(rank=10), blocks="*.encoder_attn", calibration="none")
     assert {block.kind for block in report.blocks} == {"cross"}
-    _, report = hf_heads.convert(model, CollabSpec(rank=10), blocks="!*.encoder_attn")
+    _, report = hf_heads.convert(model, CollabSpec(rank=10), blocks="!*.encoder_attn", calibration="none")
     assert {block.kind for block in report.blocks} == {"self", "causal"}
     mixed = {"encoder.*": CollabSpec(rank=8), "*": CollabSpec(rank=20)}
-    assert {block.spec.rank for block in hf_heads.convert(model, mixed)[1].blocks} == {8, 20}
+    assert {block.spec.rank for block in hf_heads.convert(model, mixed, calibration="none")[1].blocks} == {8, 20}
 
 
 def test_a_section_that_names_no_block_is_refused():
@@ -227,7 +227,7 @@ def test_other_packages_register_methods_by_entry_point(monkeypatch: pytest.Monk
     monkeypatch.setattr(registry, "entry_points", lambda group: [Point()])
     assert list(hf_heads.methods) == ["collab", "low-rank", "mgk", "mhe", "mine", "pruned"]
     assert hf_heads.methods["mine"].name == "mine" and "mine" in hf_heads.methods
-    converted, _ = hf_heads.convert(TWINS["bert"].model(), MineSpec(rank=8))
+    converted, _ = hf_heads.convert(TWINS["bert"].model(), MineSpec(rank=8), calibration="none")
     assert type(find_blocks(converted)[0].module).__name__ == "MineBertSelfAttention"
     registry.load.cache_clear()
     registry.registered.cache_clear()

@@ -164,7 +164,7 @@ def test_ablation_is_the_drift_of_the_model_without_the_head():
     for name, scores in found.importance.items():
         for head, score in enumerate(scores):
             kept = tuple(other for other in range(HEADS) if other != head)
-            pruned, _ = hf_heads.convert(model, {name: PrunedSpec(kept=kept)})
+            pruned, _ = hf_heads.convert(model, {name: PrunedSpec(kept=kept)}, calibration="none")
             with torch.no_grad():
                 output, weights, logits = reference.output(pruned, batch)
             drift = float(reference.drift(output, reference.outputs[0], weights, logits).mean())
@@ -197,7 +197,7 @@ def test_rounds_measure_anew():
                     block.name: PrunedSpec(kept=tuple(h for h in range(HEADS) if (block.name, h) not in gone))
                     for block in find_blocks(model)
                 }
-                pruned, _ = hf_heads.convert(model, kept)
+                pruned, _ = hf_heads.convert(model, kept, calibration="none")
                 if rule == "gradient":
                     left = rank_heads(pruned, rule, batches, steps=1)
                     block, place = left.order[0]
@@ -211,8 +211,8 @@ def test_scores_are_saved_read_and_used_without_data(tmp_path: Path):
     found = rank_heads(model, "gradient", batches, steps=2)
     found.save(path)
     assert load_scores(path, model) == found
-    _, first = hf_heads.convert(model, PrunedSpec(keep=0.5, scores=str(path)))
-    _, second = hf_heads.convert(model, found.keep(0.5))
+    _, first = hf_heads.convert(model, PrunedSpec(keep=0.5, scores=str(path)), calibration="none")
+    _, second = hf_heads.convert(model, found.keep(0.5), calibration="none")
     assert [block.spec.kept for block in first.blocks] == [block.spec.kept for block in second.blocks]
     assert sum(block.spec.heads for block in first.blocks) == LAYERS * HEADS // 2
     other = copy.deepcopy(model)
@@ -228,7 +228,7 @@ def test_scores_are_saved_read_and_used_without_data(tmp_path: Path):
         with pytest.raises(HeadsError, match=error):
             load_scores(bad, model)
     with pytest.raises(HeadsError, match="were made for another model"):
-        hf_heads.convert(other, PrunedSpec(keep=0.5, scores=str(path)))
+        hf_heads.convert(other, PrunedSpec(keep=0.5, scores=str(path)), calibration="none")
 
 
 def test_rules_say_what_they_need():
@@ -286,7 +286,7 @@ def test_ablation_tables_are_differences_to_the_whole_model(metric: str):
     assert found.whole == pytest.approx(score(model), abs=1e-6)
     for row in (found.one_out[0], found.one_left[-1], found.none_left[1]):
         kept = tuple(head for head in range(HEADS) if head not in row.out)
-        pruned, _ = hf_heads.convert(model, {row.block: PrunedSpec(kept=kept)})
+        pruned, _ = hf_heads.convert(model, {row.block: PrunedSpec(kept=kept)}, calibration="none")
         assert row.change == pytest.approx(score(pruned) - score(model), abs=1e-5)
         assert row.low <= row.change + 1e-9 and row.high >= row.change - 1e-9
 

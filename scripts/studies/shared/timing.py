@@ -49,7 +49,7 @@ def time_blocks(specs: Mapping[str, hf_heads.HeadsSpec], options: argparse.Names
     _, model = load("minilm", options)
     blocks = {"original": find_blocks(model)[0]}
     for name, spec in specs.items():
-        blocks[name] = find_blocks(hf_heads.convert(model, spec, blocks="*layer.0*")[0])[0]
+        blocks[name] = find_blocks(hf_heads.convert(model, spec, blocks="*layer.0*", calibration="none")[0])[0]
     rows = []
     for batch, length in SHAPES:
         states = torch.randn(batch, length, model.config.hidden_size, device=options.device)
