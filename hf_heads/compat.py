@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
+from hf_heads.attention.spec import HeadsSpec
+from hf_heads.conversion.convert import convert
 from hf_heads.errors import HeadsError
 from hf_heads.hosts.blocks import find_blocks
 from hf_heads.hosts.reading import host_heads
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-    from transformers.pytorch_utils import Conv1D
-
-    from hf_heads.attention.spec import HeadsSpec
+from hf_heads.methods.pruned import PrunedSpec
+from hf_heads.modeling.blocks import block_shape, block_specs
+from hf_heads.scoring.masks import find_block
+from hf_heads.vocabulary import NONE
 
 
 def find_pruneable_heads_and_indices(
@@ -75,8 +77,6 @@ def prune_conv1d_layer(layer: Conv1D, index: Tensor, dim: int = 1) -> Conv1D:
     Raises:
         HeadsError: `dim` is neither 0 nor 1.
     """
-    from transformers.pytorch_utils import Conv1D
-
     weight, bias = _selected(layer.weight, layer.bias, index, dim, output_dim=1)
     pruned = Conv1D(0, 0)  # empty, so that no random numbers are drawn
     pruned.nx, pruned.nf = weight.shape
@@ -90,8 +90,6 @@ def prune_layer(layer: nn.Module, index: Tensor, dim: int | None = None) -> nn.M
     Raises:
         HeadsError: `layer` is of another class, or `dim` is neither 0 nor 1.
     """
-    from transformers.pytorch_utils import Conv1D
-
     if isinstance(layer, nn.Linear):
         return prune_linear_layer(layer, index, 0 if dim is None else dim)
     if isinstance(layer, Conv1D):
@@ -128,11 +126,6 @@ def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int | str, Itera
     Raises:
         HeadsError: a layer or a head that does not exist, or a block that another method has converted.
     """
-    from hf_heads.conversion.convert import convert
-    from hf_heads.methods.pruned import PrunedSpec
-    from hf_heads.modeling.blocks import block_shape, block_specs
-    from hf_heads.scoring.masks import find_block
-
     blocks, before = find_blocks(model), block_specs(model)
     specs: dict[str, HeadsSpec] = {}
     for key, heads in heads_to_prune.items():
@@ -146,4 +139,4 @@ def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int | str, Itera
         if kept != present:
             specs[block.name] = PrunedSpec(kept=kept)
     if specs:
-        convert(model, specs, inplace=True)
+        convert(model, specs, calibration=NONE, inplace=True)

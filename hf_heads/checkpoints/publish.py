@@ -6,6 +6,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
 from hf_heads.checkpoints.card import name_in_card
 from hf_heads.errors import HeadsError
 
@@ -26,20 +30,16 @@ def check_push(repo_id: str, token: str | None = None) -> None:
     Raises:
         HeadsError: the id is not valid, nobody is logged in, the token may not write, or the hub cannot be reached.
     """
-    from huggingface_hub import HfApi, constants, get_token
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise HeadsError(f"cannot push to '{repo_id}': {error}") from None
-    if constants.HF_HUB_OFFLINE:
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
         raise HeadsError(f"cannot push to '{repo_id}': HF_HUB_OFFLINE is set; unset it, or leave out --push-to-hub")
-    if not (token or get_token()):
+    if not (token or huggingface_hub.get_token()):
         raise HeadsError(f"cannot push to '{repo_id}': nobody is logged in; {_LOG_IN}")
     try:
-        who = HfApi(token=token).whoami()
+        who = huggingface_hub.HfApi(token=token).whoami()
     except HfHubHTTPError as error:
         refused = error.response.status_code in (401, 403)
         reason = f"the hub refuses {'the token' if refused else 'to answer'} ({_first_line(error)})"
@@ -83,9 +83,7 @@ def push_folder(
     Raises:
         HeadsError: the upload failed; says by which command to try again, since the folder stays as it is.
     """
-    from huggingface_hub import HfApi
-
-    api = HfApi(token=token)
+    api = huggingface_hub.HfApi(token=token)
     try:
         url = api.create_repo(repo_id, repo_type="model", private=private, exist_ok=True)
         name_in_card(folder, url.repo_id)

@@ -83,7 +83,7 @@ def _folder_in_package(name: str) -> Path:
 
 
 def _download(given: str, revision: str | None) -> Source:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download  # takes a while, and folders do without it
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     missing = f"'{given}' is neither a folder nor a model on the hub"

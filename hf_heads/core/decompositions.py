@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_heads.errors import HeadsError
+
 
 @dataclass(frozen=True)
 class SharedFactors:
@@ -32,8 +34,15 @@ class SharedFactors:
     error: float
 
     def to_tensorly(self) -> Any:
-        """The same as tensorly's CPTensor or TuckerTensor (of shape width x heads x width) over torch tensors."""
-        import tensorly
+        """The same as tensorly's CPTensor or TuckerTensor (of shape width x heads x width) over torch tensors.
+
+        Raises:
+            HeadsError: tensorly is not installed.
+        """
+        try:
+            import tensorly  # an extra: only who asks for its tensors needs it
+        except ImportError:
+            raise HeadsError("tensorly is not installed: pip install 'hf-heads[tensorly]'") from None
         from tensorly.cp_tensor import CPTensor
         from tensorly.tucker_tensor import TuckerTensor
 

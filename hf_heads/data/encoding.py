@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoImageProcessor, AutoTokenizer
+
 from hf_heads.data.reading import reason
 from hf_heads.errors import HeadsError
 
@@ -22,8 +24,6 @@ def load_tokenizer(folder: Path | str | None) -> Any:
     """
     if folder is None:
         raise HeadsError("the model does not say where its tokenizer is: give batches instead")
-    from transformers import AutoTokenizer
-
     try:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:
@@ -57,8 +57,6 @@ def encode_images(images: list[Any], folder: Path | str | None) -> list[dict[str
     """
     if folder is None:
         raise HeadsError("the model does not say where its image processor is: give batches instead")
-    from transformers import AutoImageProcessor
-
     try:
         processor = AutoImageProcessor.from_pretrained(folder)
     except Exception as error:

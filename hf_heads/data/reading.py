@@ -63,7 +63,7 @@ def read_table(source: str, columns: Sequence[str], count: int, seed: int) -> Ta
     Raises:
         HeadsError: see `load_data`.
     """
-    import datasets
+    import datasets  # takes a second, and made data does without it
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs, it also raises
@@ -158,7 +158,9 @@ def _encoded(value: Any) -> bool:
 def to_image(value: Any) -> Any:
     """A PIL image in RGB from an image, its encoded bytes or a dict that holds them."""
     if _encoded(value):
-        from PIL import Image
-
+        try:
+            from PIL import Image  # an extra: texts do without it
+        except ImportError:
+            raise HeadsError("images need pillow, which is not installed: pip install 'hf-heads[images]'") from None
         value = Image.open(io.BytesIO(value["bytes"] if isinstance(value, dict) else value))
     return value.convert("RGB")

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_heads.checkpoints.loading import load_source
 from hf_heads.checkpoints.sources import Source
-from hf_heads.core.batches import Progress
+from hf_heads.core.batches import Batch, Progress
 from hf_heads.core.intervals import Estimate, paired_scores
 from hf_heads.data.calibration import CalibrationChoice, calibration_data
 from hf_heads.errors import HeadsError
@@ -29,6 +28,7 @@ from hf_heads.evaluation.costs import (
     measure_memory,
 )
 from hf_heads.evaluation.drift import measure_closely
+from hf_heads.evaluation.metrics import Task
 from hf_heads.evaluation.record import Comparison, Metric, ModelRow, Score
 from hf_heads.evaluation.sources import check_classes, check_configs, describe
 from hf_heads.evaluation.tasks import AUTO, make_task
@@ -117,32 +117,13 @@ def compare_checkpoints(
     rivals = len(converted) + choices.control
     step.total += len(models) + cells + rivals + (rivals + 1 if task else 0)
 
-    for index, model in enumerate(models):
-        step(f"counting {rows[index].name}")
-        rows[index] = replace(
-            rows[index],
-            multiply_adds={length: count_multiply_adds(model, length) for length in lengths},
-            peak_memory=tuple(measure_memory(model, batch, length) for batch in choices.batches for length in timed),
-        )
+    rows = _counted(rows, models, choices, (lengths, timed), step)
     if choices.latency:
         rows = _timed(rows, models, choices, timed, step)
     if choices.control:
         rows.append(_control(rows[0], models[0], lengths))
         models.append(uniform_attention(models[0]))
-    statistics: list[Tensor] = []
-    for index, model in enumerate(models):
-        if index:
-            step(f"drift of {rows[index].name}")
-            drift, errors = measure_closely(model, models[0], data.batches)
-            blocks = tuple(replace(block, drift=_finite(errors.get(block.name))) for block in rows[index].blocks)
-            figures = {name: value for name, value in drift.to_dict().items() if math.isfinite(value)}
-            rows[index] = replace(rows[index], drift=figures, blocks=blocks)
-        if task is not None:
-            step(f"{task.metric.name} of {rows[index].name}")
-            statistics.append(task.measure(model))
-    if task is not None:
-        scores = paired_scores(statistics, task.metric.value, resamples=choices.resamples, seed=choices.data.seed)
-        rows = [replace(row, score=_score(*score)) for row, score in zip(rows, scores, strict=True)]
+    rows = _judged(rows, models, choices, (data.batches, task), step)
     metric = None
     if task is not None:
         metric = Metric(task.metric.name, task.metric.about, task.metric.higher_is_better, task.examples)
@@ -232,6 +213,49 @@ def _control(original: ModelRow, model: PreTrainedModel, lengths: Sequence[int])
         },
         blocks=blocks,
     )
+
+
+def _counted(
+    rows: Sequence[ModelRow],
+    models: Sequence[PreTrainedModel],
+    choices: Choices,
+    lengths: tuple[Sequence[int], Sequence[int]],
+    step: _Steps,
+) -> list[ModelRow]:
+    """The rows with multiply-adds at the first lengths, and memory at the second."""
+    found = []
+    for row, model in zip(rows, models, strict=True):
+        step(f"counting {row.name}")
+        counts = {length: count_multiply_adds(model, length) for length in lengths[0]}
+        memory = tuple(measure_memory(model, batch, length) for batch in choices.batches for length in lengths[1])
+        found.append(replace(row, multiply_adds=counts, peak_memory=memory))
+    return found
+
+
+def _judged(
+    rows: Sequence[ModelRow],
+    models: Sequence[PreTrainedModel],
+    choices: Choices,
+    inputs: tuple[Sequence[Batch], Task | None],
+    step: _Steps,
+) -> list[ModelRow]:
+    """The rows with the drift from the first model and, where there is a task, its scores."""
+    batches, task = inputs
+    found, statistics = [rows[0]], []
+    for index, (row, model) in enumerate(zip(rows, models, strict=True)):
+        if index:
+            step(f"drift of {row.name}")
+            drift, errors = measure_closely(model, models[0], batches)
+            blocks = tuple(replace(block, drift=_finite(errors.get(block.name))) for block in row.blocks)
+            figures = {name: value for name, value in drift.to_dict().items() if math.isfinite(value)}
+            found.append(replace(row, drift=figures, blocks=blocks))
+        if task is not None:
+            step(f"{task.metric.name} of {row.name}")
+            statistics.append(task.measure(model))
+    if task is None:
+        return found
+    scores = paired_scores(statistics, task.metric.value, resamples=choices.resamples, seed=choices.data.seed)
+    return [replace(row, score=_score(*score)) for row, score in zip(found, scores, strict=True)]
 
 
 def _timed(

@@ -108,7 +108,7 @@ def derive(config: type[Any]) -> None:
 
 def _register_processors(adapter: AttentionAdapter, config: type[Any]) -> None:
     """Let tokenizers and processors load from a folder of a derived type, as they do for the host's type."""
-    from transformers.models.auto import image_processing_auto, processing_auto, tokenization_auto
+    from transformers.models.auto import image_processing_auto, processing_auto, tokenization_auto  # slow
 
     native = next(base for base in config.__mro__ if getattr(base, "model_type", None) == adapter.model_type)
     for mapping in (

@@ -173,7 +173,7 @@ def write_stub(directory: Path, config: type[HeadsConfig]) -> None:
 
 def register_configs() -> None:
     """Tell transformers' AutoConfig of every derived model type whose host's config can be had by now."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig  # which imports us on its way
 
     for adapter in architectures().values():
         model_type = PREFIX + adapter.model_type

@@ -26,7 +26,7 @@ from hf_heads.reporting.figures.style import (
 )
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.axes import Axes  # an extra, and slow
     from matplotlib.figure import Figure
 
 
@@ -132,7 +132,7 @@ def _block_ticks(figure: Figure, axes: Axes, labels: Sequence[str], most: int) -
 
 def _speed(found: Comparison) -> Figure:
     """Bars from 1 to the ratio, a group for each model."""
-    from matplotlib.colors import LinearSegmentedColormap, to_hex
+    from matplotlib.colors import LinearSegmentedColormap, to_hex  # an extra, and slow
     from matplotlib.patches import Patch
 
     models = [(n, model) for n, model in enumerate(found.models) if n and any(row.ratio for row in model.timings)]
@@ -228,7 +228,7 @@ def _line_look(number: int, model: ModelRow, found: Comparison) -> dict[str, Any
 
 
 def _model_legend(figure: Figure, models: Sequence[tuple[int, ModelRow]], found: Comparison) -> None:
-    from matplotlib.lines import Line2D
+    from matplotlib.lines import Line2D  # an extra, and slow
 
     handles = [
         Line2D([], [], label=plain_text(f"{number}  {cut_text(model.name, 42)}"), **_line_look(number, model, found))

@@ -10,7 +10,7 @@ from hf_heads.errors import HeadsError
 from hf_heads.reporting.figures.style import COLOURS, DASHES, GREY, MARKERS, need_matplotlib, new_page, write_figure
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # an extra, and slow
 
 
 def draw_curves(
@@ -57,7 +57,7 @@ def _curves(
     baseline: tuple[str, float] | None,
 ) -> Figure:
     """The lines of `draw_curves`."""
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator  # an extra, and slow
 
     figure, axes = new_page(7.5, 4.2, title)
     axes.set(xlabel=xlabel, ylabel=ylabel)

@@ -23,7 +23,7 @@ from hf_heads.reporting.figures.style import (
 )
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # an extra, and slow
 
 
 _NO_VALUE = (0.85, 0.85, 0.85, 1.0)
@@ -72,7 +72,7 @@ def heads_figure(
     numbers: bool = True,
 ) -> Figure:
     """The heat map of `draw_heads`."""
-    from matplotlib import colormaps
+    from matplotlib import colormaps  # an extra, and slow
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.patches import Rectangle

@@ -12,7 +12,7 @@ from hf_heads.reporting.figures.comparison import group_of, look_of, method_styl
 from hf_heads.reporting.figures.style import FINE, NARROW, TIGHT, draw_page, new_page, plain_axes, plain_text, shortened
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.axes import Axes  # an extra, and slow
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -71,7 +71,7 @@ def _quality(found: Comparison) -> Figure:
 
 
 def _legend(found: Comparison, shown: Iterable[int], some_healed: bool) -> list[Line2D]:
-    from matplotlib.lines import Line2D
+    from matplotlib.lines import Line2D  # an extra, and slow
 
     models = [found.models[number] for number in shown]
     seen = {group_of(model): look_of(model, method_styles(found)) for model in models}

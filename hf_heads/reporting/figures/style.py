@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hf_heads.errors import HeadsError
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.axes import Axes  # an extra, and slow
     from matplotlib.figure import Figure
 
 
@@ -61,7 +61,7 @@ def need_matplotlib(path: Path | str) -> None:
 
 def new_page(width: float, height: float, title: str, dpi: int = DPI) -> tuple[Figure, Axes]:
     """An empty figure of this size in inches, with its title and axes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # an extra, and slow
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
@@ -72,7 +72,7 @@ def new_page(width: float, height: float, title: str, dpi: int = DPI) -> tuple[F
 
 def write_figure(path: Path, draw: Callable[[], Figure]) -> None:
     """Draw with matplotlib's own defaults, whatever the caller's settings, and save."""
-    from matplotlib import style
+    from matplotlib import style  # an extra, and slow
 
     # Dates and random ids would make the bytes of equal figures differ.
     dates: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
