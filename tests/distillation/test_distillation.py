@@ -166,6 +166,8 @@ def test_what_has_no_counterpart_is_refused():
         Matching(merged, teacher, {"attention": 1.0}, [inputs])
     with pytest.raises(HeadsError, match=r"no loss 'logits'\. Losses: output"):
         DistillSettings(losses={"logits": 1.0})
+    with pytest.raises(HeadsError, match="optimizer is 'sgd', expected one of muon, adamw"):
+        DistillSettings(optimizer="sgd")  # type: ignore[arg-type]
     with pytest.raises(HeadsError, match="models without a head"):
         Matching(merged, teacher, {"embedding": 1.0}, [inputs])
 
@@ -177,6 +179,16 @@ def test_only_converted_attention_is_trained_unless_all():
     assert chosen and all(name.startswith("bert.encoder.layer.1.attention.") for name in chosen)
     assert any("output.dense.weight" in name for name in chosen)
     assert len(trained_parameters(student, "all")) == len(list(student.parameters()))
+
+
+def test_what_is_trained_is_saved(tmp_path: Path):
+    student, _ = hf_heads.convert(TWINS["marian"].model(), CollabSpec(rank=4))
+    with torch.no_grad():
+        for parameter in trained_parameters(student, "all"):
+            parameter.add_(1)
+    student.save_pretrained(tmp_path)
+    loaded = type(student).from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in student.state_dict().items())
 
 
 def test_order_depends_on_seed_and_epoch_alone_and_covers_all():
@@ -386,6 +398,8 @@ def test_gradient_checkpointing_changes_nothing(converted: Callable[..., Path], 
         (["--data", "random", "--losses", "embedding=1"], "models without a head"),
         (["--data", "random", "--resume"], "nothing to resume"),
         (["--data", "random", "--label", "label"], "--label is for the loss 'task'"),
+        (["--data", "random", "--warmup", "-1"], "warmup -1 is negative"),
+        (["--data", "random", "--optimizer", "sgd"], "invalid choice: 'sgd'"),
         (["--data", "random", "--teacher", "nowhere"], "neither a folder nor a model"),
         (["--data", "random", "--samples", "20", "--batch-size", "64"], "less than the 64 of one step"),
     ],
