@@ -75,8 +75,10 @@ def default_losses(model: PreTrainedModel, labels: bool = False) -> dict[str, fl
 
 
 def trained_parameters(model: PreTrainedModel, train: Train) -> list[nn.Parameter]:
-    """The parameters that are to be trained; the others are frozen."""
-    chosen = set(model.parameters())
+    """The parameters that are to be trained; the others are frozen, and so are those that the host never saves."""
+    # Marian's position embeddings, say: they are made anew at loading, so that what was learned of them would be lost.
+    unsaved = getattr(model, "_keys_to_ignore_on_save", None) or ()
+    chosen = {one for name, one in model.named_parameters(remove_duplicate=False) if name not in unsaved}
     if train == "attention":
         converted = block_specs(model)
         chosen = {

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, BertForSequenceClassification
 
+import hf_heads
 from hf_heads import CollabSpec, HeadsSpec, MgkSpec, MheSpec, PrunedSpec
 from hf_heads.checkpoints.sources import resolve_source
 from hf_heads.conversion.checkpoint import convert_checkpoint
@@ -25,6 +26,7 @@ from hf_heads.conversion.request import ConversionRequest
 from hf_heads.data.calibration import CalibrationChoice
 from hf_heads.distillation.checkpoint import distill_checkpoint
 from hf_heads.distillation.settings import DistillSettings
+from hf_heads.distillation.trainer import trained_parameters
 from hf_heads.errors import HeadsError
 from hf_heads.evaluation.verify import verify
 from hf_heads.vocabulary import RANDOM
@@ -250,6 +252,8 @@ def test_gradient_checkpointing_changes_nothing(converted: Callable[..., Path], 
         (["--data", "random", "--losses", "embedding=1"], "models without a head"),
         (["--data", "random", "--resume"], "nothing to resume"),
         (["--data", "random", "--label", "label"], "--label is for the loss 'task'"),
+        (["--data", "random", "--warmup", "-1"], "warmup -1 is negative"),
+        (["--data", "random", "--optimizer", "sgd"], "invalid choice: 'sgd'"),
         (["--data", "random", "--teacher", "nowhere"], "neither a folder nor a model"),
         (["--data", "random", "--samples", "20", "--batch-size", "64"], "less than the 64 of one step"),
     ],
@@ -285,3 +289,13 @@ def test_healed_checkpoints_load_as_any_other(converted: Callable[..., Path], tm
         _, info = cls.from_pretrained(tmp_path / "out", output_loading_info=True)
         assert not info["unexpected_keys"] or cls is AutoModel
         assert not info["mismatched_keys"]
+
+
+def test_what_is_trained_is_saved(tmp_path: Path):
+    student, _ = hf_heads.convert(TWINS["marian"].model(), CollabSpec(rank=4), calibration="none")
+    with torch.no_grad():
+        for parameter in trained_parameters(student, "all"):
+            parameter.add_(1)
+    student.save_pretrained(tmp_path)
+    loaded = type(student).from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in student.state_dict().items())
