@@ -26,6 +26,7 @@ from hf_heads.hosts.table import adapter_of
 from hf_heads.modeling.auto_classes import auto_classes
 from hf_heads.modeling.blocks import block_specs
 from hf_heads.modeling.classes import native_model
+from hf_heads.modeling.internals import unsaved_keys
 
 NEVER = 10**9  # steps between what a callback decides instead
 
@@ -77,7 +78,7 @@ def default_losses(model: PreTrainedModel, labels: bool = False) -> dict[str, fl
 def trained_parameters(model: PreTrainedModel, train: Train) -> list[nn.Parameter]:
     """The parameters that are to be trained; the others are frozen, and so are those that the host never saves."""
     # Marian's position embeddings, say: they are made anew at loading, so that what was learned of them would be lost.
-    unsaved = getattr(model, "_keys_to_ignore_on_save", None) or ()
+    unsaved = unsaved_keys(model)
     chosen = {one for name, one in model.named_parameters(remove_duplicate=False) if name not in unsaved}
     if train == "attention":
         converted = block_specs(model)

@@ -49,6 +49,11 @@ def initialize(model: PreTrainedModel, module: nn.Module) -> None:
     model._initialize_weights(module)
 
 
+def unsaved_keys(model: PreTrainedModel) -> tuple[str, ...]:
+    """Patterns of tensors that a model never saves, since it computes them."""
+    return tuple(getattr(model, "_keys_to_ignore_on_save", None) or ())
+
+
 def attention_implementation(config: Any) -> str:
     """`eager`, `sdpa` or another, as it was chosen for a model with this config."""
     return config._attn_implementation

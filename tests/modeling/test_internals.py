@@ -55,6 +55,15 @@ def test_the_attention_implementation_and_the_origin_travel():
     assert internals.attention_implementation(config) == "sdpa" and config._name_or_path == "somewhere"
 
 
+def test_positions_that_are_computed_are_never_saved(tmp_path: Path):
+    model = TWINS["marian"].make()
+    model.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    keys = internals.unsaved_keys(model)
+    assert keys and not any(name in stored for name in model.state_dict() if any(key in name for key in keys))
+    assert internals.unsaved_keys(TWINS["vit"].make()) == ()
+
+
 def test_a_guarded_config_stops_every_native_class(tmp_path: Path):
     model = TWINS["bert"].model()
     model.save_pretrained(tmp_path)
