@@ -1,9 +1,9 @@
 #!/bin/sh
-# Installs torch into the environment whose Python is given, unless it is there: the usual build on a machine with an
-# NVIDIA GPU, elsewhere the CPU build, which spares gigabytes of CUDA libraries.
+# Installs torch (or the requirement given after it) into the environment whose Python is given, unless it is there:
+# the usual build on a machine with an NVIDIA GPU, elsewhere the CPU build, which spares gigabytes of CUDA libraries.
 set -eu
 python=$1
-wanted=torch==2.13.0
+wanted=${2:-torch==2.13.0}
 if "$python" -c "import torch" 2>/dev/null; then
     exit 0
 fi
