@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from itertools import combinations, product
 from typing import Any
 
@@ -31,12 +31,20 @@ def pairwise(kinds: Mapping[str, Kind] | None = None, **factors: Iterable[Any]) 
     def shown(case: Case) -> set[Hashable]:
         return {*case, *combinations([(name, kind_of[name, label]) for name, label in case], 2)}
 
-    return _parametrized(named, shown)
+    return _parametrized(named, _covering(named, shown))
 
 
 def each(**factors: Iterable[Any]) -> pytest.MarkDecorator:
     """As `pairwise`, for what does not interact: every value is seen at least once."""
-    return _parametrized(_named(factors), set)
+    named = _named(factors)
+    return _parametrized(named, _covering(named, set))
+
+
+def only(*default: str, **factors: Iterable[Any]) -> pytest.MarkDecorator:
+    """As `pairwise`, for what takes seconds each: by default run those combinations whose names are given."""
+    named = _named(factors)
+    found = {_name(case): case for case in _cases(named)}
+    return _parametrized(named, {found[name] for name in default})
 
 
 def _named(factors: Mapping[str, Iterable[Any]]) -> dict[str, dict[str, Any]]:
@@ -46,31 +54,36 @@ def _named(factors: Mapping[str, Iterable[Any]]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _parametrized(named: dict[str, dict[str, Any]], shown: Callable[[Case], set[Hashable]]) -> pytest.MarkDecorator:
-    cases = [tuple(zip(named, labels, strict=True)) for labels in product(*named.values())]
-    chosen = covering([shown(case) for case in cases])
+def _cases(named: dict[str, dict[str, Any]]) -> list[Case]:
+    return [tuple(zip(named, labels, strict=True)) for labels in product(*named.values())]
+
+
+def _name(case: Case) -> str:
+    return "-".join(label for _, label in case)
+
+
+def _parametrized(named: dict[str, dict[str, Any]], default: set[Case]) -> pytest.MarkDecorator:
     parameters = [
         pytest.param(
             *(named[name][label] for name, label in case),
-            id="-".join(label for _, label in case),
-            marks=() if index in chosen else pytest.mark.full,
+            id=_name(case),
+            marks=() if case in default else pytest.mark.full,
         )
-        for index, case in enumerate(cases)
+        for case in _cases(named)
     ]
     return pytest.mark.parametrize(list(named), parameters)
 
 
-def covering(shown: Sequence[set[Hashable]]) -> set[int]:
-    """Indices of few sets whose union is the union of all: again and again the one with most that is new.
+def _covering(named: dict[str, dict[str, Any]], shown: Callable[[Case], set[Hashable]]) -> set[Case]:
+    """Few cases that show all that all cases show: again and again the one that shows most that is new.
 
-    Of several such sets it is the one whose members were seen least, so that variants do not all meet the same value.
+    Of several such cases it is the one whose parts were seen least, so that variants do not all meet the same value.
     """
-    missing, seen, chosen = set[Hashable]().union(*shown), Counter[Hashable](), set[int]()
+    parts = {case: shown(case) for case in _cases(named)}
+    missing, seen, chosen = set[Hashable]().union(*parts.values()), Counter[Hashable](), set[Case]()
     while missing:
-        best = max(
-            range(len(shown)), key=lambda index: (len(shown[index] & missing), -sum(seen[one] for one in shown[index]))
-        )
+        best = max(parts, key=lambda case: (len(parts[case] & missing), -sum(seen[one] for one in parts[case])))
         chosen.add(best)
-        missing -= shown[best]
-        seen.update(shown[best])
+        missing -= parts[best]
+        seen.update(parts[best])
     return chosen
