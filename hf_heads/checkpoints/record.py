@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hf_heads.checkpoints.files import write_file
 from hf_heads.checkpoints.json_files import read_json, without_nan
 from hf_heads.vocabulary import REPORT
 
@@ -23,4 +24,4 @@ def read_record(folder: Path) -> dict[str, Any]:
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Write the report into a checkpoint folder; figures that are not finite are null there."""
     text = json.dumps(without_nan(record), indent=2, allow_nan=False)
-    (folder / REPORT).write_text(text + "\n", encoding="utf-8")
+    write_file(folder / REPORT, text + "\n")

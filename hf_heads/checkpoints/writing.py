@@ -14,19 +14,21 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_heads.checkpoints.card import write_card
-from hf_heads.checkpoints.files import WEIGHTS, finished_folder
+from hf_heads.checkpoints.contents import STUB
+from hf_heads.checkpoints.files import Place, finished_folder, write_file
 from hf_heads.checkpoints.record import write_record
 from hf_heads.checkpoints.sources import Source
 from hf_heads.checkpoints.tensors import TensorNames, block_tensors, whole_tensors
 from hf_heads.checkpoints.weights import Weights
 from hf_heads.vocabulary import REPORT
 
-_NOT_COPIED = (*WEIGHTS, "config.json", "README.md", "heads_remote.py", REPORT, ".*")
+WEIGHTS = ("*.safetensors", "*.bin", "*.h5", "*.msgpack", "*.onnx", "*.ot", "*.pt", "*.pth", "*.index.json")
+_NOT_COPIED = (*WEIGHTS, "config.json", "README.md", STUB, REPORT, ".*")
 _SHARD_BYTES = 5 * 10**9
 
 
 def write_checkpoint(
-    output: Path,
+    output: Place,
     source: Source,
     model: PreTrainedModel,
     names: TensorNames,
@@ -35,12 +37,11 @@ def write_checkpoint(
     original: Source | None = None,
     whole: bool = False,
     dtype: torch.dtype | None = None,
-    overwrite: bool = False,
 ) -> None:
     """Write a checkpoint folder; what is no attention goes from file to file, by name and bit by bit.
 
     Args:
-        output: the folder to make; it appears when it is complete.
+        output: the folder to make, from `check_output`; it appears when it is complete.
         source: the checkpoint that `model` was loaded from.
         model: converted; its config learns the dtype of what is written.
         names: of the tensors, as `model` was when it was loaded.
@@ -48,12 +49,11 @@ def write_checkpoint(
         original: what the model card names as the model this was made from; `source` when None.
         whole: take all tensors from the model, not its blocks alone.
         dtype: cast floating-point tensors to this; they stay as they are in the source when None.
-        overwrite: replace `output` if it exists.
 
     Raises:
         HeadsError: see `finished_folder`.
     """
-    with finished_folder(output, overwrite) as folder:
+    with finished_folder(output) as folder:
         copy_companions(source.folder, folder)
         weights = Weights(source.folder)
         new = dict(whole_tensors(model, names, weights) if whole else block_tensors(model, names))
@@ -108,7 +108,7 @@ def write_weights(
         (folder / f"shard-{number}.safetensors").rename(folder / file)
         weight_map.update(dict.fromkeys(held, file))
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_file(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
 
 
 def copy_companions(source: Path, target: Path) -> None:

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from hf_heads.checkpoints.files import check_output
+from hf_heads.checkpoints.files import check_apart, check_output
 from hf_heads.checkpoints.loading import load_source
 from hf_heads.checkpoints.record import read_record
 from hf_heads.checkpoints.sources import Source, resolve_source
@@ -94,7 +94,8 @@ def distill_checkpoint(
         HeadsError: the checkpoint is not converted, the teacher is no model of the same kind, nothing to resume from,
             or see `load_source`, `load_healing`, `DistillTrainer` and `finished_folder`.
     """
-    check_output(output, overwrite)
+    place = check_output(output, overwrite)
+    check_apart(output, source.folder, "source")
     work = output.with_name(output.name + ".training")
     asked = {
         "settings": vars(settings),
@@ -110,6 +111,7 @@ def distill_checkpoint(
     training = training_arguments(settings, work, use_cpu=device == "cpu", **(arguments or {}))
     main = PartialState().is_main_process
     pair = _load_pair(source, teacher)
+    check_apart(output, pair.original.folder, "teacher")
     names = tensor_names(pair.student, Weights(source.folder))
     choice = replace(data, samples=samples or SAMPLES[adapter_of(pair.teacher.config).modality])
     found = load_healing(
@@ -132,9 +134,7 @@ def distill_checkpoint(
             name: measure_drift(pair.student, pair.teacher, batches).to_dict() for name, batches in inputs.items()
         }
         whole = settings.train == "all"
-        write_checkpoint(
-            output, source, pair.student, names, record, original=pair.original, whole=whole, overwrite=overwrite
-        )
+        write_checkpoint(place, source, pair.student, names, record, original=pair.original, whole=whole)
         shutil.rmtree(work, ignore_errors=True)
     PartialState().wait_for_everyone()
     return Healed(record, main)
