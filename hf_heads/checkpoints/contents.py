@@ -6,7 +6,11 @@ import os
 import re
 from pathlib import Path, PurePath
 
+from hf_heads.checkpoints.json_files import read_json
+from hf_heads.errors import HeadsError
 from hf_heads.vocabulary import REPORT
+
+INDEX = "model.safetensors.index.json"
 
 STUB = "heads_remote.py"  # what `trust_remote_code=True` looks for in a converted checkpoint
 
@@ -52,6 +56,52 @@ def files_of(folder: Path) -> list[PurePath]:
         links = [name for name in folders if (Path(place) / name).is_symlink()]
         found += [(Path(place) / name).relative_to(folder) for name in (*names, *links)]
     return sorted(found)
+
+
+def checkpoint_files(folder: Path) -> list[PurePath]:
+    """The paths in a folder of what belongs to a checkpoint, sorted; nothing else in it is looked at."""
+    subfolders = [
+        one for one in folder.iterdir() if one.is_dir() and (one.name == _TEMPLATES or _MODULE.fullmatch(one.name))
+    ]
+    paths = [
+        path.relative_to(folder) for place in (folder, *subfolders) for path in place.iterdir() if not path.is_dir()
+    ]
+    return sorted(path for path in paths if is_companion(path) or is_weights(path) or str(path) in _OWN)
+
+
+def check_files(folder: Path, given: str) -> None:
+    """Refuse a checkpoint folder whose files are not files in it.
+
+    Links are followed as far as the hub's cache needs it, whose snapshots hold links to its blobs.
+
+    Args:
+        folder: the checkpoint.
+        given: what the user calls it.
+
+    Raises:
+        HeadsError: names a file that is a link out of the folder, or a pipe or device; or an entry of the index of
+            weights that is not the name of a file in the folder.
+    """
+    root = folder.resolve()
+    roots = [root, *([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])]
+    for path in (*checkpoint_files(folder), *_indexed(folder)):
+        there = (folder / path).resolve()
+        if not any(there.is_relative_to(one) for one in roots):
+            raise HeadsError(f"'{path}' of '{given}' is a link out of the folder; put the file itself there")
+        if there.exists() and not there.is_file():
+            raise HeadsError(f"'{path}' of '{given}' is not a regular file")
+
+
+def _indexed(folder: Path) -> list[PurePath]:
+    """The files that the index of weights names, if there is one."""
+    path = folder / INDEX
+    entries = read_json(path, "index").get("weight_map") if path.is_file() else {}
+    if not isinstance(entries, dict):
+        raise HeadsError(f"the index '{path}' holds no weight_map")
+    for tensor, name in entries.items():
+        if not isinstance(name, str) or PurePath(name).name != name or name in ("", ".."):
+            raise HeadsError(f"the index '{path}' places '{tensor}' in {name!r}, which is not a file of the folder")
+    return [PurePath(name) for name in sorted(set(entries.values()))]
 
 
 def not_of_a_checkpoint(folder: Path) -> str | None:

@@ -14,16 +14,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_heads.checkpoints.card import write_card
-from hf_heads.checkpoints.contents import STUB
+from hf_heads.checkpoints.contents import INDEX, checkpoint_files, is_companion
 from hf_heads.checkpoints.files import Place, finished_folder, write_file
 from hf_heads.checkpoints.record import write_record
 from hf_heads.checkpoints.sources import Source
 from hf_heads.checkpoints.tensors import TensorNames, block_tensors, whole_tensors
 from hf_heads.checkpoints.weights import Weights
-from hf_heads.vocabulary import REPORT
 
-WEIGHTS = ("*.safetensors", "*.bin", "*.h5", "*.msgpack", "*.onnx", "*.ot", "*.pt", "*.pth", "*.index.json")
-_NOT_COPIED = (*WEIGHTS, "config.json", "README.md", STUB, REPORT, ".*")
 _SHARD_BYTES = 5 * 10**9
 
 
@@ -108,18 +105,11 @@ def write_weights(
         (folder / f"shard-{number}.safetensors").rename(folder / file)
         weight_map.update(dict.fromkeys(held, file))
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    write_file(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
+    write_file(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """Copy everything of a checkpoint that is not weights, config or model card: tokenizer, processor, pooling."""
-
-    def left_out(folder: str, names: list[str]) -> set[str]:
-        top = Path(folder) == source
-        patterns = _NOT_COPIED if top else WEIGHTS
-        unwanted = {name for name in names if any(Path(name).match(pattern) for pattern in patterns)}
-        if top:  # folders of other formats (onnx, openvino) hold the unconverted model
-            unwanted |= {name for name in names if name in {"onnx", "openvino", "coreml"}}
-        return unwanted
-
-    shutil.copytree(source, target, ignore=left_out, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    """Copy what goes along with a checkpoint's weights: tokenizer, processor, generation, pooling, licence."""
+    for path in filter(is_companion, checkpoint_files(source)):
+        (target / path).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / path, target / path)

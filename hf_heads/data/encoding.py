@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hf_heads.checkpoints.sources import check_own_code
 from hf_heads.data.reading import reason
 from hf_heads.errors import HeadsError
 
@@ -25,8 +26,9 @@ def load_tokenizer(folder: Path | str | None) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
+        check_own_code(error, folder)
         raise HeadsError(f"no tokenizer can be loaded from '{folder}': {reason(error)}") from None
 
 
@@ -60,8 +62,9 @@ def encode_images(images: list[Any], folder: Path | str | None) -> list[dict[str
     from transformers import AutoImageProcessor
 
     try:
-        processor = AutoImageProcessor.from_pretrained(folder)
+        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
+        check_own_code(error, folder)
         raise HeadsError(f"no image processor can be loaded from '{folder}': {reason(error)}") from None
     return [{"pixel_values": processor(image, return_tensors="pt")["pixel_values"][0]} for image in images]
 
