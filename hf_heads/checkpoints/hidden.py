@@ -25,12 +25,18 @@ def hold(path: Path, wait: bool = False) -> int | None:
         wait: until another process lets it go.
 
     Returns:
-        A descriptor to close; None where another process holds the path, or nobody can tell.
+        A descriptor to close; None where the system cannot hold such a path, as on some network disks.
+
+    Raises:
+        BlockingIOError: another process holds it.
     """
     descriptor = None
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        release(descriptor)
+        raise
     except (OSError, AttributeError):
         release(descriptor)
         return None
@@ -74,7 +80,13 @@ def clear_leftovers(path: Path) -> None:
         return
     for name in names:
         found = ours.fullmatch(name)
-        if found is None or (held := hold(path.with_name(name))) is None:
+        if found is None:
+            continue
+        try:
+            held = hold(path.with_name(name))
+        except BlockingIOError:
+            continue
+        if held is None:
             continue
         if found[1] == "old" and not os.path.lexists(path):
             with suppress(OSError):
