@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from hf_heads.checkpoints.card import write_card
 from hf_heads.checkpoints.contents import INDEX, checkpoint_files, is_companion
 from hf_heads.checkpoints.files import Place, finished_folder, write_file
-from hf_heads.checkpoints.record import write_record
+from hf_heads.checkpoints.record import published, write_record
 from hf_heads.checkpoints.sources import Source
 from hf_heads.checkpoints.tensors import TensorNames, block_tensors, whole_tensors
 from hf_heads.checkpoints.weights import Weights
@@ -50,6 +50,7 @@ def write_checkpoint(
     Raises:
         HeadsError: see `finished_folder`.
     """
+    record = published(record)
     with finished_folder(output) as folder:
         copy_companions(source.folder, folder)
         weights = Weights(source.folder)

@@ -74,9 +74,9 @@ def convert_checkpoint(
         progress("writing", 0, 1)
     report.seconds = time.perf_counter() - started
     record = {
-        "source": source.given,
+        "source": source.public,
         "revision": source.revision,
-        "calibration_choice": {**vars(choice), "columns": list(choice.columns) if choice.columns else None},
+        "calibration_choice": choice.public(),
         "recipe": request.text,
         **report.to_dict(),
     }

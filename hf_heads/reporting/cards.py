@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from hf_heads.checkpoints.card import write_card
 from hf_heads.checkpoints.card_metadata import task_of
-from hf_heads.checkpoints.record import read_record, write_record
+from hf_heads.checkpoints.record import published, read_record, write_record
 from hf_heads.checkpoints.sources import Source
 from hf_heads.errors import HeadsError
 from hf_heads.evaluation.record import Comparison
@@ -54,5 +54,6 @@ def write_cards(found: Comparison, original: Source, converted: Sequence[Source]
             key = (dataset, found.metric.name)
             others = [one for one in record.get("scores", ()) if (one["dataset"], one["metric"]) != key]
             record["scores"] = [*others, scored]
+        record = published(record)
         write_card(source.folder, original, record, record.get("recipe"))
         write_record(source.folder, record)

@@ -116,4 +116,9 @@ def _commands(command: Sequence[str], folder: Path, found: Sequence[Comparison])
         sources = [model.source or model.name for model in one.models if model.role == "converted"]
         metric = one.metric.name if one.metric else "none"
         lines.append(["hf-heads", "compare", one.original, *sources, "--metric", metric, "--output", record])
-    return [list(map(shlex.quote, line)) for line in lines]
+    return [[shlex.quote(_place(part)) for part in line] for line in lines]
+
+
+def _place(part: str) -> str:
+    """A part of a command; a path that says where somebody keeps files is its last part."""
+    return f"./{Path(part).name}" if part.startswith(("/", "~", "../")) else part
