@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hf_heads.checkpoints.card_metadata import metadata, method_names
+from hf_heads.checkpoints.files import write_file
 from hf_heads.checkpoints.sources import Source
 from hf_heads.methods.registry import get_method
 from hf_heads.methods.words import settings_text
@@ -34,7 +35,7 @@ def write_card(folder: Path, source: Source, record: dict[str, Any], recipe: str
         record: the content of `heads_report.json`.
         recipe: the text of the recipe, if one was used.
     """
-    (folder / "README.md").write_text(model_card(source, record, recipe), encoding="utf-8")
+    write_file(folder / "README.md", model_card(source, record, recipe))
 
 
 def model_card(source: Source, record: dict[str, Any], recipe: str | None) -> str:
@@ -64,7 +65,7 @@ def name_in_card(folder: Path, repo_id: str) -> None:
     card = folder / "README.md"
     if card.is_file():
         text = card.read_text(encoding="utf-8")
-        card.write_text(text.replace(_LOAD.format(_ANY_ID), _LOAD.format(repo_id)), encoding="utf-8")
+        write_file(card, text.replace(_LOAD.format(_ANY_ID), _LOAD.format(repo_id)))
 
 
 def _environment() -> Environment:

@@ -4,82 +4,224 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from safetensors import SafetensorError
 
+from hf_heads.checkpoints.contents import not_of_a_checkpoint
+from hf_heads.checkpoints.hidden import beside, clear_leftovers, hidden_name, hold, release, remove
+from hf_heads.checkpoints.renames import exchange, rename_new
 from hf_heads.errors import HeadsError
 
-WEIGHTS = ("*.safetensors", "*.bin", "*.h5", "*.msgpack", "*.onnx", "*.ot", "*.pt", "*.pth", "*.index.json")
+_LONGEST = 200  # bytes of a name, so that hidden names beside it stay within the 255 of common file systems
+Strange = Callable[[Path], str | None]  # what a folder holds that is not ours to delete
 
 
-def check_output(output: Path, overwrite: bool) -> None:
-    """Refuse, before any work, an output folder that cannot or must not be written.
+@dataclass(frozen=True)
+class Place:
+    """Where a folder is to appear, and what was there when that was settled.
+
+    Attributes:
+        path: absolute.
+        found: device and number of the folder that may be replaced; None where there was nothing.
+        strange: see `check_output`.
+    """
+
+    path: Path
+    found: tuple[int, int] | None
+    strange: Strange
+
+
+def check_output(output: Path, overwrite: bool, strange: Strange = not_of_a_checkpoint) -> Place:
+    """Refuse, before any work, an output folder that cannot or must not be written; clears what killed runs left.
+
+    Args:
+        output: the folder to make.
+        overwrite: replace one that is there.
+        strange: names something in a folder that is not ours to delete.
 
     Raises:
-        HeadsError: it exists and `overwrite` is not set, or its parent is no folder.
+        HeadsError: it exists and `overwrite` is not set, it holds other files, it is the working directory or holds
+            it, or its parent is not a folder.
     """
-    if output.exists() and not overwrite:
+    path = output.absolute()
+    if len(os.fsencode(path.name)) > _LONGEST:
+        raise HeadsError(f"'{path.name}' is too long for a name; choose another --output")
+    clear_leftovers(path)
+    if path.exists() and not overwrite:
         raise HeadsError(f"'{output}' exists; choose another --output or pass --overwrite")
-    if output.is_symlink() or (output.exists() and not output.is_dir()):
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise HeadsError(f"'{output}' is not a folder; choose another --output")
-    parent = output.absolute().parent
-    existing = next(path for path in [parent, *parent.parents] if path.exists())
+    if path.exists():
+        if Path.cwd().is_relative_to(path.resolve()):
+            raise HeadsError(f"'{output}' is or holds the working directory; choose another --output")
+        _check_strange(path, strange)
+    existing = next(one for one in path.parents if one.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise HeadsError(f"cannot write into '{existing}'; choose another --output")
+    return Place(path, _identity(path), strange)
+
+
+def check_apart(output: Path, source: Path, what: str) -> None:
+    """Refuse an output that is a folder to be read, holds it, or lies in it.
+
+    Args:
+        output: the folder to make.
+        source: the folder to be read.
+        what: it is, for the error.
+
+    Raises:
+        HeadsError: says which of the three it is.
+    """
+    here, there = output.resolve(), source.resolve()
+    if here == there:
+        raise HeadsError(f"'{output}' is the {what}; choose another --output")
+    if there.is_relative_to(here):
+        raise HeadsError(f"'{output}' holds the {what} '{source}'; choose another --output")
+    if here.is_relative_to(there):
+        raise HeadsError(f"'{output}' lies in the {what} '{source}'; choose another --output")
 
 
 def check_file(path: str | None, overwrite: bool) -> None:
     """Refuse, before any work, a file that cannot or must not be written; None is no file.
 
     Raises:
-        HeadsError: it exists and `overwrite` is not set, or its folder cannot be written into.
+        HeadsError: it exists and `overwrite` is not set, it is something else than a file, or its folder cannot be
+            written into.
     """
     if path is None:
         return
-    file = Path(path)
+    file = Path(path).absolute()
     if file.is_dir() or (file.exists() and not overwrite):
         raise HeadsError(f"'{path}' exists; choose another name or pass --overwrite")
-    folder = file.absolute().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise HeadsError(f"cannot write into '{folder}'; choose another name")
+    if file.exists() and not file.is_file():
+        raise HeadsError(f"'{path}' is not a regular file; choose another name")
+    if len(os.fsencode(file.name)) > _LONGEST:
+        raise HeadsError(f"'{file.name}' is too long for a name; choose another")
+    if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+        raise HeadsError(f"cannot write into '{file.parent}'; choose another name")
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file beside its place, and put it there when it is complete; what was there is replaced in one step.
+
+    Raises:
+        HeadsError: the disk is full or not writable; what was there is as it was.
+    """
+    path = path.absolute()
+    try:
+        clear_leftovers(path)
+        with beside(path, lambda hidden: hidden.touch(exist_ok=False)) as partial:
+            partial.write_bytes(content.encode() if isinstance(content, str) else content)
+            _sync(partial)
+            partial.replace(path)
+    except OSError as error:
+        raise HeadsError(_reason(path, error)) from None
 
 
 @contextmanager
-def finished_folder(output: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder to write into that becomes `output` when, and only when, the `with` block ends without an error.
+def finished_folder(place: Place) -> Iterator[Path]:
+    """A folder to write into that becomes the output when, and only when, the `with` block ends without an error.
 
-    The folder lies beside `output` under a hidden name; an error or an interrupt removes it, a kill leaves it there
-    under that name, and `output` is never half-written.
+    The folder lies beside the output under a hidden name; an error or an interrupt removes it, a kill leaves it there
+    until the next run, and the output is never half-written. Where there was one, it is the old or the new at any
+    time.
+
+    Args:
+        place: from `check_output`, before the work began.
 
     Raises:
-        HeadsError: the disk is full or not writable.
+        HeadsError: the disk is full or not writable, or something appeared at the output's place in the meantime.
     """
-    check_output(output, overwrite)
-    output = output.absolute()
+    output = place.path
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
-        try:
+        clear_leftovers(output)
+        with beside(output, lambda hidden: hidden.mkdir(mode=0o700)) as partial:
             yield partial
             _open_to_readers(partial)
-            if output.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{output.name}.old-", dir=output.parent))
-                output.rename(old / output.name)
-                partial.rename(output)
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                partial.rename(output)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            for path in (*partial.rglob("*"), partial):
+                _sync(path)
+            _put(partial, place)
+            _sync(output.parent)
     except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-            raise HeadsError(f"the disk is full; nothing was left at '{output}'") from None
-        raise HeadsError(f"cannot write '{output}': {error}; nothing was left there") from None
+        raise HeadsError(_reason(output, error)) from None
+
+
+def _put(partial: Path, place: Place) -> None:
+    """Move a complete folder to its place; where something else has appeared there, to another one."""
+    output, now = place.path, _identity(place.path)
+    if now is None or now != place.found:
+        try:
+            rename_new(partial, output)
+        except FileExistsError:
+            raise HeadsError(
+                f"'{output}' appeared while this ran and was left alone; the result is in '{_spare(partial, output)}'"
+            ) from None
+        return
+    try:
+        _check_strange(output, place.strange)
+    except HeadsError as error:
+        raise HeadsError(f"{error}; the result is in '{_spare(partial, output)}'") from None
+    if exchange(partial, output):
+        return  # the old one has the hidden name now, and is removed with it
+    held, old = hold(output), hidden_name(output, "old")
+    output.rename(old)  # a kill from here on leaves the old one to the next run, which puts it back
+    partial.rename(output)
+    remove(old)
+    release(held)
+
+
+def _spare(partial: Path, output: Path) -> Path:
+    """Move a complete folder to the first free name like the output's."""
+    for number in count(2):
+        spare = output.with_name(f"{output.name}-{number}")
+        try:
+            rename_new(partial, spare)
+        except FileExistsError:
+            continue
+        return spare
+    raise AssertionError("numbers do not end")
+
+
+def _check_strange(folder: Path, strange: Strange) -> None:
+    if name := strange(folder):
+        raise HeadsError(f"'{folder}' holds '{name}', which hf-heads did not write; choose another --output")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """What to say of a write that failed."""
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    what = "the disk is full" if full else f"cannot write '{path}': {error}"
+    where = f" at '{path}'" if full else " there"
+    return f"{what}; {'what was' + where + ' is untouched' if path.exists() else 'nothing was left' + where}"
+
+
+def _sync(path: Path) -> None:
+    """See to it that a file or folder is on the disk."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # folders cannot be opened everywhere
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _open_to_readers(folder: Path) -> None:

@@ -18,6 +18,26 @@ _SCALARS = {str: "a text", int: "a whole number", float: "a number", bool: "true
 _SHOWN = 60  # characters of a value that an error shows
 
 
+def read_text(path: str | Path, what: str) -> str:
+    """The text in a regular file: a pipe or a device could keep who reads it waiting for ever.
+
+    Args:
+        path: the file.
+        what: it holds, in a word or two, for the errors.
+
+    Raises:
+        HeadsError: the file is missing, cannot be read, or is something else than a file.
+        UnicodeDecodeError: it does not hold UTF-8.
+    """
+    path = Path(path)
+    try:
+        if not path.is_file() and path.exists():
+            raise HeadsError(f"cannot read the {what} '{path}': it is not a regular file")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise HeadsError(f"cannot read the {what} '{path}': {error.strerror}") from None
+
+
 def read_json(path: str | Path, what: str) -> dict[str, Any]:
     """The JSON object in a file.
 
@@ -29,9 +49,9 @@ def read_json(path: str | Path, what: str) -> dict[str, Any]:
         HeadsError: the file is missing, cannot be read, or holds something else.
     """
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise HeadsError(f"cannot read the {what} '{path}': {error.strerror}") from None
+        entries = json.loads(read_text(path, what))
+    except HeadsError:  # a ValueError too
+        raise
     except (ValueError, RecursionError) as error:
         raise HeadsError(f"the {what} '{path}' is not valid JSON: {error}") from None
     if not isinstance(entries, dict):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from hf_heads.checkpoints.sources import Source
+from hf_heads.checkpoints.sources import Source, check_own_code
 from hf_heads.checkpoints.weights import Weights
 from hf_heads.errors import HeadsError
 from hf_heads.hosts.table import adapter_of
@@ -23,10 +23,11 @@ def read_config(source: Source) -> Any:
         HeadsError: it cannot be read, or its `heads` section makes no sense.
     """
     try:
-        return AutoConfig.from_pretrained(source.folder)
+        return AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
     except HeadsError:
         raise
     except Exception as error:
+        check_own_code(error, source.given)
         raise HeadsError(f"cannot read the config of '{source.given}': {' '.join(str(error).split())[:200]}") from None
 
 
@@ -59,7 +60,13 @@ def load_source(source: Source, device: str = "cpu") -> PreTrainedModel:
     native = getattr(adapter.modeling, architecture if architecture in served.values() else served["AutoModel"])
     cls = model_class(native) if config.model_type.startswith(PREFIX) else native
     try:
-        model, info = cls.from_pretrained(source.folder, dtype=torch.float32, output_loading_info=True)
+        model, info = cls.from_pretrained(
+            source.folder,
+            dtype=torch.float32,
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
     except HeadsError:
         raise
     except Exception as error:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+from hf_heads.checkpoints.files import write_file
 from hf_heads.checkpoints.json_files import read_json, without_nan
+from hf_heads.errors import HeadsError
 from hf_heads.vocabulary import REPORT
+
+_ELSEWHERE = r"(?:file://|~[\w.-]*|\.\.)?/"  # how a path begins that says where somebody's files are
+_QUOTED = re.compile(rf"""(["'])(?:{_ELSEWHERE})[^"'\n]*?([^"'/\n]+)/*\1""")
+_PATH = re.compile(rf"""(?<![\w:/.~<]){_ELSEWHERE}(?:[^\s"'`,;:|<>()\[\]{{}}/]+/+)*([^\s"'`,;:|<>()\[\]{{}}/]+)""")
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -23,4 +31,42 @@ def read_record(folder: Path) -> dict[str, Any]:
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Write the report into a checkpoint folder; figures that are not finite are null there."""
     text = json.dumps(without_nan(record), indent=2, allow_nan=False)
-    (folder / REPORT).write_text(text + "\n", encoding="utf-8")
+    write_file(folder / REPORT, text + "\n")
+
+
+def published(value: Any) -> Any:
+    """A record, or a text of one, as others may read it: paths are `./` and their last part, tokens are gone."""
+    if isinstance(value, str):
+        text = _QUOTED.sub(r"\1./\2\1", value.replace(f"{Path.home()}/", "~/"))
+        return _TOKEN.sub("hf_...", _PATH.sub(_last_part, text))
+    if isinstance(value, dict):
+        return {name: published(one) for name, one in value.items()}
+    return [published(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _last_part(found: re.Match[str]) -> str:
+    return f"./{found[1]}"
+
+
+def recorded_source(folder: Path, record: dict[str, Any], option: str) -> str:
+    """Where the original of a checkpoint is, by its report: a folder is looked for beside it and here.
+
+    Args:
+        folder: the checkpoint.
+        record: the content of its report.
+        option: by which the user can name the original.
+
+    Raises:
+        HeadsError: the report names none, or a folder that is in neither place.
+    """
+    given = record.get("source")
+    if not isinstance(given, str):
+        raise HeadsError(f"'{folder}' does not say what it was made from; name it with {option}")
+    if not given.startswith("./"):
+        return given
+    for place in (folder.absolute().parent / given, Path(given)):
+        if (place / "config.json").is_file():
+            return str(place)
+    raise HeadsError(
+        f"'{folder}' was made from a folder '{given[2:]}', which is neither beside it nor here; name it with {option}"
+    )

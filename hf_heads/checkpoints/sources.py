@@ -6,8 +6,15 @@ import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
+from hf_heads.checkpoints.contents import INDEX, check_files
+from hf_heads.checkpoints.json_files import read_json
 from hf_heads.errors import HeadsError
+from hf_heads.hosts.table import refusal
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.md", "*.jinja", "LICENSE*", "NOTICE*"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,13 @@ class Source:
         """A short name for folders and cards."""
         return short_name(self.given)
 
+    @property
+    def public(self) -> str:
+        """What reports call it: a folder is `./NAME`, since where somebody keeps it is nobody else's business."""
+        folder = Path(self.given).expanduser()
+        local = not self.given.startswith("package:") and folder.is_dir()
+        return f"./{folder.absolute().name}" if local else self.given
+
 
 def short_name(given: str) -> str:
     """What a checkpoint is called in names of folders, from what the user called it."""
@@ -51,17 +65,22 @@ def resolve_source(given: str, revision: str | None = None) -> Source:
         raise HeadsError(f"'{given}' is a file; give the folder that holds config.json and model.safetensors")
     else:
         source = _download(given, revision)
+    check_files(source.folder, given)
     if not (source.folder / "config.json").is_file():
         raise HeadsError(f"'{given}' has no config.json; it is no Transformers checkpoint")
-    if not any(source.folder.glob("*.safetensors")):
-        pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in source.folder.glob(pattern))
+    if not _has_weights(source.folder):
+        pickles = sorted(path.name for path in source.folder.iterdir() if path.suffix in _PICKLES)
         if pickles:
             raise HeadsError(
                 f"'{given}' has its weights only as pickle ({pickles[0]}), which can run code when read; save it as "
                 "safetensors first: AutoModel.from_pretrained(...).save_pretrained(FOLDER) where you trust it"
             )
-        raise HeadsError(f"'{given}' has no *.safetensors file")
+        raise HeadsError(f"'{given}' has no model.safetensors file")
     return source
+
+
+def _has_weights(folder: Path) -> bool:
+    return (folder / "model.safetensors").is_file() or (folder / INDEX).is_file()
 
 
 def _folder_in_package(name: str) -> Path:
@@ -75,7 +94,7 @@ def _folder_in_package(name: str) -> Path:
         path.parent
         for location in spec.submodule_search_locations
         for path in sorted(Path(location).rglob("config.json"))
-        if any(path.parent.glob("*.safetensors"))
+        if _has_weights(path.parent)
     ]
     if len(found) != 1:
         raise HeadsError(f"the package '{name}' ships {len(found)} safetensors checkpoints, expected one")
@@ -83,13 +102,24 @@ def _folder_in_package(name: str) -> Path:
 
 
 def _download(given: str, revision: str | None) -> Source:
-    from huggingface_hub import snapshot_download  # takes a while, and folders do without it
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import hf_hub_download, snapshot_download  # slow, and folders do without it
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RemoteEntryNotFoundError,
+    )
 
     missing = f"'{given}' is neither a folder nor a model on the hub"
     try:
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.md", "*.jinja"]
-        folder = Path(snapshot_download(given, revision=revision, allow_patterns=patterns))
+        config = Path(hf_hub_download(given, "config.json", revision=revision))
+        _check_supported(config, given)
+        commit = _commit(config.parent) or revision
+        folder = Path(snapshot_download(given, revision=commit, allow_patterns=_DOWNLOADED))
+    except HeadsError:
+        raise
+    except RemoteEntryNotFoundError:
+        raise HeadsError(f"'{given}' has no config.json; it is no Transformers checkpoint") from None
     except HFValidationError:
         raise HeadsError(missing) from None
     except LocalEntryNotFoundError:
@@ -98,4 +128,31 @@ def _download(given: str, revision: str | None) -> Source:
         raise HeadsError(f"{missing}, or it needs a login ({type(error).__name__})") from None
     except OSError as error:
         raise HeadsError(f"{missing} that can be reached from here ({type(error).__name__})") from None
-    return Source(given, folder, folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else revision, given)
+    return Source(given, folder, _commit(folder) or revision, given)
+
+
+def _check_supported(config: Path, given: str) -> None:
+    """Refuse a model by its config alone, before gigabytes of weights are downloaded."""
+    entries = read_json(config, "config")
+    if not isinstance(entries.get("model_type"), str):
+        raise HeadsError(f"config.json of '{given}' names no model_type; it is no Transformers checkpoint")
+    if message := refusal(SimpleNamespace(**entries)):
+        raise HeadsError(message)
+
+
+def _commit(folder: Path) -> str | None:
+    """The commit that a folder of the hub's cache is named by."""
+    return folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
+
+
+def check_own_code(error: Exception, given: object) -> None:
+    """Say in our words that transformers could load something by running code that comes with it.
+
+    Raises:
+        HeadsError: that was the error.
+    """
+    if "trust_remote_code" in str(error):
+        raise HeadsError(
+            f"'{given}' can only be loaded by running Python code that comes with it, which hf-heads never does; use "
+            "one of a type that is part of transformers"
+        ) from None

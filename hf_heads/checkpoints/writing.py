@@ -14,19 +14,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_heads.checkpoints.card import write_card
-from hf_heads.checkpoints.files import WEIGHTS, finished_folder
-from hf_heads.checkpoints.record import write_record
+from hf_heads.checkpoints.contents import INDEX, checkpoint_files, is_companion
+from hf_heads.checkpoints.files import Place, finished_folder, write_file
+from hf_heads.checkpoints.record import published, write_record
 from hf_heads.checkpoints.sources import Source
 from hf_heads.checkpoints.tensors import TensorNames, block_tensors, whole_tensors
 from hf_heads.checkpoints.weights import Weights
-from hf_heads.vocabulary import REPORT
 
-_NOT_COPIED = (*WEIGHTS, "config.json", "README.md", "heads_remote.py", REPORT, ".*")
 _SHARD_BYTES = 5 * 10**9
 
 
 def write_checkpoint(
-    output: Path,
+    output: Place,
     source: Source,
     model: PreTrainedModel,
     names: TensorNames,
@@ -35,12 +34,11 @@ def write_checkpoint(
     original: Source | None = None,
     whole: bool = False,
     dtype: torch.dtype | None = None,
-    overwrite: bool = False,
 ) -> None:
     """Write a checkpoint folder; what is no attention goes from file to file, by name and bit by bit.
 
     Args:
-        output: the folder to make; it appears when it is complete.
+        output: the folder to make, from `check_output`; it appears when it is complete.
         source: the checkpoint that `model` was loaded from.
         model: converted; its config learns the dtype of what is written.
         names: of the tensors, as `model` was when it was loaded.
@@ -48,12 +46,12 @@ def write_checkpoint(
         original: what the model card names as the model this was made from; `source` when None.
         whole: take all tensors from the model, not its blocks alone.
         dtype: cast floating-point tensors to this; they stay as they are in the source when None.
-        overwrite: replace `output` if it exists.
 
     Raises:
         HeadsError: see `finished_folder`.
     """
-    with finished_folder(output, overwrite) as folder:
+    record = published(record)
+    with finished_folder(output) as folder:
         copy_companions(source.folder, folder)
         weights = Weights(source.folder)
         new = dict(whole_tensors(model, names, weights) if whole else block_tensors(model, names))
@@ -108,18 +106,11 @@ def write_weights(
         (folder / f"shard-{number}.safetensors").rename(folder / file)
         weight_map.update(dict.fromkeys(held, file))
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_file(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """Copy everything of a checkpoint that is not weights, config or model card: tokenizer, processor, pooling."""
-
-    def left_out(folder: str, names: list[str]) -> set[str]:
-        top = Path(folder) == source
-        patterns = _NOT_COPIED if top else WEIGHTS
-        unwanted = {name for name in names if any(Path(name).match(pattern) for pattern in patterns)}
-        if top:  # folders of other formats (onnx, openvino) hold the unconverted model
-            unwanted |= {name for name in names if name in {"onnx", "openvino", "coreml"}}
-        return unwanted
-
-    shutil.copytree(source, target, ignore=left_out, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    """Copy what goes along with a checkpoint's weights: tokenizer, processor, generation, pooling, licence."""
+    for path in filter(is_companion, checkpoint_files(source)):
+        (target / path).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / path, target / path)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hf_heads.checkpoints.files import check_file
+from hf_heads.checkpoints.files import check_file, write_file
 from hf_heads.checkpoints.sources import resolve_source
 from hf_heads.cli.options import SOURCE, add_command, add_data, add_device, add_seed, calibration_choice, positive
 from hf_heads.errors import HeadsError
@@ -126,7 +126,7 @@ def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     with progress_bar(not options.json) as progress:
         found = compare_checkpoints(original, converted, choices, device=find_device(options.device), progress=progress)
     if options.output:
-        Path(options.output).write_text(writers[Path(options.output).suffix](found), encoding="utf-8")
+        write_file(Path(options.output), writers[Path(options.output).suffix](found))
     if options.write_cards:
         write_cards(found, original, converted, Path(choices.data.source).name)
     if options.json:

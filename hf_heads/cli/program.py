@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ from hf_heads.cli.compare import add_compare
 from hf_heads.cli.convert import add_convert
 from hf_heads.cli.distill import add_distill
 from hf_heads.cli.report import add_report
+from hf_heads.cli.signals import Stopped, signals_stop
 from hf_heads.cli.studies import add_ablate, add_importance
 from hf_heads.errors import HeadsError
 from hf_heads.vocabulary import VERSION
@@ -23,13 +25,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser(methods=bool(arguments) and arguments[0] == "convert")
     options = parser.parse_args(arguments)
     try:
-        return int(options.run(options, parser))
+        with signals_stop():
+            return int(options.run(options, parser))
     except HeadsError as error:
         print(f"hf-heads: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
-        print(f"hf-heads: interrupted; {str(stop) or 'nothing was written'}", file=sys.stderr)
-        return 130
+        print(f"hf-heads: interrupted; {str(stop) or 'nothing was left half-written'}", file=sys.stderr)
+        return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_heads.checkpoints.files import check_file
+from hf_heads.checkpoints.files import check_file, write_file
 from hf_heads.checkpoints.sources import resolve_source
 from hf_heads.cli.options import (
     SOURCE,
@@ -128,7 +128,7 @@ def _ablate(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
         found = ablate_checkpoint(**common, metric=options.metric, progress=progress)
     record = found.to_dict()
     if options.output:
-        Path(options.output).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_file(Path(options.output), json.dumps(record, indent=1) + "\n")
     if options.plot:
         values: dict[str, list[float]] = {}
         for row in found.one_out:

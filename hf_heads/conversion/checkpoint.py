@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from hf_heads.attention.spec import HeadsSpec
-from hf_heads.checkpoints.files import check_output
+from hf_heads.checkpoints.files import check_apart, check_output
 from hf_heads.checkpoints.loading import find_device, load_source
 from hf_heads.checkpoints.tensors import tensor_names
 from hf_heads.checkpoints.weights import Weights
@@ -41,8 +41,9 @@ def convert_checkpoint(
         HeadsError: see `resolve_source`, `load_source`, `load_data`, `convert` and `write_checkpoint`.
     """
     started = time.perf_counter()
-    check_output(output, overwrite)
+    place = check_output(output, overwrite)
     source, device = request.find_source(), find_device(request.device)
+    check_apart(output, source.folder, "source")
     if progress:
         progress("loading", 0, 1)
     model = load_source(source, device)
@@ -73,14 +74,14 @@ def convert_checkpoint(
         progress("writing", 0, 1)
     report.seconds = time.perf_counter() - started
     record = {
-        "source": source.given,
+        "source": source.public,
         "revision": source.revision,
-        "calibration_choice": {**vars(choice), "columns": list(choice.columns) if choice.columns else None},
+        "calibration_choice": choice.public(),
         "recipe": request.text,
         **report.to_dict(),
     }
     dtype = None if request.dtype is None else getattr(torch, request.dtype)
-    write_checkpoint(output, source, converted, names, record, dtype=dtype, overwrite=overwrite)
+    write_checkpoint(place, source, converted, names, record, dtype=dtype)
     return report
 
 

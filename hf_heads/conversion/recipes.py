@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_heads.attention.spec import HeadsSpec
+from hf_heads.checkpoints.json_files import read_text
 from hf_heads.conversion.request import ConversionRequest
 from hf_heads.data.choice import CalibrationChoice
 from hf_heads.errors import HeadsError
@@ -61,10 +62,8 @@ def load_recipe(path: str | Path) -> Recipe:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, "recipe")
         entries = tomllib.loads(text)
-    except OSError as error:
-        raise HeadsError(f"cannot read the recipe '{path}': {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise HeadsError(f"the recipe '{path}' is not valid TOML: {error}") from None
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from hf_heads.errors import HeadsError
 from hf_heads.vocabulary import NONE, RANDOM
@@ -28,6 +30,13 @@ class CalibrationChoice:
     label: str | None = None
     samples: int = 512
     seed: int = 0
+
+    def public(self) -> dict[str, Any]:
+        """Plain values for reports, in which data of one's own is the last part of its path."""
+        path = Path(self.source).expanduser()
+        own = self.source not in (RANDOM, NONE) and (path.exists() or path.is_absolute())
+        columns = list(self.columns) if self.columns else None
+        return {**vars(self), "columns": columns, "source": path.name if own else self.source}
 
     def __post_init__(self) -> None:
         if not isinstance(self.source, str) or not self.source:

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import AutoImageProcessor, AutoTokenizer
 
+from hf_heads.checkpoints.sources import check_own_code
 from hf_heads.data.reading import reason
 from hf_heads.errors import HeadsError
 
@@ -25,8 +26,9 @@ def load_tokenizer(folder: Path | str | None) -> Any:
     if folder is None:
         raise HeadsError("the model does not say where its tokenizer is: give batches instead")
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
+        check_own_code(error, folder)
         raise HeadsError(f"no tokenizer can be loaded from '{folder}': {reason(error)}") from None
 
 
@@ -58,8 +60,9 @@ def encode_images(images: list[Any], folder: Path | str | None) -> list[dict[str
     if folder is None:
         raise HeadsError("the model does not say where its image processor is: give batches instead")
     try:
-        processor = AutoImageProcessor.from_pretrained(folder)
+        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
+        check_own_code(error, folder)
         raise HeadsError(f"no image processor can be loaded from '{folder}': {reason(error)}") from None
     return [{"pixel_values": processor(image, return_tensors="pt")["pixel_values"][0]} for image in images]
 

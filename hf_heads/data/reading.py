@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -118,6 +118,8 @@ def _open(source: str, datasets: Any) -> Any:
                 raise HeadsError(f"the data '{source}' is empty")
             builder, options = _FORMATS[path.suffix]
             return datasets.load_dataset(builder, data_files=str(path), split="train", streaming=True, **options)
+        if special := next((one for one in (path, *_below(path)) if one.exists() and not _plain(one)), None):
+            raise HeadsError(f"'{special}' is not a regular file and cannot be read as data")
         if path.is_dir():
             images = any(file.suffix.lower() in _IMAGE_ENDINGS for file in path.rglob("*"))
             if images:
@@ -131,6 +133,16 @@ def _open(source: str, datasets: Any) -> Any:
         raise
     except Exception as error:
         raise HeadsError(f"cannot load '{source}' as data: {reason(error)}") from None
+
+
+def _below(path: Path) -> Iterable[Path]:
+    """All that a folder holds."""
+    return path.rglob("*") if path.is_dir() else ()
+
+
+def _plain(path: Path) -> bool:
+    """Whether a path is a file or a folder, and no pipe or device, at which a reader could wait for ever."""
+    return path.is_file() or path.is_dir()
 
 
 def _reading(source: str, read: Callable[[], list[Any]]) -> list[Any]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,10 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from hf_heads.checkpoints.files import check_output
+from hf_heads.checkpoints.files import check_apart, check_output
+from hf_heads.checkpoints.hidden import remove
 from hf_heads.checkpoints.loading import load_source
-from hf_heads.checkpoints.record import read_record
+from hf_heads.checkpoints.record import read_record, recorded_source
 from hf_heads.checkpoints.sources import Source, resolve_source
 from hf_heads.checkpoints.tensors import tensor_names
 from hf_heads.checkpoints.weights import Weights
@@ -27,6 +26,7 @@ from hf_heads.data.choice import CalibrationChoice
 from hf_heads.distillation.data import SAMPLES, HealingData, load_healing
 from hf_heads.distillation.settings import DistillSettings
 from hf_heads.distillation.trainer import DistillTrainer, training_arguments
+from hf_heads.distillation.work import Work
 from hf_heads.errors import HeadsError
 from hf_heads.evaluation.drift import measure_drift
 from hf_heads.hosts.blocks import find_blocks
@@ -37,7 +37,6 @@ from hf_heads.modeling.configuration import HeadsConfig
 from hf_heads.vocabulary import RANDOM
 
 _OF_WEIGHTS = ("scores", "measured")  # what a report may say of the weights that are healed, and no longer of the new
-_ASKED = "asked.json"  # what a run was asked for, beside its checkpoints
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,8 @@ def distill_checkpoint(
 ) -> Healed:
     """Heal a converted checkpoint folder into another one.
 
-    Checkpoints of the run lie in `OUTPUT.training` until it has ended well. In several processes (accelerate launch)
-    the first one writes.
+    Checkpoints of the run lie in a hidden folder beside the output until it has ended well, see `Work`. In several
+    processes (accelerate launch) the first one writes.
 
     Args:
         source: the converted checkpoint.
@@ -85,7 +84,7 @@ def distill_checkpoint(
         teacher: the original; the one that the converted checkpoint's report names when None.
         samples: examples at most; by modality when None, see `SAMPLES`.
         overwrite: replace `output` if it exists.
-        resume: go on from the last checkpoint in `OUTPUT.training`, with the same settings and data.
+        resume: go on from the last checkpoint of an interrupted run, with the same settings and data.
         device: `cpu` keeps the run off accelerators; None and anything else leave the choice to accelerate.
         arguments: more `TrainingArguments`.
         progress: called with (what, done, total).
@@ -94,8 +93,8 @@ def distill_checkpoint(
         HeadsError: the checkpoint is not converted, the teacher is no model of the same kind, nothing to resume from,
             or see `load_source`, `load_healing`, `DistillTrainer` and `finished_folder`.
     """
-    check_output(output, overwrite)
-    work = output.with_name(output.name + ".training")
+    place = check_output(output, overwrite)
+    check_apart(output, source.folder, "source")
     asked = {
         "settings": vars(settings),
         "data": vars(data),
@@ -103,40 +102,37 @@ def distill_checkpoint(
         "teacher": teacher,
         "samples": samples,
     }
-    if not resume:
-        _check_unused(work, overwrite)
-    last = _resumed(work, asked) if resume else None
+    work = Work(place.path, asked)
+    work.check_unused(overwrite or resume)
+    last = work.resumed() if resume else None
     # This also starts several processes.
-    training = training_arguments(settings, work, use_cpu=device == "cpu", **(arguments or {}))
+    training = training_arguments(settings, work.path, use_cpu=device == "cpu", **(arguments or {}))
     main = PartialState().is_main_process
-    pair = _load_pair(source, teacher)
-    names = tensor_names(pair.student, Weights(source.folder))
-    choice = replace(data, samples=samples or SAMPLES[adapter_of(pair.teacher.config).modality])
-    found = load_healing(
-        choice, pair.teacher, pair.original.folder, labels="task" in settings.losses, progress=progress
-    )
-    if main and not resume:
-        shutil.rmtree(work, ignore_errors=True)
-    trainer = _make_trainer(pair, settings, training, found, work, progress if main else None)
-    if main and not resume:
-        (work / _ASKED).write_text(json.dumps(asked, default=str) + "\n", encoding="utf-8")
-    PartialState().wait_for_everyone()
-    curve = _heal(trainer, work, last)
-    record = _record(pair, trainer, found, curve)
-    for one in (pair.student, pair.teacher):
-        one.to("cpu")  # type: ignore[arg-type]
-    if main:
-        inputs: dict[str, Sequence[Batch]] = {RANDOM: probes(pair.original, pair.teacher)}
-        inputs["held-out"] = trainer.unlabelled
-        record["drift"] = {
-            name: measure_drift(pair.student, pair.teacher, batches).to_dict() for name, batches in inputs.items()
-        }
-        whole = settings.train == "all"
-        write_checkpoint(
-            output, source, pair.student, names, record, original=pair.original, whole=whole, overwrite=overwrite
+    with work.held() if main else nullcontext():
+        pair = _load_pair(source, teacher)
+        check_apart(output, pair.original.folder, "teacher")
+        names = tensor_names(pair.student, Weights(source.folder))
+        choice = replace(data, samples=samples or SAMPLES[adapter_of(pair.teacher.config).modality])
+        found = load_healing(
+            choice, pair.teacher, pair.original.folder, labels="task" in settings.losses, progress=progress
         )
-        shutil.rmtree(work, ignore_errors=True)
-    PartialState().wait_for_everyone()
+        if main and not resume:
+            work.start()
+        trainer = _make_trainer(pair, settings, training, found, progress if main else None)
+        PartialState().wait_for_everyone()
+        curve = _heal(trainer, work, last)
+        record = _record(pair, trainer, found, curve)
+        for one in (pair.student, pair.teacher):
+            one.to("cpu")  # type: ignore[arg-type]
+        if main:
+            inputs: dict[str, Sequence[Batch]] = {RANDOM: probes(pair.original, pair.teacher)}
+            inputs["held-out"] = trainer.unlabelled
+            record["drift"] = {
+                name: measure_drift(pair.student, pair.teacher, batches).to_dict() for name, batches in inputs.items()
+            }
+            whole = settings.train == "all"
+            write_checkpoint(place, source, pair.student, names, record, original=pair.original, whole=whole)
+        PartialState().wait_for_everyone()
     return Healed(record, main)
 
 
@@ -159,10 +155,8 @@ class _Pair:
 def _load_pair(source: Source, teacher: str | None) -> _Pair:
     """Load both models; refuses what cannot be healed, before any data is read."""
     before = read_record(source.folder)
-    given = teacher or before.get("source")
-    if given is None:
-        raise HeadsError(f"'{source.given}' does not say what it was made from; name it with --teacher")
-    original = resolve_source(str(given), None if teacher else before.get("revision"))
+    given = teacher or recorded_source(source.folder, before, "--teacher")
+    original = resolve_source(given, None if teacher else before.get("revision"))
     pair = _Pair(load_source(source), load_source(original), original, before)
     _check_pair(source, pair)
     return pair
@@ -173,45 +167,32 @@ def _make_trainer(
     settings: DistillSettings,
     training: TrainingArguments,
     data: HealingData,
-    work: Path,
     progress: Progress | None,
 ) -> DistillTrainer:
-    """The trainer; leaves no folder behind where it refuses."""
-    try:
-        trainer = DistillTrainer(
-            pair.student,
-            pair.teacher,
-            settings,
-            args=training,
-            train_dataset=data.examples,
-            data_collator=data.collate,
-            held_out=data.held_out,
-            report=progress,
-        )
-    except HeadsError:
-        with suppress(OSError):
-            work.rmdir()  # made by the Trainer, and empty
-        raise
+    trainer = DistillTrainer(
+        pair.student,
+        pair.teacher,
+        settings,
+        args=training,
+        train_dataset=data.examples,
+        data_collator=data.collate,
+        held_out=data.held_out,
+        report=progress,
+    )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _heal(trainer: DistillTrainer, work: Path, last: Path | None) -> list[dict[str, float]]:
+def _heal(trainer: DistillTrainer, work: Work, last: Path | None) -> list[dict[str, float]]:
     """Train, from the checkpoint `last` on if there is one; returns the curve.
 
     Raises:
         HeadsError: no evaluation was better than the start.
     """
-    try:
-        curve = trainer.heal(None if last is None else str(last))
-    except KeyboardInterrupt:
-        if any(work.glob("checkpoint-*")):
-            raise KeyboardInterrupt("go on with the same command and --resume") from None
-        shutil.rmtree(work, ignore_errors=True)
-        raise
+    curve = trainer.heal(None if last is None else str(last))
     start, best = curve[0][trainer.metric], _best(trainer, curve)[trainer.metric]
     if best >= start:
-        shutil.rmtree(work, ignore_errors=True)
+        remove(work.path)
         least = min(point[trainer.metric] for point in curve[1:])
         raise HeadsError(
             f"healing only made it worse: {trainer.metric} {start:.4f} at the start, {least:.4f} at best; lower "
@@ -229,11 +210,11 @@ def _record(pair: _Pair, trainer: DistillTrainer, data: HealingData, curve: list
     """The report of a run, but for the drift."""
     return {
         **{name: value for name, value in pair.before.items() if name not in _OF_WEIGHTS},
-        "source": pair.original.given,
+        "source": pair.original.public,
         "revision": pair.original.revision,
         "drift": {},
         "distillation": {
-            "teacher": pair.original.given,
+            "teacher": pair.original.public,
             "data": data.description,
             "held_out": sum(len(next(iter(batch.values()))) for batch in data.held_out),
             "train": trainer.settings.train,
@@ -250,37 +231,6 @@ def _record(pair: _Pair, trainer: DistillTrainer, data: HealingData, curve: list
             "after": _best(trainer, curve),
         },
     }
-
-
-def _check_unused(work: Path, overwrite: bool) -> None:
-    """Refuse to throw an interrupted run away unasked."""
-    if not overwrite and any(work.glob("checkpoint-*")):
-        raise HeadsError(
-            f"'{work}' holds an interrupted run: pass --resume to go on with it, or --overwrite to start anew"
-        )
-
-
-def _resumed(work: Path, asked: dict[str, Any]) -> Path:
-    """The latest checkpoint of an interrupted run that was asked for the same."""
-    found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    found = [path for path in found if (path / "trainer_state.json").is_file()]
-    if not found or not (work / _ASKED).is_file():
-        raise HeadsError(f"nothing to resume: no checkpoint in '{work}'; leave out --resume")
-    before = _flat(json.loads((work / _ASKED).read_text(encoding="utf-8")))
-    now = _flat(json.loads(json.dumps(asked, default=str)))
-    if changed := [name for name, value in now.items() if value != before.get(name)]:
-        name = changed[0]
-        raise HeadsError(
-            f"the run in '{work}' had {name.replace('_', '-')} {before.get(name)}, not {now[name]}: resume it with the "
-            "options that it was started with"
-        )
-    return found[-1]
-
-
-def _flat(asked: dict[str, Any]) -> dict[str, Any]:
-    """One level of names instead of two."""
-    rest = {name: value for name, value in asked.items() if name not in ("settings", "data")}
-    return {**rest, **asked["settings"], **{f"data_{name}": value for name, value in asked["data"].items()}}
 
 
 def _check_pair(source: Source, pair: _Pair) -> None:

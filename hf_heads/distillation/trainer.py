@@ -249,7 +249,7 @@ class DistillTrainer(Trainer):
 
     def _restore(self, folder: Path) -> None:
         """Load weights by the names that `from_pretrained` knows; the Trainer's own way passes renamed ones over."""
-        saved = type(self.student).from_pretrained(folder, dtype=self.student.dtype)
+        saved = type(self.student).from_pretrained(folder, dtype=self.student.dtype, use_safetensors=True)
         self.student.load_state_dict(saved.state_dict())
 
 

@@ -129,7 +129,7 @@ def compare_checkpoints(
         metric = Metric(task.metric.name, task.metric.about, task.metric.higher_is_better, task.examples)
     packages = ["hf-heads", "transformers", "torch", *(["sacrebleu"] if task and task.metric.name == "bleu" else [])]
     return Comparison(
-        original=original.given,
+        original=original.public,
         data=data.description,
         date=datetime.date.today().isoformat(),
         versions={name: version(name) for name in packages},

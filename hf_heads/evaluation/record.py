@@ -134,8 +134,8 @@ class ModelRow:
     """What was found of one model.
 
     Attributes:
-        name: the last part of `source`; the whole where names are not unique.
-        source: as given.
+        name: the last part of `source`; numbered where names are not unique.
+        source: as given; a folder by its name alone.
         role: what it is in the comparison.
         attention_parameters, model_parameters, cache_per_token: see `hf_heads.checkpoints.inspection.sizes`.
         methods, settings: of its converted blocks.
@@ -202,7 +202,7 @@ class Comparison:
     """An original, its converted models in the order in which they were given, and the control.
 
     Attributes:
-        original: the original as given.
+        original: the original as given; a folder by its name alone.
         data: what the drift was measured on.
         date: ISO 8601.
         versions: of the packages, by name.

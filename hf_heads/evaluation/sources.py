@@ -68,16 +68,16 @@ def describe(sources: Sequence[Source], models: Sequence[PreTrainedModel]) -> li
     Raises:
         HeadsError: see `verification.inspect` and `read_record`.
     """
-    names = Counter(source.name for source in sources)
+    names = _names(sources)
     rows: list[ModelRow] = []
-    for source, model in zip(sources, models, strict=True):
+    for name, source, model in zip(names, sources, models, strict=True):
         record, blocks = read_record(source.folder), inspect(source)["blocks"]
         kinds = {block.name: block.kind for block in find_blocks(model)}
         shown = ("name", "heads", "parameters", "parameters_before", "cache", "cache_before")
         rows.append(
             ModelRow(
-                name=source.name if names[source.name] == 1 else source.given,
-                source=source.given,
+                name=name,
+                source=source.public,
                 role="converted" if rows else "original",
                 **sizes(model),  # type: ignore[arg-type]
                 methods=tuple(sorted({block["method"] for block in blocks} - {"standard"})),
@@ -95,6 +95,16 @@ def describe(sources: Sequence[Source], models: Sequence[PreTrainedModel]) -> li
             )
         )
     return rows
+
+
+def _names(sources: Sequence[Source]) -> list[str]:
+    """A short name for each; those that are not unique are numbered, since folders may differ in their paths alone."""
+    counts, seen = Counter(source.name for source in sources), Counter[str]()
+    found = []
+    for source in sources:
+        seen[source.name] += 1
+        found.append(source.name if counts[source.name] == 1 else f"{source.name} ({seen[source.name]})")
+    return found
 
 
 def _block_settings(block: Mapping[str, Any]) -> str:

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from hf_heads.checkpoints.inspection import sizes
 from hf_heads.checkpoints.loading import load_source
-from hf_heads.checkpoints.record import read_record
-from hf_heads.checkpoints.sources import Source, resolve_source
+from hf_heads.checkpoints.record import read_record, recorded_source
+from hf_heads.checkpoints.sources import resolve_source
 from hf_heads.checkpoints.tensors import tensor_names
 from hf_heads.checkpoints.weights import Weights
 from hf_heads.data.calibration import CalibrationChoice, calibration_data, probes
@@ -61,12 +61,10 @@ def verify(
     if data is not None and data.source == NONE:
         raise HeadsError("outputs are compared on inputs: name data with --data SRC, or leave it out for random ones")
     record = read_record(folder)
-    given = against or record.get("source")
-    if given is None:
-        raise HeadsError(f"'{folder}' does not say what it was made from; name it with --against")
+    given = against or recorded_source(folder, record, "--against")
     source, original_source = (
-        Source(str(folder), folder),
-        resolve_source(str(given), None if against else record.get("revision")),
+        resolve_source(str(folder)),
+        resolve_source(given, None if against else record.get("revision")),
     )
     model, original = load_source(source), load_source(original_source)
     if not isinstance(model.config, HeadsConfig):

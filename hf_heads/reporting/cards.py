@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from hf_heads.checkpoints.card import write_card
 from hf_heads.checkpoints.card_metadata import task_of
-from hf_heads.checkpoints.json_files import without_nan
-from hf_heads.checkpoints.record import read_record
+from hf_heads.checkpoints.record import published, read_record, write_record
 from hf_heads.checkpoints.sources import Source
 from hf_heads.errors import HeadsError
 from hf_heads.evaluation.record import Comparison
@@ -57,8 +54,6 @@ def write_cards(found: Comparison, original: Source, converted: Sequence[Source]
             key = (dataset, found.metric.name)
             others = [one for one in record.get("scores", ()) if (one["dataset"], one["metric"]) != key]
             record["scores"] = [*others, scored]
+        record = published(record)
         write_card(source.folder, original, record, record.get("recipe"))
-        path = source.folder / REPORT
-        partial = Path(f"{path}.partial")
-        partial.write_text(json.dumps(without_nan(record), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_record(source.folder, record)

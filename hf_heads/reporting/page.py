@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from hf_heads.checkpoints.files import check_output, finished_folder
+from hf_heads.checkpoints.files import check_output, finished_folder, write_file
 from hf_heads.errors import HeadsError
 from hf_heads.evaluation.record import Comparison, read_comparison
 from hf_heads.reporting.figures.style import block_label
@@ -18,6 +19,7 @@ from hf_heads.reporting.section import section
 from hf_heads.reporting.words import definitions, summary
 
 PAGE = "index.html"
+_FIGURE = re.compile(r"(importance|(quality|layers|speed|healing)(-\d+)?)\.png")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def write_report(
             `overwrite` or holds other things than a report, or matplotlib is missing.
     """
     folder = Path(output)
-    _check_folder(folder, overwrite)
+    place = check_output(folder, overwrite, _no_report)
     found = [read_comparison(path) for path in comparisons]
     scores = read_scores(importance) if importance else None
     if scores:
@@ -65,7 +67,7 @@ def write_report(
     title = title or "Attention heads of " + " and ".join(dict.fromkeys(one.reference.name for one in found))
     command = ["hf-heads", "report", *map(str, comparisons)]
     command += ["--importance", str(importance)] if importance else []
-    with finished_folder(folder, overwrite) as partial:
+    with finished_folder(place) as partial:
         html = _template().render(
             title=title,
             sections=[section(partial, one, place, len(found) > 1) for place, one in enumerate(found, 1)],
@@ -73,7 +75,7 @@ def write_report(
             definitions=definitions(found, scores.about if scores else None),
             commands=_commands(command, folder, found),
         )
-        (partial / PAGE).write_text(html, encoding="utf-8")
+        write_file(partial / PAGE, html)
         figures = sorted(path.name for path in partial.glob("*.png"))
     sentences = tuple(tuple(summary(one)) for one in found)
     return WrittenReport(folder / PAGE, tuple(folder / name for name in figures), sentences)
@@ -91,12 +93,11 @@ def _template() -> Template:
     return environment.get_template("page.html.jinja")
 
 
-def _check_folder(folder: Path, overwrite: bool) -> None:
-    check_output(folder, overwrite)
-    if folder.is_dir():
-        others = sorted(path.name for path in folder.iterdir() if path.name != PAGE and path.suffix != ".png")
-        if others:
-            raise HeadsError(f"'{folder}' holds '{others[0]}', which is no part of a report; choose another --output")
+def _no_report(folder: Path) -> str | None:
+    """The first name in a folder that is not part of a report; None of a report, or where nothing is."""
+    names = sorted(path.name for path in folder.iterdir())
+    strange = [name for name in names if name != PAGE and not _FIGURE.fullmatch(name)]
+    return next(iter(strange), None if PAGE in names or not names else names[0])
 
 
 def _check_scores(path: object, scores: Mapping[str, object], found: Sequence[Comparison]) -> None:
@@ -115,4 +116,9 @@ def _commands(command: Sequence[str], folder: Path, found: Sequence[Comparison])
         sources = [model.source or model.name for model in one.models if model.role == "converted"]
         metric = one.metric.name if one.metric else "none"
         lines.append(["hf-heads", "compare", one.original, *sources, "--metric", metric, "--output", record])
-    return [list(map(shlex.quote, line)) for line in lines]
+    return [[shlex.quote(_place(part)) for part in line] for line in lines]
+
+
+def _place(part: str) -> str:
+    """A part of a command; a path that says where somebody keeps files is its last part."""
+    return f"./{Path(part).name}" if part.startswith(("/", "~", "../")) else part

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from hf_heads.checkpoints.files import write_file
 from hf_heads.checkpoints.json_files import as_record, read_json
 from hf_heads.errors import HeadsError
 from hf_heads.hosts.blocks import find_blocks
@@ -96,7 +97,7 @@ class HeadScores:
             text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
         except ValueError:
             raise HeadsError("some scores of heads are not finite numbers: the model's outputs overflow") from None
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        write_file(Path(path), text + "\n")
 
 
 def load_scores(path: str | Path, model: PreTrainedModel) -> HeadScores:

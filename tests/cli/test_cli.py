@@ -250,15 +250,26 @@ def test_calibration_data_that_cannot_be_used(run: Run, bert_folder: Path, tmp_p
 def test_an_existing_output_is_kept_or_overwritten(run: Run, bert_folder: Path, tmp_path: Path):
     output = tmp_path / "out"
     output.mkdir()
-    (output / "precious").write_text("mine")
+    (output / "config.json").write_text("mine")
     check_refused(convert_none(run, bert_folder, output), "exists", "--overwrite")
-    assert leftovers(output) == ["precious"]
     options = ("--to", "collab", "--rank", 8, "--calibrate", "none", "--output", output, "--overwrite")
     failed = run("convert", bert_folder, *options, "--blocks", "nothing")
-    assert failed.code == 1 and leftovers(output) == ["precious"]
+    assert failed.code == 1 and (output / "config.json").read_text() == "mine"
     assert run("convert", bert_folder, *options).code == 0
-    assert "precious" not in leftovers(output) and "config.json" in leftovers(output)
+    assert "model.safetensors" in leftovers(output)
+    (output / "precious").write_text("mine")
+    check_refused(run("convert", bert_folder, *options), "'precious'", "did not write")
+    assert {"precious", "config.json"} <= set(leftovers(output))
     assert leftovers(tmp_path) == ["out", "tiny-bert"]
+
+
+def test_an_output_is_never_the_source_nor_in_it_nor_around_it(run: Run, bert_folder: Path, tmp_path: Path):
+    options = ("--to", "collab", "--rank", 8, "--calibrate", "none", "--overwrite", "--output")
+    before = leftovers(bert_folder)
+    check_refused(run("convert", bert_folder, *options, bert_folder), "is the source")
+    check_refused(run("convert", bert_folder, *options, bert_folder / "out"), "lies in the source")
+    check_refused(run("convert", bert_folder, *options, tmp_path), "holds")
+    assert leftovers(bert_folder) == before
 
 
 def test_a_full_disk_leaves_nothing(run: Run, bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -446,7 +446,7 @@ def test_what_else_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.Monk
         ((record, "--importance", record, "--output", out), ("does not hold scores of heads",)),
         ((record, "--importance", tmp_path / "empty.json", "--output", out), ("does not hold scores of heads",)),
         ((record, "--importance", tmp_path / "other.json", "--output", out), ("decoder.layers.0.self_attn",)),
-        ((record, "--output", mine, "--overwrite"), ("thesis.tex", "no part of a report")),
+        ((record, "--output", mine, "--overwrite"), ("thesis.tex", "did not write")),
         ((record, "--output", record, "--overwrite"), ("is not a folder",)),
     ):
         check_refused(run("report", *arguments), *words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import textwrap
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_heads.checkpoints.files import write_file
 from hf_heads.errors import HeadsError
 
 if TYPE_CHECKING:
@@ -78,7 +80,9 @@ def write_figure(path: Path, draw: Callable[[], Figure]) -> None:
     dates: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     kind = path.suffix.lower()
     with style.context(["default", {"svg.hashsalt": "hf-heads"}]):
-        draw().savefig(path, format=kind[1:], metadata=dates.get(kind))
+        drawn = io.BytesIO()
+        draw().savefig(drawn, format=kind[1:], metadata=dates.get(kind))
+    write_file(path, drawn.getvalue())
 
 
 def luminance(colour: Sequence[float]) -> float:

@@ -1,0 +1,39 @@
+"""What ends a command from outside: it cleans up and says so."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from hf_heads.checkpoints import files
+from tests.support.cli import Run, leftovers
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda one: one.name)
+def test_a_signal_cleans_up_and_the_old_output_stays(
+    number: signal.Signals, run: Run, bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    options = ("convert", bert_folder, "--to", "collab", "--rank", 8, "--calibrate", "none", "--output")
+    assert run(*options, tmp_path / "out").code == 0
+    before = (tmp_path / "out" / "config.json").read_bytes()
+    monkeypatch.setattr(files, "_sync", lambda path: os.kill(os.getpid(), number))
+    found = run(*options, tmp_path / "out", "--overwrite")
+    assert found.code == 128 + number and found.err.startswith("hf-heads: interrupted; ")
+    assert "Traceback" not in found.err
+    assert leftovers(tmp_path) == ["out", "tiny-bert"]
+    assert (tmp_path / "out" / "config.json").read_bytes() == before
+
+
+def test_the_callers_own_handlers_stay(run: Run):
+    def handler(*_: object) -> None: ...
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        assert run("list").code == 0
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert run("list").code == 0 and signal.getsignal(signal.SIGTERM) is before
