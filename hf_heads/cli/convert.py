@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from hf_heads.cli.options import (
     calibration_choice,
     check_push,
     positive,
+    print_json,
     push,
 )
 from hf_heads.conversion.recipes import load_recipe
@@ -103,7 +103,7 @@ def _convert(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
         print_report(report.to_dict(), output)
     pushed = push(options, output)
     if options.json:
-        print(json.dumps({"output": str(output), **pushed, **report.to_dict()}))
+        print_json({"output": str(output), **pushed, **report.to_dict()})
     return 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 
 from hf_heads.checkpoints.files import check_output
@@ -19,6 +18,7 @@ from hf_heads.cli.options import (
     check_push,
     name_list,
     positive,
+    print_json,
     push,
 )
 from hf_heads.distillation.settings import OPTIMIZERS, PRECISIONS, TRAIN, DistillSettings
@@ -153,5 +153,5 @@ def _distill(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
         print_healed(found.record, output)
     pushed = push(options, output)
     if options.json:
-        print(json.dumps({"output": str(output), **pushed, **found.record}))
+        print_json({"output": str(output), **pushed, **found.record})
     return 0

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_heads.checkpoints.json_files import without_nan
+from hf_heads.core.numbers import Number, shown
 from hf_heads.data.choice import CalibrationChoice
 from hf_heads.errors import HeadsError
 
@@ -53,6 +56,21 @@ def add_calibration(command: argparse.ArgumentParser, option: str, text: str) ->
 def name_list(text: str) -> tuple[str, ...]:
     """`a, b` as (a, b)."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def number(allowed: Number) -> Callable[[str], Any]:
+    """The type of an option that takes such numbers."""
+
+    def read(text: str) -> Any:
+        try:
+            value = int(text) if allowed.whole else float(text)
+        except ValueError:
+            value = None
+        if not allowed.allows(value):
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not {allowed}")
+        return value
+
+    return read
 
 
 def positive(text: str) -> int:
@@ -119,6 +137,11 @@ def push(options: argparse.Namespace, output: Path) -> dict[str, str]:
     if not options.json:
         print(f"uploaded to {url}")
     return {"url": url}
+
+
+def print_json(record: Mapping[str, Any]) -> None:
+    """Print one JSON object for machines; figures that are not finite are null there."""
+    print(json.dumps(without_nan(record), allow_nan=False))
 
 
 def calibration_choice(options: argparse.Namespace, base: CalibrationChoice = _NOTHING_SAID) -> CalibrationChoice:

@@ -128,9 +128,11 @@ def distill_checkpoint(
     if main:
         inputs: dict[str, Sequence[Batch]] = {RANDOM: probes(pair.original, pair.teacher)}
         inputs["held-out"] = trainer.unlabelled
-        record["drift"] = {
-            name: measure_drift(pair.student, pair.teacher, batches).to_dict() for name, batches in inputs.items()
-        }
+        record["drift"] = {}
+        for name, batches in inputs.items():
+            drift = measure_drift(pair.student, pair.teacher, batches)
+            drift.check_finite("the healed model")
+            record["drift"][name] = drift.to_dict()
         whole = settings.train == "all"
         write_checkpoint(
             output, source, pair.student, names, record, original=pair.original, whole=whole, overwrite=overwrite
@@ -210,7 +212,7 @@ def _heal(trainer: DistillTrainer, work: Path, last: Path | None) -> list[dict[s
         shutil.rmtree(work, ignore_errors=True)
         raise
     start, best = curve[0][trainer.metric], _best(trainer, curve)[trainer.metric]
-    if best >= start:
+    if not best < start:
         shutil.rmtree(work, ignore_errors=True)
         least = min(point[trainer.metric] for point in curve[1:])
         raise HeadsError(

@@ -92,7 +92,8 @@ def compare_checkpoints(
 
     Raises:
         HeadsError: checkpoints that do not belong together or cannot be loaded, lengths that they do not take, or
-            data that lacks what the metric needs; all of it before anything is measured.
+            data that lacks what the metric needs; all of it before anything is measured. Later, a model whose outputs
+            are not finite.
     """
     choices = choices or Choices()
     if choices.data.source == "none":
@@ -134,9 +135,9 @@ def compare_checkpoints(
         if index:
             step(f"drift of {rows[index].name}")
             drift, errors = measure_closely(model, models[0], data.batches)
+            drift.check_finite(f"'{rows[index].name}'")
             blocks = tuple(replace(block, drift=_finite(errors.get(block.name))) for block in rows[index].blocks)
-            figures = {name: value for name, value in drift.to_dict().items() if math.isfinite(value)}
-            rows[index] = replace(rows[index], drift=figures, blocks=blocks)
+            rows[index] = replace(rows[index], drift=drift.to_dict(), blocks=blocks)
         if task is not None:
             step(f"{task.metric.name} of {rows[index].name}")
             statistics.append(task.measure(model))
@@ -196,7 +197,7 @@ def _lengths(
 
 
 def _finite(value: float | None) -> float | None:
-    """None for what is not finite, such as the error of a model that overflows."""
+    """None for what is not finite, such as an error whose square overflows."""
     return value if value is not None and math.isfinite(value) else None
 
 
