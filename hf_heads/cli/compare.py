@@ -11,6 +11,7 @@ from hf_heads.checkpoints.files import check_file
 from hf_heads.checkpoints.sources import resolve_source
 from hf_heads.cli.options import SOURCE, add_command, add_data, add_device, add_seed, calibration_choice, positive
 from hf_heads.errors import HeadsError
+from hf_heads.evaluation.choices import Choices
 from hf_heads.reporting.tables import to_csv, to_json, to_markdown
 
 _METRICS = ("auto", "none", "spearman", "accuracy", "bleu", "perplexity", "pseudo-perplexity")
@@ -103,7 +104,7 @@ def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
 
     quiet()
     from hf_heads.checkpoints.loading import find_device
-    from hf_heads.evaluation.compare import Choices, compare_checkpoints
+    from hf_heads.evaluation.compare import compare_checkpoints
     from hf_heads.reporting.cards import check_cards, write_cards
 
     choices = Choices(
