@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_heads.checkpoints.json_files import without_nan
-from hf_heads.core.numbers import Number, shown
+from hf_heads.core.numbers import EXAMPLES, SEED, Number, shown
 from hf_heads.data.choice import CalibrationChoice
 from hf_heads.errors import HeadsError
 
@@ -48,7 +48,7 @@ def add_calibration(command: argparse.ArgumentParser, option: str, text: str) ->
     command.add_argument(
         "--calibration-samples",
         metavar="N",
-        type=positive,
+        type=number(EXAMPLES),
         help=f"how many examples to read (default {CalibrationChoice.samples})",
     )
 
@@ -73,14 +73,6 @@ def number(allowed: Number) -> Callable[[str], Any]:
     return read
 
 
-def positive(text: str) -> int:
-    """A whole number from 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
-
-
 def add_device(command: argparse.ArgumentParser) -> None:
     """The option --device."""
     command.add_argument(
@@ -90,7 +82,9 @@ def add_device(command: argparse.ArgumentParser) -> None:
 
 def add_seed(command: argparse.ArgumentParser) -> None:
     """The option --seed."""
-    command.add_argument("--seed", type=int, help="of the choice or making of data and all else random (default 0)")
+    command.add_argument(
+        "--seed", type=number(SEED), metavar="N", help="of the choice or making of data and all else random (default 0)"
+    )
 
 
 def add_push(command: argparse.ArgumentParser) -> None:

@@ -16,9 +16,10 @@ from hf_heads.cli.options import (
     add_device,
     add_seed,
     calibration_choice,
-    positive,
+    number,
     print_json,
 )
+from hf_heads.core.numbers import Number
 from hf_heads.vocabulary import RULES
 
 
@@ -68,7 +69,7 @@ def add_importance(commands: Any) -> None:
     )
     command.add_argument(
         "--steps",
-        type=positive,
+        type=number(Number(1, 1000, whole=True)),
         default=4,
         metavar="N",
         help="rounds; scores are renewed after each (default 4)",

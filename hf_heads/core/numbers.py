@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,9 @@ class Number:
         """Whether a value is such a number; `True` and `False` are none."""
         if type(value) is not int and (self.whole or type(value) is not float):
             return False
-        return math.isfinite(value) and self.least <= value <= self.most and not (self.above and value == self.least)
+        if not abs(value) <= sys.float_info.max:  # Python compares integers of any size
+            return False
+        return self.least <= value <= self.most and not (self.above and value == self.least)
 
     def check(self, name: str, value: object) -> None:
         """Refuse anything else.
@@ -61,5 +64,6 @@ def shown(value: Any) -> str:
 
 
 SEED = Number(0, 2**32 - 1, whole=True)  # what NumPy takes, which shuffles data sets
+EXAMPLES = Number(1, 1_000_000, whole=True)  # that are read, made or scored
 COSINE = Number(-1, 1)
 SHARE = Number(0, 1)

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from hf_heads.core.numbers import EXAMPLES, Number, shown
 from hf_heads.data.choice import CalibrationChoice
+from hf_heads.errors import HeadsError
 
 AUTO = "auto"
 BATCHES = (1, 8)
+NUMBERS = {
+    "beams": Number(1, 64, whole=True),
+    "samples": EXAMPLES,
+    "drift_samples": EXAMPLES,
+    "resamples": Number(1, 100_000, whole=True),
+    "seconds": Number(0, 86_400),
+}
+SIZES = {"lengths": Number(1, 131_072, whole=True), "batches": Number(1, 4096, whole=True)}
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,9 @@ class Choices:
         seconds: of timing, for all models together at each batch and length.
         latency: whether to time at all.
         control: whether to measure the original with uniform attention as well.
+
+    Raises:
+        HeadsError: a number of the wrong kind or out of its bounds.
     """
 
     data: CalibrationChoice = field(default_factory=CalibrationChoice)
@@ -39,3 +52,15 @@ class Choices:
     seconds: float = 2.0
     latency: bool = True
     control: bool = True
+
+    def __post_init__(self) -> None:
+        for name, allowed in NUMBERS.items():
+            allowed.check(name, getattr(self, name))
+        for name, allowed in SIZES.items():
+            sizes = getattr(self, name)
+            if name == "lengths" and sizes is None:
+                continue
+            if not isinstance(sizes, tuple) or not sizes:
+                raise HeadsError(f"{name} is {shown(sizes)}, expected a tuple of numbers, as in (8, 32)")
+            for size in sizes:
+                allowed.check(f"one of {name}", size)

@@ -48,7 +48,7 @@ class MgkSpec(HeadsSpec):
     assignment: str = option("soft", "sum over a position's keys, or the largest", choices=("soft", "hard"))
     priors: str = option("learned", "of the keys of a position", choices=("learned", "fixed", "em"))
     kernel: str = option("softmax", "exponential, or features that make it linear", choices=("softmax", "linear"))
-    merge: int = option(1, "heads that become one, each a key of it", at_least=1)
+    merge: int = option(1, "heads that become one, each a key of it", at_least=1, at_most=64)
     queries: str = option("own", "of merged heads: one each, or one for all", choices=("own", "shared"))
     values: str = option("full", "of merged heads: all, or one head's width", choices=("full", "shared"))
     shift: float | None = option(
