@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from hf_heads.distillation.checkpoint import distill_checkpoint
     from hf_heads.distillation.settings import DistillSettings
     from hf_heads.distillation.trainer import DistillTrainer
-    from hf_heads.evaluation.compare import Choices, compare_checkpoints
+    from hf_heads.evaluation.choices import Choices
+    from hf_heads.evaluation.compare import compare_checkpoints
     from hf_heads.hosts.blocks import find_blocks
     from hf_heads.methods.settings.collab import CollabSpec
     from hf_heads.methods.settings.low_rank import LowRankSpec
@@ -43,7 +44,7 @@ __version__ = VERSION
 # Where a name is found when it is first asked for; what type checkers see stands above, and a test compares the two.
 _PLACES = {
     "CalibrationChoice": "data.choice",
-    "Choices": "evaluation.compare",
+    "Choices": "evaluation.choices",
     "CollabSpec": "methods.settings.collab",
     "ConversionRequest": "conversion.request",
     "DistillSettings": "distillation.settings",

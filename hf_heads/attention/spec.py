@@ -9,6 +9,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from types import UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, Union, get_args, get_origin, get_type_hints
 
+from hf_heads.core.numbers import Number, shown
 from hf_heads.errors import HeadsError
 
 if TYPE_CHECKING:
@@ -237,12 +238,13 @@ def _checked(spec: type[HeadsSpec], item: Field[Any], value: Any) -> Any:
     if kinds and (type(value) not in kinds or isinstance(value, tuple)):
         names = ("a list of int" if kind is tuple else kind.__name__ for kind in kinds if kind is not type(None))
         raise HeadsError(f"{item.name} is {value!r}, expected {' or '.join(names)}")
-    if isinstance(value, (int, float)):
+    if type(value) in (int, float):
         least, most = said.get("at_least"), said.get("at_most")
         above, below = -math.inf if least is None else least, math.inf if most is None else most
-        if not math.isfinite(value) or not above <= value <= below:
+        if not Number(above, below).allows(value):
             bounds = f"{above:g} to {below:g}" if most is not None else f"{above:g} or more"
-            raise HeadsError(f"{item.name} is {value}, expected {bounds if least is not None else 'a finite number'}")
+            expected = bounds if least is not None else "a finite number"
+            raise HeadsError(f"{item.name} is {shown(value)}, expected {expected}")
     return value
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from hf_heads.checkpoints.sources import resolve_source
-from hf_heads.cli.options import SOURCE, add_calibration, add_command, calibration_choice
+from hf_heads.cli.options import SOURCE, add_calibration, add_command, calibration_choice, number, print_json
 from hf_heads.conversion.recipes import load_recipe
+from hf_heads.core.numbers import COSINE, Number
 from hf_heads.data.choice import CalibrationChoice
 from hf_heads.errors import HeadsError
 from hf_heads.hosts.table import REFUSED, architectures
@@ -35,7 +35,7 @@ def _inspect(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
 
     found = inspect(resolve_source(options.source))
     if options.json:
-        print(json.dumps(found))
+        print_json(found)
         return 0
     table = make_table("block", "kind", "settings", ">parameters", ">before", ">cache/token", ">before")
     for block in found["blocks"]:
@@ -66,8 +66,12 @@ def add_verify(commands: Any) -> None:
     command.add_argument("--against", metavar="SOURCE", help="the original (default: the one that DIR names)")
     command.add_argument("--recipe", metavar="FILE", help="also check the figures of this recipe's [expect]")
     add_calibration(command, "--data", "inputs to compare on, as for convert --calibrate (default: random ones)")
-    command.add_argument("--min-cosine", type=float, metavar="X", help="fail when the outputs' cosine is below this")
-    command.add_argument("--tolerance", type=float, metavar="X", help="fail when any output differs by more than this")
+    command.add_argument(
+        "--min-cosine", type=number(COSINE), metavar="X", help="fail when the outputs' cosine is below this"
+    )
+    command.add_argument(
+        "--tolerance", type=number(Number(0)), metavar="X", help="fail when any output differs by more than this"
+    )
 
 
 def _verify(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -91,7 +95,7 @@ def _verify(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
         tolerance=options.tolerance,
     )
     if options.json:
-        print(json.dumps({"figures": verdict.figures, "failures": verdict.failures}))
+        print_json({"figures": verdict.figures, "failures": verdict.failures})
     else:
         console = make_console()
         for name, value in verdict.figures.items():
@@ -122,7 +126,7 @@ def _list(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         for name, method in methods.items()
     }
     if options.json:
-        print(json.dumps(pairs))
+        print_json(pairs)
         return 0
     from hf_heads.cli.console import make_console, make_table  # rich takes a while to import; JSON does without
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hf_heads.checkpoints.files import check_file, write_file
 from hf_heads.checkpoints.sources import resolve_source
-from hf_heads.cli.options import SOURCE, add_command, add_data, add_device, add_seed, calibration_choice, positive
+from hf_heads.cli.options import SOURCE, add_command, add_data, add_device, add_seed, calibration_choice, number
+from hf_heads.core.numbers import Number
 from hf_heads.errors import HeadsError
+from hf_heads.evaluation.choices import NUMBERS, SIZES, Choices
 from hf_heads.reporting.tables import to_csv, to_json, to_markdown
 
 _METRICS = ("auto", "none", "spearman", "accuracy", "bleu", "perplexity", "pseudo-perplexity")
@@ -51,32 +54,46 @@ def _add_measures(command: argparse.ArgumentParser) -> None:
         default="auto",
         help="score of the task: by the model's class and the data (auto, the default), or by name",
     )
-    command.add_argument("--beams", type=positive, default=1, metavar="N", help="of translations (default 1, greedy)")
+    command.add_argument(
+        "--beams", type=number(NUMBERS["beams"]), default=1, metavar="N", help="of translations (default 1, greedy)"
+    )
     command.add_argument(
         "--samples",
-        type=positive,
+        type=number(NUMBERS["samples"]),
         default=1000,
         metavar="N",
         help="examples to score, for pseudo-perplexity tokens (default 1000)",
     )
     command.add_argument(
-        "--drift-samples", type=positive, default=256, metavar="N", help="examples of the drift (default 256)"
+        "--drift-samples",
+        type=number(NUMBERS["drift_samples"]),
+        default=256,
+        metavar="N",
+        help="examples of the drift (default 256)",
     )
     command.add_argument(
-        "--resamples", type=positive, default=1000, metavar="N", help="of the bootstrap intervals (default 1000)"
+        "--resamples",
+        type=number(NUMBERS["resamples"]),
+        default=1000,
+        metavar="N",
+        help="of the bootstrap intervals (default 1000)",
     )
     command.add_argument(
         "--lengths",
-        type=positives,
+        type=_sizes(SIZES["lengths"]),
         metavar="A,B",
         help="tokens of an example (default 32,128,512 for multiply-adds, 32,128 for time and memory)",
     )
     command.add_argument(
-        "--batches", type=positives, default=(1, 8), metavar="A,B", help="examples at a time (default 1,8)"
+        "--batches",
+        type=_sizes(SIZES["batches"]),
+        default=(1, 8),
+        metavar="A,B",
+        help="examples at a time (default 1,8)",
     )
     command.add_argument(
         "--seconds",
-        type=float,
+        type=number(NUMBERS["seconds"]),
         default=2.0,
         metavar="X",
         help="of timing at each batch and length, for all models together (default 2)",
@@ -87,9 +104,13 @@ def _add_measures(command: argparse.ArgumentParser) -> None:
     )
 
 
-def positives(text: str) -> tuple[int, ...]:
-    """`1,8` as (1, 8), each once."""
-    return tuple(dict.fromkeys(positive(part) for part in text.split(",")))
+def _sizes(allowed: Number) -> Callable[[str], tuple[int, ...]]:
+    """The type of an option with several numbers: `1,8` as (1, 8), each once."""
+
+    def read(text: str) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(number(allowed)(part) for part in text.split(",")))
+
+    return read
 
 
 def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -103,7 +124,7 @@ def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
 
     quiet()
     from hf_heads.checkpoints.loading import find_device
-    from hf_heads.evaluation.compare import Choices, compare_checkpoints
+    from hf_heads.evaluation.compare import compare_checkpoints
     from hf_heads.reporting.cards import check_cards, write_cards
 
     choices = Choices(

@@ -77,7 +77,7 @@ def print_report(record: dict[str, Any], output: Path) -> None:
             settings_text(block),
             f"{block['parameters']:,}",
             f"{block['parameters_before']:,}",
-            f"{block['error']:.4f}",
+            "" if block["error"] is None else f"{block['error']:.4f}",
             gain,
         )
     console = make_console()

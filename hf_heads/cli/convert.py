@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from hf_heads.cli.options import (
     add_seed,
     calibration_choice,
     check_push,
-    positive,
+    number,
+    print_json,
     push,
 )
 from hf_heads.conversion.recipes import load_recipe
 from hf_heads.conversion.request import DTYPES, ConversionRequest, default_output
+from hf_heads.core.numbers import Number
 from hf_heads.methods.registry import about, all_methods
 
 
@@ -78,12 +80,18 @@ def _add_option(command: argparse.ArgumentParser, name: str, item: dataclasses.F
     if "bool" in kind:
         command.add_argument(flag, action="store_true", default=None, help=text)
     elif "float" in kind:
-        command.add_argument(flag, type=float, metavar="X", help=text)
+        command.add_argument(flag, type=_number(item, whole=False), metavar="X", help=text)
     elif "int" in kind:
-        command.add_argument(flag, type=positive, metavar="N", help=text)
+        command.add_argument(flag, type=_number(item, whole=True), metavar="N", help=text)
     else:
         choices = item.metadata["choices"]
         command.add_argument(flag, choices=choices, metavar=None if choices else "FILE", help=text)
+
+
+def _number(item: dataclasses.Field[Any], *, whole: bool) -> Callable[[str], Any]:
+    """The type of an option with the bounds of a setting."""
+    bounds = {"least": item.metadata["at_least"], "most": item.metadata["at_most"]}
+    return number(Number(**{name: bound for name, bound in bounds.items() if bound is not None}, whole=whole))
 
 
 def _convert(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -103,7 +111,7 @@ def _convert(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
         print_report(report.to_dict(), output)
     pushed = push(options, output)
     if options.json:
-        print(json.dumps({"output": str(output), **pushed, **report.to_dict()}))
+        print_json({"output": str(output), **pushed, **report.to_dict()})
     return 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 
 from hf_heads.checkpoints.files import check_output
@@ -18,10 +17,12 @@ from hf_heads.cli.options import (
     calibration_choice,
     check_push,
     name_list,
-    positive,
+    number,
+    print_json,
     push,
 )
-from hf_heads.distillation.settings import OPTIMIZERS, PRECISIONS, TRAIN, DistillSettings
+from hf_heads.core.numbers import EXAMPLES
+from hf_heads.distillation.settings import NUMBERS, OPTIMIZERS, PRECISIONS, TRAIN, WEIGHT, DistillSettings
 from hf_heads.errors import HeadsError
 from hf_heads.vocabulary import LOSSES
 
@@ -44,7 +45,9 @@ def add_distill(commands: object) -> None:
         label="column with labels, for the loss `task`",
         required=True,
     )
-    command.add_argument("--samples", metavar="N", type=positive, help="examples at most (default 20000; 5000 images)")
+    command.add_argument(
+        "--samples", metavar="N", type=number(EXAMPLES), help="examples at most (default 20000; 5000 images)"
+    )
     command.add_argument("--output", metavar="DIR", required=True, help="folder to write")
     command.add_argument("--overwrite", action="store_true", help="replace the output folder if it exists")
     command.add_argument(
@@ -72,33 +75,60 @@ def _add_training(command: argparse.ArgumentParser) -> None:
         choices=OPTIMIZERS,
         help=f"matrices by orthogonalized momentum, or all by AdamW (default {default.optimizer})",
     )
-    command.add_argument("--minutes", metavar="X", type=float, help="stop after so much time, healed as far as it goes")
-    command.add_argument("--epochs", metavar="X", type=float, help=f"rounds over the data (default {default.epochs:g})")
-    command.add_argument("--steps", metavar="N", type=positive, help="so many steps instead of epochs")
-    command.add_argument("--learning-rate", metavar="X", type=float, help="default 1e-3; 1e-4 with --train all")
     command.add_argument(
-        "--warmup", metavar="N", type=int, help=f"steps in which the learning rate rises (default {default.warmup})"
+        "--minutes",
+        metavar="X",
+        type=number(NUMBERS["minutes"]),
+        help="stop after so much time, healed as far as it goes",
     )
     command.add_argument(
-        "--batch-size", metavar="N", type=positive, help=f"in each process (default {default.batch_size})"
+        "--epochs",
+        metavar="X",
+        type=number(NUMBERS["epochs"]),
+        help=f"rounds over the data (default {default.epochs:g})",
+    )
+    command.add_argument("--steps", metavar="N", type=number(NUMBERS["steps"]), help="so many steps instead of epochs")
+    command.add_argument(
+        "--learning-rate",
+        metavar="X",
+        type=number(NUMBERS["learning_rate"]),
+        help="default 1e-3; 1e-4 with --train all",
+    )
+    command.add_argument(
+        "--warmup",
+        metavar="N",
+        type=number(NUMBERS["warmup"]),
+        help=f"steps in which the learning rate rises (default {default.warmup})",
+    )
+    command.add_argument(
+        "--batch-size",
+        metavar="N",
+        type=number(NUMBERS["batch_size"]),
+        help=f"in each process (default {default.batch_size})",
     )
     command.add_argument(
         "--accumulate",
         metavar="N",
-        type=positive,
+        type=number(NUMBERS["accumulate"]),
         help=f"batches whose gradients make one step (default {default.accumulate})",
     )
     command.add_argument(
-        "--evaluations", metavar="N", type=positive, help=f"how often to measure drift (default {default.evaluations})"
+        "--evaluations",
+        metavar="N",
+        type=number(NUMBERS["evaluations"]),
+        help=f"how often to measure drift (default {default.evaluations})",
     )
     command.add_argument(
         "--patience",
         metavar="N",
-        type=positive,
+        type=number(NUMBERS["patience"]),
         help="stop after so many evaluations without a new best (default: never)",
     )
     command.add_argument(
-        "--temperature", metavar="X", type=float, help=f"of the logits (default {default.temperature:g})"
+        "--temperature",
+        metavar="X",
+        type=number(NUMBERS["temperature"]),
+        help=f"of the logits (default {default.temperature:g})",
     )
     command.add_argument("--precision", choices=PRECISIONS, help=f"mixed precision (default {default.precision})")
     command.add_argument("--gradient-checkpointing", action="store_true", default=None, help="less memory, more time")
@@ -112,9 +142,9 @@ def _losses(text: str) -> dict[str, float]:
     for part in name_list(text):
         name, _, weight = part.partition("=")
         try:
-            found[name.strip()] = float(weight or 1)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"'{weight}' in '{part}' is not a number") from None
+            found[name.strip()] = number(WEIGHT)(weight or "1")
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"{name.strip()}: {error}") from None
     return found
 
 
@@ -153,5 +183,5 @@ def _distill(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
         print_healed(found.record, output)
     pushed = push(options, output)
     if options.json:
-        print(json.dumps({"output": str(output), **pushed, **found.record}))
+        print_json({"output": str(output), **pushed, **found.record})
     return 0

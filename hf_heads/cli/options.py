@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_heads.checkpoints.json_files import without_nan
+from hf_heads.core.numbers import EXAMPLES, SEED, Number, shown
 from hf_heads.data.choice import CalibrationChoice
 from hf_heads.errors import HeadsError
 
@@ -45,7 +48,7 @@ def add_calibration(command: argparse.ArgumentParser, option: str, text: str) ->
     command.add_argument(
         "--calibration-samples",
         metavar="N",
-        type=positive,
+        type=number(EXAMPLES),
         help=f"how many examples to read (default {CalibrationChoice.samples})",
     )
 
@@ -55,12 +58,19 @@ def name_list(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def positive(text: str) -> int:
-    """A whole number from 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
+def number(allowed: Number) -> Callable[[str], Any]:
+    """The type of an option that takes such numbers."""
+
+    def read(text: str) -> Any:
+        try:
+            value = int(text) if allowed.whole else float(text)
+        except ValueError:
+            value = None
+        if not allowed.allows(value):
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not {allowed}")
+        return value
+
+    return read
 
 
 def add_device(command: argparse.ArgumentParser) -> None:
@@ -72,7 +82,9 @@ def add_device(command: argparse.ArgumentParser) -> None:
 
 def add_seed(command: argparse.ArgumentParser) -> None:
     """The option --seed."""
-    command.add_argument("--seed", type=int, help="of the choice or making of data and all else random (default 0)")
+    command.add_argument(
+        "--seed", type=number(SEED), metavar="N", help="of the choice or making of data and all else random (default 0)"
+    )
 
 
 def add_push(command: argparse.ArgumentParser) -> None:
@@ -119,6 +131,11 @@ def push(options: argparse.Namespace, output: Path) -> dict[str, str]:
     if not options.json:
         print(f"uploaded to {url}")
     return {"url": url}
+
+
+def print_json(record: Mapping[str, Any]) -> None:
+    """Print one JSON object for machines; figures that are not finite are null there."""
+    print(json.dumps(without_nan(record), allow_nan=False))
 
 
 def calibration_choice(options: argparse.Namespace, base: CalibrationChoice = _NOTHING_SAID) -> CalibrationChoice:

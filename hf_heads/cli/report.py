@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
-from hf_heads.cli.options import add_command
+from hf_heads.cli.options import add_command, print_json
 from hf_heads.reporting.page import write_report
 
 
@@ -39,7 +38,7 @@ def _report(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
     )
     if options.json:
         figures = [str(path) for path in written.figures]
-        print(json.dumps({"page": str(written.page), "figures": figures, "summary": written.summary}))
+        print_json({"page": str(written.page), "figures": figures, "summary": written.summary})
         return 0
     from hf_heads.cli.console import make_console  # rich takes a while to import; JSON does without
 

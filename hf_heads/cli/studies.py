@@ -16,8 +16,10 @@ from hf_heads.cli.options import (
     add_device,
     add_seed,
     calibration_choice,
-    positive,
+    number,
+    print_json,
 )
+from hf_heads.core.numbers import Number
 from hf_heads.vocabulary import RULES
 
 
@@ -67,7 +69,7 @@ def add_importance(commands: Any) -> None:
     )
     command.add_argument(
         "--steps",
-        type=positive,
+        type=number(Number(1, 1000, whole=True)),
         default=4,
         metavar="N",
         help="rounds; scores are renewed after each (default 4)",
@@ -92,7 +94,7 @@ def _importance(options: argparse.Namespace, parser: argparse.ArgumentParser) ->
     if options.plot:
         draw_heads(Path(options.plot), found.importance, f"Importance of heads by {found.rule}", RULES[found.rule])
     if options.json:
-        print(json.dumps(found.to_dict()))
+        print_json(found.to_dict())
         return 0
     console = make_console()
     print_heads(console, found.importance)
@@ -128,14 +130,14 @@ def _ablate(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
         found = ablate_checkpoint(**common, metric=options.metric, progress=progress)
     record = found.to_dict()
     if options.output:
-        write_file(Path(options.output), json.dumps(record, indent=1) + "\n")
+        write_file(Path(options.output), json.dumps(record, indent=1, allow_nan=False) + "\n")
     if options.plot:
         values: dict[str, list[float]] = {}
         for row in found.one_out:
             values.setdefault(row.block, []).append(row.change)
         draw_heads(Path(options.plot), values, "Change without each head", f"{found.metric}: {record['about']}")
     if options.json:
-        print(json.dumps(record))
+        print_json(record)
     else:
         print_ablation(record)
     return 0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from hf_heads.attention.spec import HeadsSpec
 from hf_heads.checkpoints.files import check_apart, check_output
@@ -18,7 +19,7 @@ from hf_heads.conversion.convert import convert
 from hf_heads.conversion.planning import choose_blocks
 from hf_heads.conversion.report import Report
 from hf_heads.conversion.request import ConversionRequest
-from hf_heads.core.batches import Progress
+from hf_heads.core.batches import Batch, Progress
 from hf_heads.data.calibration import Data, calibration_data, labelled_batches, probes
 from hf_heads.data.choice import CalibrationChoice
 from hf_heads.evaluation.drift import measure_drift
@@ -67,9 +68,10 @@ def convert_checkpoint(
         progress=progress,
     )
     report.calibration = _described(data, specs)
-    report.drift = {RANDOM: measure_drift(converted, original, probes(source, original)).to_dict()}
+    inputs = {RANDOM: probes(source, original)}
     if choice.source != RANDOM and data is not None and data.held_out:
-        report.drift["held-out"] = measure_drift(converted, original, data.held_out).to_dict()
+        inputs["held-out"] = data.held_out
+    report.drift = {name: _measured(converted, original, batches) for name, batches in inputs.items()}
     if progress:
         progress("writing", 0, 1)
     report.seconds = time.perf_counter() - started
@@ -83,6 +85,17 @@ def convert_checkpoint(
     dtype = None if request.dtype is None else getattr(torch, request.dtype)
     write_checkpoint(place, source, converted, names, record, dtype=dtype)
     return report
+
+
+def _measured(converted: PreTrainedModel, original: PreTrainedModel, batches: Sequence[Batch]) -> dict[str, float]:
+    """The drift in figures.
+
+    Raises:
+        HeadsError: they are not finite.
+    """
+    drift = measure_drift(converted, original, batches)
+    drift.check_finite("the converted model")
+    return drift.to_dict()
 
 
 def _described(data: Data | None, specs: Iterable[HeadsSpec]) -> str:

@@ -123,7 +123,8 @@ def _convert_block(
     spec = made.spec or spec
     block = install(model, name, spec, made.weights)
     gain = None
-    if refit and spec.refits() and calibration is not None and made.error > 1e-6:
+    lossless = made.error is not None and made.error <= 1e-6
+    if refit and spec.refits() and calibration is not None and not lossless:
         fitted = refit_output(model, block, original, block_called(original, name), calibration)
         if fitted is not None:
             load_weights(block, {"output.weight": fitted.weight, "output.bias": fitted.bias})

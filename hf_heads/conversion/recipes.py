@@ -34,11 +34,19 @@ from typing import Any
 from hf_heads.attention.spec import HeadsSpec
 from hf_heads.checkpoints.json_files import read_text
 from hf_heads.conversion.request import ConversionRequest
+from hf_heads.core.numbers import COSINE, SHARE, Number
 from hf_heads.data.choice import CalibrationChoice
 from hf_heads.errors import HeadsError
 from hf_heads.methods.registry import about
 
-_EXPECTED = {"attention_parameters", "model_parameters", "cache_per_token", "cosine", "agreement"}
+_COUNT = Number(0, whole=True)
+_EXPECTED = {
+    "attention_parameters": _COUNT,
+    "model_parameters": _COUNT,
+    "cache_per_token": _COUNT,
+    "cosine": COSINE,
+    "agreement": SHARE,
+}
 
 
 @dataclass(frozen=True)
@@ -79,9 +87,9 @@ def _read(entries: dict[str, Any], text: str) -> Recipe:
         if not isinstance(entries.get(name), str):
             raise HeadsError(f"{name} is missing or not text")
     heads, expect = _table(entries, "heads"), _table(entries, "expect")
-    _only(expect, _EXPECTED, "[expect]")
-    if wrong := [name for name, value in expect.items() if type(value) not in (int, float)]:
-        raise HeadsError(f"[expect]: {wrong[0]} is {expect[wrong[0]]!r}, expected a number")
+    _only(expect, set(_EXPECTED), "[expect]")
+    for name, value in expect.items():
+        _EXPECTED[name].check(f"[expect]: {name}", value)
     return Recipe(
         source=entries.get("source", entries["base"]),
         spec=_specs(heads),

@@ -18,7 +18,7 @@ class BlockReport:
         spec: the settings, resolved.
         parameters, parameters_before: of the block, output projection included.
         cache, cache_before: numbers per token in a key-value cache.
-        error: relative error of the decomposition in the norm that it minimised.
+        error: relative error of the decomposition in the norm that it minimised; None where it is lossy without one.
         refit_gain: share of the output's squared error that the refit removed on data it was not fitted to, or None.
     """
 
@@ -29,7 +29,7 @@ class BlockReport:
     parameters_before: int
     cache: int
     cache_before: int
-    error: float
+    error: float | None
     refit_gain: float | None
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_heads.core.numbers import EXAMPLES, SEED
 from hf_heads.errors import HeadsError
 from hf_heads.vocabulary import NONE, RANDOM
 
@@ -46,10 +47,8 @@ class CalibrationChoice:
             raise HeadsError(f"columns is {columns!r}, expected names of columns, as in ('question', 'answer')")
         if not isinstance(self.label, str | None):
             raise HeadsError(f"label is {self.label!r}, expected the name of a column")
-        for name, least in (("samples", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise HeadsError(f"{name} is {value!r}, expected a whole number from {least}")
+        EXAMPLES.check("samples", self.samples)
+        SEED.check("seed", self.seed)
         for name in ("columns", "label"):
             if getattr(self, name) is not None and self.source in (RANDOM, NONE):
                 raise HeadsError(f"{name} says what to read of a data set, and '{self.source}' is none: name one")

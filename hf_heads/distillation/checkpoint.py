@@ -127,9 +127,11 @@ def distill_checkpoint(
         if main:
             inputs: dict[str, Sequence[Batch]] = {RANDOM: probes(pair.original, pair.teacher)}
             inputs["held-out"] = trainer.unlabelled
-            record["drift"] = {
-                name: measure_drift(pair.student, pair.teacher, batches).to_dict() for name, batches in inputs.items()
-            }
+            record["drift"] = {}
+            for name, batches in inputs.items():
+                drift = measure_drift(pair.student, pair.teacher, batches)
+                drift.check_finite("the healed model")
+                record["drift"][name] = drift.to_dict()
             whole = settings.train == "all"
             write_checkpoint(place, source, pair.student, names, record, original=pair.original, whole=whole)
         PartialState().wait_for_everyone()
@@ -191,7 +193,7 @@ def _heal(trainer: DistillTrainer, work: Work, last: Path | None) -> list[dict[s
     """
     curve = trainer.heal(None if last is None else str(last))
     start, best = curve[0][trainer.metric], _best(trainer, curve)[trainer.metric]
-    if best >= start:
+    if not best < start:
         remove(work.path)
         least = min(point[trainer.metric] for point in curve[1:])
         raise HeadsError(

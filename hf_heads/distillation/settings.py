@@ -6,12 +6,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from hf_heads.core.numbers import SEED, Number, shown
 from hf_heads.errors import HeadsError
 from hf_heads.vocabulary import LOSSES
 
 Train = Literal["attention", "all"]
 Optimizer = Literal["muon", "adamw"]
 Precision = Literal["float32", "bfloat16", "float16"]
+
+NUMBERS = {
+    "learning_rate": Number(0, 100, above=True),
+    "batch_size": Number(1, 65_536, whole=True),
+    "accumulate": Number(1, 65_536, whole=True),
+    "epochs": Number(0, 1_000_000, above=True),
+    "steps": Number(1, 100_000_000, whole=True),
+    "minutes": Number(0, 1_000_000, above=True),
+    "evaluations": Number(1, 10_000, whole=True),
+    "patience": Number(1, 10_000, whole=True),
+    "warmup": Number(0, 100_000_000, whole=True),
+    "temperature": Number(0, 10_000, above=True),
+    "seed": SEED,
+}
+_OPTIONAL = ("learning_rate", "steps", "minutes", "patience")
+WEIGHT = Number(0, 1_000_000)  # of a loss
 TRAIN, OPTIMIZERS, PRECISIONS = get_args(Train), get_args(Optimizer), get_args(Precision)
 
 
@@ -61,21 +78,19 @@ class DistillSettings:
         for name, choices in (("train", TRAIN), ("optimizer", OPTIMIZERS), ("precision", PRECISIONS)):
             if getattr(self, name) not in choices:
                 raise HeadsError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(choices)}")
-        if not self.warmup >= 0:
-            raise HeadsError(f"warmup {self.warmup} is negative; 0 starts with the highest learning rate")
-        for name in ("batch_size", "accumulate", "epochs", "evaluations", "temperature"):
-            if not getattr(self, name) > 0:
-                raise HeadsError(f"{name.replace('_', '-')} {getattr(self, name)} is not positive")
-        for name in ("learning_rate", "steps", "minutes", "patience"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise HeadsError(f"{name.replace('_', '-')} {getattr(self, name)} is not positive")
+        for name, allowed in NUMBERS.items():
+            value = getattr(self, name)
+            if value is not None or name not in _OPTIONAL:
+                allowed.check(name.replace("_", "-"), value)
 
 
 def check_losses(weights: Mapping[str, float]) -> None:
-    """Raises HeadsError where a loss is unknown, a weight negative or none is left."""
+    """Raises HeadsError where a loss is unknown, a weight out of bounds or none is left."""
+    if not isinstance(weights, Mapping):
+        raise HeadsError(f"losses is {shown(weights)}, expected weights by name, as in {{'output': 1, 'hidden': 1}}")
     if unknown := [name for name in weights if name not in LOSSES]:
         raise HeadsError(f"no loss '{unknown[0]}'. Losses: {', '.join(LOSSES)}")
-    if wrong := [name for name, weight in weights.items() if not weight >= 0]:
-        raise HeadsError(f"the weight of the loss '{wrong[0]}' is {weights[wrong[0]]}; it must be 0 or more")
+    for name, weight in weights.items():
+        WEIGHT.check(f"the weight of the loss '{name}'", weight)
     if not any(weights.values()):
         raise HeadsError(f"no loss has a weight; name some of {', '.join(LOSSES)}")

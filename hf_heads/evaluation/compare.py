@@ -6,7 +6,7 @@ import datetime
 import math
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.metadata import version
 
 import torch
@@ -16,8 +16,9 @@ from hf_heads.checkpoints.loading import load_source
 from hf_heads.checkpoints.sources import Source
 from hf_heads.core.batches import Batch, Progress
 from hf_heads.core.intervals import Estimate, paired_scores
-from hf_heads.data.calibration import CalibrationChoice, calibration_data
+from hf_heads.data.calibration import calibration_data
 from hf_heads.errors import HeadsError
+from hf_heads.evaluation.choices import Choices
 from hf_heads.evaluation.costs import (
     check_lengths,
     count_multiply_adds,
@@ -31,44 +32,13 @@ from hf_heads.evaluation.drift import measure_closely
 from hf_heads.evaluation.metrics import Task
 from hf_heads.evaluation.record import Comparison, Metric, ModelRow, Score
 from hf_heads.evaluation.sources import check_classes, check_configs, describe
-from hf_heads.evaluation.tasks import AUTO, make_task
+from hf_heads.evaluation.tasks import make_task
 from hf_heads.evaluation.uniform import NAME, check_native, saved, saved_multiply_adds, uniform_attention
 from hf_heads.hosts.blocks import find_blocks
 from hf_heads.hosts.table import adapter_of
 
-LENGTHS, BATCHES = (32, 128, 512), (1, 8)
+LENGTHS = (32, 128, 512)
 _LONGEST_TIMED = 128  # of the lengths that nobody chose
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What is compared, and on what.
-
-    Attributes:
-        data: the data of the drift and of the score: its source, columns, label and seed.
-        metric: the task score, see `task_scores.make_task`.
-        beams: of the translations that BLEU scores.
-        samples: examples that are scored; for pseudo-perplexity, tokens.
-        drift_samples: examples that the drift is measured on.
-        resamples: of the bootstrap.
-        lengths: tokens of an example; None takes 32, 128 and 512 as far as the models go, and times up to 128.
-        batches: examples at a time.
-        seconds: of timing, for all models together at each batch and length.
-        latency: whether to time at all.
-        control: whether to measure the original with uniform attention as well.
-    """
-
-    data: CalibrationChoice = field(default_factory=CalibrationChoice)
-    metric: str = AUTO
-    beams: int = 1
-    samples: int = 1000
-    drift_samples: int = 256
-    resamples: int = 1000
-    lengths: tuple[int, ...] | None = None
-    batches: tuple[int, ...] = BATCHES
-    seconds: float = 2.0
-    latency: bool = True
-    control: bool = True
 
 
 def compare_checkpoints(
@@ -92,7 +62,8 @@ def compare_checkpoints(
 
     Raises:
         HeadsError: checkpoints that do not belong together or cannot be loaded, lengths that they do not take, or
-            data that lacks what the metric needs; all of it before anything is measured.
+            data that lacks what the metric needs; all of it before anything is measured. Later, a model whose outputs
+            are not finite.
     """
     choices = choices or Choices()
     if choices.data.source == "none":
@@ -177,7 +148,7 @@ def _lengths(
 
 
 def _finite(value: float | None) -> float | None:
-    """None for what is not finite, such as the error of a model that overflows."""
+    """None for what is not finite, such as an error whose square overflows."""
     return value if value is not None and math.isfinite(value) else None
 
 
@@ -246,9 +217,9 @@ def _judged(
         if index:
             step(f"drift of {row.name}")
             drift, errors = measure_closely(model, models[0], batches)
+            drift.check_finite(f"'{row.name}'")
             blocks = tuple(replace(block, drift=_finite(errors.get(block.name))) for block in row.blocks)
-            figures = {name: value for name, value in drift.to_dict().items() if math.isfinite(value)}
-            found.append(replace(row, drift=figures, blocks=blocks))
+            found.append(replace(row, drift=drift.to_dict(), blocks=blocks))
         if task is not None:
             step(f"{task.metric.name} of {row.name}")
             statistics.append(task.measure(model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from hf_heads.core.batches import Batch, main_output, mean_pool, output_mask
+from hf_heads.errors import HeadsError
 from hf_heads.hosts.blocks import Block, find_blocks
 from hf_heads.modeling.internals import attention_implementation
 
@@ -43,6 +45,20 @@ class Drift:
     def to_dict(self) -> dict[str, float]:
         """The figures that there are, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
+
+    @property
+    def overflow(self) -> str:
+        """Which figures are not finite, and what they are; empty where all is well."""
+        return ", ".join(f"{name} is {value}" for name, value in self.to_dict().items() if not math.isfinite(value))
+
+    def check_finite(self, name: str) -> None:
+        """Refuse a model that gives no numbers.
+
+        Raises:
+            HeadsError: says so of the model called `name`.
+        """
+        if self.overflow:
+            raise HeadsError(f"the outputs of {name} or of its original contain NaN or Inf: {self.overflow}")
 
 
 @torch.no_grad()
@@ -181,11 +197,12 @@ class _Sums:
             self.embeddings.append((pooled[0].cpu(), pooled[1].cpu()))
         if mask is not None:
             mask = mask.bool().to(there.device)
-            self.largest = max(self.largest, float((here - there)[mask].abs().max()))
+            largest = float((here - there)[mask].abs().max())
             here, there = pooled or (here[mask], there[mask])
         else:
-            self.largest = max(self.largest, float((here - there).abs().max()))
+            largest = float((here - there).abs().max())
             here, there = here.flatten(0, -2), there.flatten(0, -2)
+        self.largest = largest if math.isnan(largest) or largest > self.largest else self.largest  # NaN stays
         self.cosine += float(torch.cosine_similarity(here.double(), there.double(), dim=-1).sum())
         self.count += here.shape[0]
         if self.logits:

@@ -10,6 +10,7 @@ from hf_heads.checkpoints.sources import Source
 from hf_heads.data.calibration import CalibrationChoice, labelled_batches
 from hf_heads.data.labelled import kind_of
 from hf_heads.errors import HeadsError
+from hf_heads.evaluation.choices import AUTO
 from hf_heads.evaluation.metrics import METRICS, Task
 from hf_heads.evaluation.scores import (
     hits,
@@ -25,7 +26,7 @@ from hf_heads.modeling.auto_classes import auto_classes
 from hf_heads.modeling.classes import native_model
 from hf_heads.vocabulary import RANDOM
 
-AUTO, NONE = "auto", "none"
+NONE = "none"
 
 
 def make_task(

@@ -16,6 +16,7 @@ from hf_heads.checkpoints.record import read_record, recorded_source
 from hf_heads.checkpoints.sources import resolve_source
 from hf_heads.checkpoints.tensors import tensor_names
 from hf_heads.checkpoints.weights import Weights
+from hf_heads.core.numbers import COSINE, Number
 from hf_heads.data.calibration import CalibrationChoice, calibration_data, probes
 from hf_heads.errors import HeadsError
 from hf_heads.evaluation.drift import Drift, measure_drift
@@ -56,8 +57,11 @@ def verify(
         tolerance: fail where any output number differs by more than this.
 
     Raises:
-        HeadsError: one of the two cannot be loaded, or the data is `none`.
+        HeadsError: one of the two cannot be loaded, the data is `none`, or a limit is no finite number.
     """
+    for name, limit, number in (("min_cosine", min_cosine, COSINE), ("tolerance", tolerance, Number(0))):
+        if limit is not None:
+            number.check(name, limit)
     if data is not None and data.source == NONE:
         raise HeadsError("outputs are compared on inputs: name data with --data SRC, or leave it out for random ones")
     record = read_record(folder)
@@ -89,17 +93,19 @@ def _judge(
     min_cosine: float | None,
     tolerance: float | None,
 ) -> None:
+    if drift.overflow:
+        verdict.failures.append(f"the outputs of one of the two contain NaN or Inf: {drift.overflow}")
     recorded = record.get("drift", {}).get("random", {}).get("cosine")
-    if recorded is not None and abs(recorded - drift.cosine) > 1e-3:
+    if recorded is not None and not abs(recorded - drift.cosine) <= 1e-3:
         verdict.failures.append(f"cosine is {drift.cosine:.4f}, but {recorded:.4f} when the checkpoint was made")
-    if min_cosine is not None and drift.cosine < min_cosine:
+    if min_cosine is not None and not drift.cosine >= min_cosine:
         verdict.failures.append(f"cosine {drift.cosine:.4f} is below {min_cosine}")
-    if tolerance is not None and drift.max_difference > tolerance:
+    if tolerance is not None and not drift.max_difference <= tolerance:
         verdict.failures.append(f"the largest difference {drift.max_difference:.3g} is above {tolerance:g}")
     for name, wanted in expect.items():
         found = verdict.figures.get(name)
         at_least = name in ("cosine", "agreement")
-        if found is None or (found < wanted if at_least else found != wanted):
+        if found is None or not (found >= wanted if at_least else found == wanted):
             verdict.failures.append(f"{name} is {found}, expected {'at least ' if at_least else ''}{wanted}")
 
 

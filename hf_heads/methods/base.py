@@ -26,12 +26,13 @@ class Converted:
     Attributes:
         weights: the new module's tensors by name; `query.*`, `key.*`, `value.*` and `output.*` stand for the host's own
             projections, whatever the host calls them.
-        error: the relative error of what was decomposed, in the norm that was minimised; 0 is lossless.
+        error: the relative error of what was decomposed, in the norm that was minimised; 0 is lossless. None where
+            nothing was decomposed, but the attention is another than the host's.
         spec: the settings with what the conversion itself decided; None where that is nothing.
     """
 
     weights: dict[str, Tensor]
-    error: float
+    error: float | None
     spec: HeadsSpec | None = None
 
 

@@ -94,7 +94,7 @@ def ablate(
         progress: called with (what, done, total).
 
     Raises:
-        HeadsError: no data, or a metric that does not fit the labels.
+        HeadsError: no data, a metric that does not fit the labels, or a change that is not finite.
     """
     batches = list(batches)
     if not batches:
@@ -139,6 +139,8 @@ def _ablate(
         mask = torch.ones(heads[name])
         mask[list(out)] = 0
         differences = measure({name: mask}) - whole
+        if not differences.isfinite().all():
+            raise HeadsError(f"{metric} without heads {', '.join(map(str, out))} of {name} is not finite: it overflows")
         low, high = paired_interval(differences)
         rows[table].append(Ablation(name, out, float(differences.mean()), low, high))
     tables = {name: tuple(found) for name, found in rows.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,9 @@ class HeadScores:
         normalize: whether scores are divided by their l2 norm in each block.
         model: fingerprint of the attention weights that were scored.
         data: what they were scored on.
+
+    Raises:
+        HeadsError: a score is not finite.
     """
 
     rule: str
@@ -44,6 +48,10 @@ class HeadScores:
     normalize: bool
     model: str
     data: str = ""
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(value) for values in self.importance.values() for value in values):
+            raise HeadsError("some scores of heads are not finite numbers: the model's outputs overflow")
 
     def order_of(self, names: Iterable[str]) -> list[Head]:
         """The order of removal within some blocks.
@@ -88,16 +96,8 @@ class HeadScores:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the scores as JSON.
-
-        Raises:
-            HeadsError: a score is not finite.
-        """
-        try:
-            text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
-        except ValueError:
-            raise HeadsError("some scores of heads are not finite numbers: the model's outputs overflow") from None
-        write_file(Path(path), text + "\n")
+        """Write the scores as JSON."""
+        write_file(Path(path), json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
 
 
 def load_scores(path: str | Path, model: PreTrainedModel) -> HeadScores:

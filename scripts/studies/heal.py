@@ -18,7 +18,8 @@ from hf_heads.conversion.request import ConversionRequest
 from hf_heads.data.calibration import CalibrationChoice
 from hf_heads.distillation.checkpoint import distill_checkpoint
 from hf_heads.distillation.settings import DistillSettings
-from hf_heads.evaluation.compare import Choices, compare_checkpoints
+from hf_heads.evaluation.choices import Choices
+from hf_heads.evaluation.compare import compare_checkpoints
 from hf_heads.reporting.figures.curves import draw_curves
 from studies.shared.inputs import files, source_of, sst2_original
 from studies.shared.running import add_folders, figure, save

@@ -32,7 +32,7 @@ SHAPE = AttentionShape(4, 32, 32, 8, 8, 32, True)
         (PrunedSpec, {"kept": "01"}, "kept is '01', expected a list of int"),
         (PrunedSpec, {"keep": 0.5, "repair": "yes"}, "repair is 'yes', expected bool"),
         (MheSpec, {"groups": 0}, "groups is 0, expected 1 or more"),
-        (MgkSpec, {"norm": float("inf")}, "norm is inf, expected a finite number"),
+        (MgkSpec, {"norm": float("inf")}, "norm is inf, expected 0 to 100"),
         (MgkSpec, {"components": None}, "components is None, expected int"),
     ],
 )

@@ -126,8 +126,8 @@ def test_calibration_reads_what_datasets_reads(run: Run, bert_folder: Path, tmp_
 @pytest.mark.parametrize(
     ("arguments", "words", "code"),
     [
-        (("--to", "collab", "--rank", 0), ("rank", "0 is not positive"), 2),
-        (("--to", "collab", "--rank", -3), ("rank", "not positive"), 2),
+        (("--to", "collab", "--rank", 0), ("rank", "'0' is not a whole number from 1"), 2),
+        (("--to", "collab", "--rank", -3), ("rank", "not a whole number"), 2),
         (("--to", "collab", "--rank", 33), ("rank 33 exceeds", "32 is already lossless"), 1),
         (("--to", "low-rank", "--rank", 10), ("multiple of 4", "try 8 or 12"), 1),
         (("--to", "collab"), ("needs a rank",), 1),

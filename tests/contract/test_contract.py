@@ -42,7 +42,7 @@ LOSSLESS: dict[str, Specs] = {
     "mhe-add-2": MheSpec(variant="add", groups=HEADS),
     "mgk": MgkSpec(shift=0),
     "smgk": MgkSpec(mixture="smgk", components=3, priors="fixed"),
-    "mgk-hard": MgkSpec(assignment="hard", shift=0, priors="em"),
+    "mgk-hard": MgkSpec(assignment="hard", shift=0),
     "pruned": PrunedSpec(keep=1.0),
     "pruned-empty": PrunedSpec(kept=tuple(range(HEADS))),
 }
@@ -57,7 +57,7 @@ LOSSY: dict[str, Specs] = {
     "mgk": MgkSpec(merge=2),
     "mgk-shared": MgkSpec(merge=2, queries="shared", values="shared", priors="fixed"),
     "smgk": MgkSpec(mixture="smgk", shift=0.5, components=3, norm=1.0),
-    "mgk-hard": MgkSpec(assignment="hard", shift=0.5, priors="em"),
+    "mgk-hard": MgkSpec(assignment="hard", shift=0.5),
     "mgk-linear": MgkSpec(kernel="linear", shift=0.5),
     "smgk-linear": MgkSpec(kernel="linear", mixture="smgk", shift=0.5, priors="fixed"),
     "pruned": PrunedSpec(keep=0.6, score="weights", repair=True),

@@ -147,17 +147,16 @@ def test_compare_an_embedder(run: Run, embedder: Path, pairs: Path, tmp_path: Pa
     assert read_comparison(output).reference.name == "embedder"
 
 
-def test_a_model_that_overflows_is_recorded_without_nan(run: Run, embedder: Path, tmp_path: Path):
+def test_a_model_that_overflows_is_refused_by_name(run: Run, embedder: Path, tmp_path: Path):
     half = converted(run, embedder, "half", "pruned", "--keep", 0.5)
     weights = load_file(half / "model.safetensors")
     save_file({name: value * 1e30 for name, value in weights.items()}, half / "model.safetensors", {"format": "pt"})
     output = tmp_path / "found.json"
     quick = ("compare", embedder, half, *FAST, "--no-latency", "--no-control", "--drift-samples", 8)
-    found = run(*quick, "--output", output)
-    assert found.code == 0, found.err
-    assert "nan" not in found.out and "NaN" not in output.read_text()
-    broken = read_comparison(output).models[1]
-    assert "cosine" not in (broken.drift or {}) and {block.drift for block in broken.blocks} == {None}
+    check_refused(run(*quick, "--output", output), "the outputs of 'half'", "NaN or Inf")
+    assert not output.exists()
+    check_refused(run("convert", half, "--to", "pruned", "--keep", 1, "--output", tmp_path / "again"), "NaN or Inf")
+    check_refused(run("ablate", half, "--calibration-samples", 8), "is not finite")
 
 
 def test_formats_and_what_is_left_out(run: Run, embedder: Path, pairs: Path, tmp_path: Path):

@@ -16,6 +16,7 @@ from hf_heads.attention import mixture
 from hf_heads.attention.kernels import Conditions
 from hf_heads.attention.mixture import centred, hard_attention, linear_attention, mixture_attention
 from hf_heads.conversion.statistics import collect_statistics
+from hf_heads.evaluation.drift import measure_drift
 from hf_heads.hosts.blocks import find_blocks
 from hf_heads.hosts.reading import read_host
 from hf_heads.methods.mgk.attention import MgkAttention
@@ -300,12 +301,42 @@ def test_statistics_of_attention_are_their_formulas_written_out():
         ({"merge": 2, "components": 3}, "merge 2 makes 2 components"),
         ({"queries": "shared"}, "give merge as well"),
         ({"components": 0}, "components is 0, expected 1 or more"),
+        ({"assignment": "hard", "kernel": "linear"}, "the linear kernel has no assignment: leave out assignment hard"),
+        ({"norm": 1.0, "kernel": "linear"}, "the linear kernel has no norm: leave out norm 1"),
+        ({"priors": "em", "kernel": "linear"}, "the linear kernel has no shares by which priors em could move"),
+        ({"priors": "em", "assignment": "hard"}, "hard assignment has no shares by which priors em could move"),
         ({"heads": 2}, "2 heads cannot be made of 4: give merge"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], text: str):
     with pytest.raises(HeadsError, match=re.escape(text)):
         hf_heads.convert(TWINS["bert"].model(), MgkSpec(**settings), calibration="none")
+
+
+def test_checkpoints_with_settings_that_are_refused_now_still_load():
+    entries = {"heads": 4, "assignment": "hard", "priors": "em"}
+    assert MgkSpec.block_type().from_mapping(entries).to_config()["priors"] == "em"
+
+
+@pytest.mark.parametrize(
+    "settings", [{"norm": 1.0}, {"kernel": "linear"}, {"shift": 0.5}, {"assignment": "hard", "shift": 0.5}], ids=str
+)
+def test_what_changes_the_output_is_refitted_and_has_no_error_of_zero(settings: dict[str, Any]):
+    model, inputs = TWINS["bert"].model(), TWINS["bert"].inputs()
+    inputs = {name: value.repeat(4, 1) for name, value in inputs.items()}
+    drifts = []
+    for refit in (False, True):
+        converted, report = hf_heads.convert(model, MgkSpec(**settings), calibration=[inputs], refit=refit)
+        assert {block.error for block in report.blocks} == {None}
+        assert any(block.refit_gain for block in report.blocks) == refit
+        drifts.append(measure_drift(converted, model, [inputs]).cosine)
+    assert drifts[1] > drifts[0]
+
+
+def test_an_exact_start_has_an_error_of_zero_and_is_not_refitted():
+    for spec in (MgkSpec(shift=0), MgkSpec(components=1), MgkSpec(mixture="smgk")):
+        _, report = hf_heads.convert(TWINS["bert"].model(), spec, calibration=[TWINS["bert"].inputs()])
+        assert {(block.error, block.refit_gain) for block in report.blocks} == {(0.0, None)}
 
 
 def test_what_is_a_mixture_is_not_converted_again():

@@ -30,9 +30,20 @@ def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: Resolve
     elif spec.priors == "em":
         constants["running_prior"] = torch.full((spec.heads, spec.components), 1 / spec.components)
     if spec.merge == 1:
-        return Converted({**constants, **_unmerged(dense, spec)}, 0.0)
+        return Converted({**constants, **_unmerged(dense, spec)}, 0.0 if _exact(spec) else None)
     weights, error, order = _merged(dense, statistics, spec)
     return Converted({**constants, **weights}, error, dataclasses.replace(spec, order=tuple(order)))
+
+
+def _shift(spec: ResolvedMgk) -> float:
+    """The size of what tells the components apart at the start."""
+    default = 0.5 if spec.mixture == "smgk" else 0.01
+    return (default if spec.shift is None else spec.shift) if spec.components > 1 else 0.0
+
+
+def _exact(spec: ResolvedMgk) -> bool:
+    """Whether the attention starts as the host's: shifts drop out of the softmax as long as beta is 0."""
+    return spec.kernel == "softmax" and not spec.norm and (spec.mixture == "smgk" or not _shift(spec))
 
 
 def _unmerged(dense: DenseAttention, spec: ResolvedMgk) -> dict[str, Tensor]:
@@ -48,8 +59,7 @@ def _unmerged(dense: DenseAttention, spec: ResolvedMgk) -> dict[str, Tensor]:
         "output.bias": dense.output_bias,
     }
     heads, _, head_dim = dense.key.shape
-    default = 0.5 if spec.mixture == "smgk" else 0.01
-    offsets = _offsets(spec.components, heads, head_dim) * (default if spec.shift is None else spec.shift)
+    offsets = _offsets(spec.components, heads, head_dim) * _shift(spec)
     if spec.mixture == "smgk":
         size = dense.key.double().square().sum(1).mean().sqrt().cpu()
         weights["component_key.weight"] = merge_heads(dense.key)

@@ -28,8 +28,10 @@ class MgkSpec(HeadsSpec):
         components: M, keys for a position and head.
         mixture: mgk (a projection for every component) or smgk (one projection and a shift for every component).
         assignment: soft (the sum over components) or hard (the largest of them).
-        priors: pi learned, fixed (equal), or em: running means of the components' shares in the attention.
-        kernel: softmax, or linear (features elu + 1 in the place of the exponential).
+        priors: pi learned, fixed (equal), or em: running means of the components' shares in the attention, which needs
+            soft assignment and the softmax kernel.
+        kernel: softmax, or linear (features elu + 1 in the place of the exponential), which has no hard assignment and
+            no norm.
         merge: turn so many heads into one, each a component of it.
         queries: of merged heads: each its own (exact scores, nothing saved), or one shared (saves a query).
         values: of merged heads: full (all of them side by side) or shared (one head's width).
@@ -41,17 +43,38 @@ class MgkSpec(HeadsSpec):
     """
 
     method: ClassVar[str] = "mgk"
-    components: int = option(2, "keys for every position and head", at_least=1)
+    components: int = option(2, "keys for every position and head", at_least=1, at_most=64)
     mixture: str = option("mgk", "a projection (mgk) or a shift (smgk) for every key", choices=("mgk", "smgk"))
     assignment: str = option("soft", "sum over a position's keys, or the largest", choices=("soft", "hard"))
     priors: str = option("learned", "of the keys of a position", choices=("learned", "fixed", "em"))
     kernel: str = option("softmax", "exponential, or features that make it linear", choices=("softmax", "linear"))
-    merge: int = option(1, "heads that become one, each a key of it", at_least=1)
+    merge: int = option(1, "heads that become one, each a key of it", at_least=1, at_most=64)
     queries: str = option("own", "of merged heads: one each, or one for all", choices=("own", "shared"))
     values: str = option("full", "of merged heads: all, or one head's width", choices=("full", "shared"))
-    shift: float | None = option(None, "size of what tells keys apart that start equal", stored=False, at_least=0)
-    norm: float = option(0.0, "beta at the start: 0 is the host's dot product, 1 the paper's kernel", stored=False)
+    shift: float | None = option(
+        None, "size of what tells keys apart that start equal", stored=False, at_least=0, at_most=100
+    )
+    norm: float = option(
+        0.0,
+        "beta at the start: 0 is the host's dot product, 1 the paper's kernel",
+        stored=False,
+        at_least=0,
+        at_most=100,
+    )
     order: tuple[int, ...] | None = option(None, "the host's heads by place", command=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self, ResolvedMgk):
+            return  # earlier versions wrote such checkpoints, which compute what they did then
+        if self.kernel == "linear" and (self.assignment == "hard" or self.norm):
+            name = "assignment hard" if self.assignment == "hard" else f"norm {self.norm:g}"
+            raise HeadsError(
+                f"the linear kernel has no {name.split()[0]}: leave out {name}, or take the softmax kernel"
+            )
+        if self.priors == "em" and (self.kernel == "linear" or self.assignment == "hard"):
+            other = "the linear kernel" if self.kernel == "linear" else "hard assignment"
+            raise HeadsError(f"{other} has no shares by which priors em could move: take priors learned or fixed")
 
     @classmethod
     def block_type(cls) -> type[HeadsSpec]:

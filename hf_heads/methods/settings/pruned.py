@@ -37,7 +37,9 @@ class PrunedSpec(HeadsSpec):
     keep: float | None = option(None, "share (0-1) of all heads to keep", stored=False, at_least=0, at_most=1)
     kept: tuple[int, ...] | None = option(None, "heads of the block that stay", command=False)
     score: str = option("gauss-newton", "what makes a head important", stored=False, choices=tuple(RULES))
-    steps: int = option(4, "rounds of removal; importance is measured anew after each", stored=False, at_least=1)
+    steps: int = option(
+        4, "rounds of removal; importance is measured anew after each", stored=False, at_least=1, at_most=1000
+    )
     normalize: bool = option(False, "divide importances by their l2 norm in each block", stored=False)
     scores: str | None = option(None, "importances that `hf-heads importance` wrote, instead of new ones", stored=False)
     repair: bool = option(False, "refit the output projection on the heads that are left", stored=False)
