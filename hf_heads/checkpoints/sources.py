@@ -7,7 +7,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from hf_heads.checkpoints.json_files import read_json
 from hf_heads.errors import HeadsError
+
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,53 @@ def resolve_source(given: str, revision: str | None = None) -> Source:
         source = _download(given, revision)
     if not (source.folder / "config.json").is_file():
         raise HeadsError(f"'{given}' has no config.json; it is no Transformers checkpoint")
-    if not any(source.folder.glob("*.safetensors")):
+    if not _has_weights(source.folder):
         pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in source.folder.glob(pattern))
         if pickles:
             raise HeadsError(
                 f"'{given}' has its weights only as pickle ({pickles[0]}), which can run code when read; save it as "
                 "safetensors first: AutoModel.from_pretrained(...).save_pretrained(FOLDER) where you trust it"
             )
-        raise HeadsError(f"'{given}' has no *.safetensors file")
+        raise HeadsError(f"'{given}' has neither {_WHOLE} nor {_INDEX}, which are the files that transformers reads")
     return source
+
+
+def _has_weights(folder: Path) -> bool:
+    return (folder / _WHOLE).is_file() or (folder / _INDEX).is_file()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers reads a checkpoint's tensors from, in its order: what is read last counts.
+
+    That is `model.safetensors` where there is one, else the files that the index names; no other file of the folder.
+
+    Raises:
+        HeadsError: there is neither, the index makes no sense, or the config or an adapter names other weights.
+    """
+    if named := read_json(folder / "config.json", "config").get("transformers_weights"):
+        raise HeadsError(
+            f"the config of '{folder}' takes its weights from '{named}'; save it with save_pretrained first"
+        )
+    if (folder / "adapter_config.json").is_file():
+        raise HeadsError(
+            f"'{folder}' holds an adapter of peft; merge it into its model (merge_and_unload) and save that"
+        )
+    if any(folder.glob("shard-*-model-*-of-*.safetensors")):
+        raise HeadsError(
+            f"'{folder}' holds the shards of several processes; load it there and save it with save_pretrained"
+        )
+    if (folder / _WHOLE).is_file():
+        return [folder / _WHOLE]
+    if not (folder / _INDEX).is_file():
+        raise HeadsError(f"'{folder}' has neither {_WHOLE} nor {_INDEX}")
+    named = read_json(folder / _INDEX, "index").get("weight_map")
+    if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
+        raise HeadsError(f"the index '{folder / _INDEX}' has no weight_map from tensors to files")
+    files = [folder / name for name in sorted(set(named.values()))]
+    for file in files:
+        if file.absolute().parent != folder.absolute():
+            raise HeadsError(f"the index '{folder / _INDEX}' names '{file}', which is not in its folder")
+    return files
 
 
 def _folder_in_package(name: str) -> Path:
@@ -75,7 +116,7 @@ def _folder_in_package(name: str) -> Path:
         path.parent
         for location in spec.submodule_search_locations
         for path in sorted(Path(location).rglob("config.json"))
-        if any(path.parent.glob("*.safetensors"))
+        if _has_weights(path.parent)
     ]
     if len(found) != 1:
         raise HeadsError(f"the package '{name}' ships {len(found)} safetensors checkpoints, expected one")
