@@ -6,6 +6,8 @@ derived type is built, and registered through the public `register` of that Auto
 
 from __future__ import annotations
 
+import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,19 +54,17 @@ class HeadsModel(PreTrainedModel):
         Raises:
             HeadsError: attention weights are missing, left over or of another shape than `config.json` says.
         """
+        load = partial(super().from_pretrained, *args, output_loading_info=True)
         try:
-            loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-            model, info = loaded
-        except RuntimeError as error:
-            if "size mismatch" in str(error) or "ignore_mismatched_sizes" in str(error):
-                raise HeadsError(f"the weights have other shapes than config.json says: {_last_line(error)}") from error
+            model, info = load(**copy.deepcopy(kwargs))
+        except RuntimeError:
+            # It does not say which weights have other shapes; those outside of the attention are the host's matter.
+            if kwargs.get("ignore_mismatched_sizes"):
+                raise
+            check_loaded(*load(**{**kwargs, "ignore_mismatched_sizes": True}))
             raise
         check_loaded(model, info)
         return (model, info) if output_loading_info else model
-
-
-def _last_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def check_loaded(model: PreTrainedModel, info: dict[str, Any]) -> None:
