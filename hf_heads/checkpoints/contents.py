@@ -10,7 +10,7 @@ from hf_heads.checkpoints.json_files import read_json
 from hf_heads.errors import HeadsError
 from hf_heads.vocabulary import REPORT
 
-INDEX = "model.safetensors.index.json"
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 STUB = "heads_remote.py"  # what `trust_remote_code=True` looks for in a converted checkpoint
 
@@ -84,7 +84,7 @@ def check_files(folder: Path, given: str) -> None:
     """
     root = folder.resolve()
     roots = [root, *([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])]
-    for path in (*checkpoint_files(folder), *_indexed(folder)):
+    for path in (*checkpoint_files(folder), *indexed_files(folder)):
         there = (folder / path).resolve()
         if not any(there.is_relative_to(one) for one in roots):
             raise HeadsError(f"'{path}' of '{given}' is a link out of the folder; put the file itself there")
@@ -92,12 +92,16 @@ def check_files(folder: Path, given: str) -> None:
             raise HeadsError(f"'{path}' of '{given}' is not a regular file")
 
 
-def _indexed(folder: Path) -> list[PurePath]:
-    """The files that the index of weights names, if there is one."""
+def indexed_files(folder: Path) -> list[PurePath]:
+    """The files that the index of weights names, sorted; none where there is no index.
+
+    Raises:
+        HeadsError: the index makes no sense, or names what is not a file of the folder.
+    """
     path = folder / INDEX
     entries = read_json(path, "index").get("weight_map") if path.is_file() else {}
-    if not isinstance(entries, dict):
-        raise HeadsError(f"the index '{path}' holds no weight_map")
+    if not isinstance(entries, dict) or (path.is_file() and not entries):
+        raise HeadsError(f"the index '{path}' has no weight_map from tensors to files")
     for tensor, name in entries.items():
         if not isinstance(name, str) or PurePath(name).name != name or name in ("", ".."):
             raise HeadsError(f"the index '{path}' places '{tensor}' in {name!r}, which is not a file of the folder")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-from hf_heads.checkpoints.contents import INDEX, check_files
+from hf_heads.checkpoints.contents import INDEX, WHOLE, check_files, indexed_files
 from hf_heads.checkpoints.json_files import read_json
 from hf_heads.errors import HeadsError
 from hf_heads.hosts.table import refusal
@@ -75,12 +75,40 @@ def resolve_source(given: str, revision: str | None = None) -> Source:
                 f"'{given}' has its weights only as pickle ({pickles[0]}), which can run code when read; save it as "
                 "safetensors first: AutoModel.from_pretrained(...).save_pretrained(FOLDER) where you trust it"
             )
-        raise HeadsError(f"'{given}' has no model.safetensors file")
+        raise HeadsError(f"'{given}' has neither {WHOLE} nor {INDEX}, which are the files that transformers reads")
     return source
 
 
 def _has_weights(folder: Path) -> bool:
-    return (folder / "model.safetensors").is_file() or (folder / INDEX).is_file()
+    return (folder / WHOLE).is_file() or (folder / INDEX).is_file()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers reads a checkpoint's tensors from, in its order: what is read last counts.
+
+    That is `model.safetensors` where there is one, else the files that the index names; no other file of the folder.
+
+    Raises:
+        HeadsError: there is neither, the index makes no sense, or the config or an adapter names other weights.
+    """
+    if named := read_json(folder / "config.json", "config").get("transformers_weights"):
+        raise HeadsError(
+            f"the config of '{folder}' takes its weights from '{named}'; save it with save_pretrained first"
+        )
+    if (folder / "adapter_config.json").is_file():
+        raise HeadsError(
+            f"'{folder}' holds an adapter of peft; merge it into its model (merge_and_unload) and save that"
+        )
+    if any(folder.glob("shard-*-model-*-of-*.safetensors")):
+        raise HeadsError(
+            f"'{folder}' holds the shards of several processes; load it there and save it with save_pretrained"
+        )
+    if (folder / WHOLE).is_file():
+        return [folder / WHOLE]
+    files = [folder / name for name in indexed_files(folder)]
+    if not files:
+        raise HeadsError(f"'{folder}' has neither {WHOLE} nor {INDEX}")
+    return files
 
 
 def _folder_in_package(name: str) -> Path:

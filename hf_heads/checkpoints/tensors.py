@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_heads.checkpoints.weights import Weights
-from hf_heads.hosts.blocks import base_prefix, find_blocks
+from hf_heads.hosts.blocks import find_blocks
 from hf_heads.modeling.internals import KeyNames
 
 
@@ -39,11 +39,10 @@ def tensor_names(model: PreTrainedModel, weights: Weights) -> TensorNames:
     """Sort the tensors of a checkpoint's files by the attention blocks of the model that was loaded from it."""
     keys = KeyNames.of(model)
     in_model = {name: keys.in_model(name) for name in weights}
-    prefix = base_prefix(model)
     owners = {}
     for block in find_blocks(model):
-        owners[prefix + block.name + "."] = block.name
-        owners[block.site.output_name(prefix + block.name) + "."] = block.name
+        owners[block.path + "."] = block.name
+        owners[block.output_path + "."] = block.name
     by_block: dict[str, list[str]] = {name: [] for name in owners.values()}
     outside, added, stripped, dtypes = [], "", "", {}
     for name, inner in in_model.items():
@@ -65,11 +64,9 @@ def tensor_names(model: PreTrainedModel, weights: Weights) -> TensorNames:
 def block_tensors(model: PreTrainedModel, names: TensorNames) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a converted model's blocks under the names that belong into the files."""
     keys = KeyNames.of(model)
-    prefix = base_prefix(model)
     for block in find_blocks(model):
-        tensors = {f"{prefix}{block.name}.{name}": tensor for name, tensor in block.module.state_dict().items()}
-        output = block.site.output_name(prefix + block.name)
-        tensors.update({f"{output}.{name}": tensor for name, tensor in block.output.state_dict().items()})
+        tensors = {f"{block.path}.{name}": tensor for name, tensor in block.module.state_dict().items()}
+        tensors.update({f"{block.output_path}.{name}": tensor for name, tensor in block.output.state_dict().items()})
         for inner, tensor in tensors.items():
             name = keys.in_file(inner).removeprefix(names.strip)
             yield names.prefix + name, tensor.to(names.dtypes[block.name])

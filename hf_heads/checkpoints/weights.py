@@ -10,12 +10,12 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hf_heads.checkpoints.json_files import read_json
+from hf_heads.checkpoints.sources import weight_files
 from hf_heads.errors import HeadsError
 
 
 class Weights(Mapping[str, Tensor]):
-    """The tensors of a checkpoint folder by name, each read from disk when it is asked for.
+    """The tensors that transformers reads from a checkpoint folder, each read from disk when it is asked for.
 
     Raises:
         HeadsError: a file is missing, truncated or corrupted.
@@ -24,13 +24,7 @@ class Weights(Mapping[str, Tensor]):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.file_of: dict[str, Path] = {}
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            names = sorted(set(read_json(index, "index").get("weight_map", {}).values()))
-            files = [folder / name for name in names]
-        else:
-            files = sorted(folder.glob("*.safetensors"))
-        for file in files:
+        for file in weight_files(folder):
             with self._open(file) as handle:
                 self.file_of.update(dict.fromkeys(handle.keys(), file))
 

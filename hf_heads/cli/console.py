@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +14,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from hf_heads.errors import HeadsWarning
 from hf_heads.evaluation.record import Comparison
 from hf_heads.methods.words import settings_text
 from hf_heads.reporting.tables import notes, text_tables
 from hf_heads.vocabulary import percent
+
+_format_warning = warnings.formatwarning
 
 
 def make_console() -> Console:
@@ -37,11 +41,18 @@ def make_table(*columns: str) -> Table:
 
 
 def quiet() -> None:
-    """Leave the screen to us: no progress bars or load reports of the libraries below."""
+    """Leave the screen to us: no progress bars or load reports of the libraries below, and our warnings in a line."""
     from transformers.utils import logging  # takes a second, and no command that only shows something calls this
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    warnings.formatwarning = _one_line
+
+
+def _one_line(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
+    if issubclass(category, HeadsWarning):
+        return f"hf-heads: warning: {message}\n"
+    return _format_warning(message, category, *place, **more)
 
 
 @contextmanager

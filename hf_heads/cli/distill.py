@@ -100,6 +100,11 @@ def _add_training(command: argparse.ArgumentParser) -> None:
         type=number(NUMBERS["warmup"]),
         help=f"steps in which the learning rate rises (default {default.warmup})",
     )
+    _add_rounds(command, default)
+
+
+def _add_rounds(command: argparse.ArgumentParser, default: DistillSettings) -> None:
+    """How much at a time, how often to look, and in which precision."""
     command.add_argument(
         "--batch-size",
         metavar="N",

@@ -24,6 +24,7 @@ class Block:
         site: its row entry; the kind is resolved for this model.
         module: the attention module.
         output: the output projection, wherever the host keeps it.
+        path: the attention module's name inside the model at hand, which is a task class or a part of the base model.
     """
 
     name: str
@@ -31,6 +32,12 @@ class Block:
     kind: Kind
     module: nn.Module
     output: nn.Linear
+    path: str
+
+    @property
+    def output_path(self) -> str:
+        """The output projection's name inside the model at hand."""
+        return self.site.output_name(self.path)
 
 
 def base_prefix(model: PreTrainedModel) -> str:
@@ -52,18 +59,19 @@ def find_blocks(model: PreTrainedModel, pattern: str | None = None) -> list[Bloc
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise HeadsError(f"find_blocks takes a model of transformers, not {type(model).__name__}")
     adapter = adapter_of(model.config)
-    prefix = base_prefix(model)
+    prefix, parts = base_prefix(model), dict(adapter.parts)
+    part = next((f"{parts[kind.__name__]}." for kind in type(model).__mro__ if kind.__name__ in parts), "")
     blocks = []
-    for full_name, module in model.named_modules():
-        name = full_name.removeprefix(prefix)
+    for path, module in model.named_modules():
+        name = part + path.removeprefix(prefix)
         site = adapter.site(name)
         if site is None:
             continue
         causal = adapter.decoder_flag is not None and getattr(model.config, adapter.decoder_flag, False)
         kind: Kind = "causal" if causal and site.kind == "self" else site.kind
-        output = model.get_submodule(site.output_name(full_name))
+        output = model.get_submodule(site.output_name(path))
         assert isinstance(output, nn.Linear)
-        blocks.append(Block(name, site, kind, module, output))
+        blocks.append(Block(name, site, kind, module, output, path))
     chosen = select_names([block.name for block in blocks], pattern)
     return [block for block in blocks if block.name in chosen]
 

@@ -66,6 +66,7 @@ class AttentionAdapter:
         decoder_flag: config field that turns the encoder's self-attention causal, if there is one.
         package: the package NAME with the modules modeling_NAME and configuration_NAME; the one of transformers that
             is called like the model type when None.
+        parts: model classes that are a part of the base model, with the part's name in it.
     """
 
     model_type: str
@@ -73,6 +74,7 @@ class AttentionAdapter:
     sites: tuple[AttentionSite, ...]
     decoder_flag: str | None = None
     package: str | None = None
+    parts: tuple[tuple[str, str], ...] = ()
 
     @property
     def modeling(self) -> Any:
@@ -127,6 +129,7 @@ ADAPTERS: dict[str, AttentionAdapter] = {
                 _decoder_site("causal", r"decoder\.layers\.\d+\.self_attn", key_mask="decoder_attention_mask"),
                 _decoder_site("cross", r"decoder\.layers\.\d+\.encoder_attn", memory="key_value_states"),
             ),
+            parts=(("MarianEncoder", "encoder"), ("MarianDecoder", "decoder")),
         ),
     )
 }

@@ -6,6 +6,8 @@ derived type is built, and registered through the public `register` of that Auto
 
 from __future__ import annotations
 
+import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from transformers import PreTrainedModel
 from hf_heads.attention.module import HeadsAttention, linear
 from hf_heads.attention.spec import HeadsSpec
 from hf_heads.errors import HeadsError
-from hf_heads.hosts.blocks import Block, base_prefix, find_blocks
+from hf_heads.hosts.blocks import Block, find_blocks
 from hf_heads.hosts.table import AttentionAdapter, adapter_of, architectures
 from hf_heads.methods.registry import all_methods, get_method
 from hf_heads.modeling import internals
@@ -52,19 +54,17 @@ class HeadsModel(PreTrainedModel):
         Raises:
             HeadsError: attention weights are missing, left over or of another shape than `config.json` says.
         """
+        load: Any = partial(super().from_pretrained, *args, output_loading_info=True)
         try:
-            loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-            model, info = loaded
-        except RuntimeError as error:
-            if "size mismatch" in str(error) or "ignore_mismatched_sizes" in str(error):
-                raise HeadsError(f"the weights have other shapes than config.json says: {_last_line(error)}") from error
+            model, info = load(**copy.deepcopy(kwargs))
+        except RuntimeError:
+            # It does not say which weights have other shapes; those outside of the attention are the host's matter.
+            if kwargs.get("ignore_mismatched_sizes"):
+                raise
+            check_loaded(*load(**{**kwargs, "ignore_mismatched_sizes": True}))
             raise
         check_loaded(model, info)
         return (model, info) if output_loading_info else model
-
-
-def _last_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def check_loaded(model: PreTrainedModel, info: dict[str, Any]) -> None:
@@ -73,16 +73,17 @@ def check_loaded(model: PreTrainedModel, info: dict[str, Any]) -> None:
     Raises:
         HeadsError: names the first such weight.
     """
-    prefix = base_prefix(model)
-    names = [(prefix + block.name, block.site) for block in find_blocks(model)]
-    inside = tuple(f"{start}." for name, site in names for start in (name, site.output_name(name)))
+    inside = tuple(f"{path}." for block in find_blocks(model) for path in (block.path, block.output_path))
+    made, kind = (model.config.architectures or [""])[0], type(model).__name__
+    other = made.startswith("Heads") and made != kind
+    hint = f"; it names {made}, not {kind}: load it with hf_heads.models.{made}" if other else ""
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         for key in info[kind]:
             name = key if isinstance(key, str) else key[0]
             if name.startswith(inside):
                 raise HeadsError(
                     f"attention weight '{name}' is among the {kind.replace('_', ' ')}: "
-                    "the weights do not fit the heads section of config.json"
+                    f"the weights do not fit the heads section of config.json{hint}"
                 )
 
 
@@ -220,13 +221,12 @@ def replace_block(model: PreTrainedModel, block: Block, spec: HeadsSpec) -> Head
     with torch.device(reference.device), _default_dtype(reference.dtype):
         module = made(block.module, block.site, block.kind, block.output, spec)
     module.train(block.module.training)
-    full_name = base_prefix(model) + block.name
-    model.set_submodule(full_name, module)
+    model.set_submodule(block.path, module)
     width = module.shape.heads * module.shape.value_dim
     if block.output.in_features != width:
         with torch.device(reference.device), _default_dtype(reference.dtype):
             output = linear(width, block.output.out_features, bias=block.output.bias is not None)
-        model.set_submodule(block.site.output_name(full_name), output)
+        model.set_submodule(block.output_path, output)
     return module
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer, BertModel, LlamaConfig, LlamaModel
 
 from hf_heads.checkpoints import writing
+from hf_heads.errors import HeadsError
 from tests.support.cli import Outcome, Run, check_refused, leftovers
 from tests.support.twins import TWINS
 
@@ -336,9 +337,10 @@ def test_ranks_that_do_not_fit_the_weights(run: Run, bert_folder: Path, tmp_path
     folder = converted_folder(run, bert_folder, tmp_path)
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config.replace('"rank": 8', '"rank": 9'))
-    with pytest.raises(ValueError, match="other shapes than config"):
-        AutoModel.from_pretrained(folder)
-    check_refused(run("verify", folder), "other shapes than config.json says")
+    for settings in ({}, {"ignore_mismatched_sizes": True}):
+        with pytest.raises(HeadsError, match=r"attention weight 'encoder.layer.*mismatched keys"):
+            AutoModel.from_pretrained(folder, **settings)
+    check_refused(run("verify", folder), "attention weight 'bert.encoder.layer", "mismatched keys")
     check_refused(run("inspect", folder), "its settings in config.json make")
 
 

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    BertForSequenceClassification,
     BertModel,
 )
 
@@ -27,7 +29,7 @@ from hf_heads.modeling.classes import model_class
 from hf_heads.modeling.configuration import derived_config
 from tests.support.files import save_checkpoint
 from tests.support.matrix import only
-from tests.support.twins import TWINS, bert_config, logits, marian_config, vit_config
+from tests.support.twins import TWINS, bert_config, logits, marian_config, randomize, vit_config
 
 
 @pytest.fixture
@@ -255,3 +257,24 @@ def test_a_config_refuses_settings_that_are_found_from_weights():
     for spec in (hf_heads.PrunedSpec(keep=0.5), CollabSpec(energy=0.9)):
         with pytest.raises(hf_heads.HeadsError, match="are found from weights"):
             hf_heads.heads_config(config, spec)
+
+
+@pytest.mark.parametrize("settings", [{"num_labels": 42}, {"vocab_size": 50}])
+def test_settings_that_do_not_fit_the_weights_are_answered_as_the_host_answers_them(tmp_path: Path, settings: dict):
+    randomize(native := BertForSequenceClassification(bert_config()))
+    native.save_pretrained(tmp_path / "native")
+    converted, _ = hf_heads.convert(native, CollabSpec(rank=10), calibration="none")
+    converted.save_pretrained(tmp_path / "converted")
+    errors = []
+    for name in ("native", "converted"):
+        with pytest.raises(RuntimeError) as caught:
+            AutoModelForSequenceClassification.from_pretrained(tmp_path / name, **settings)
+        assert not isinstance(caught.value, HeadsError)
+        errors.append(str(caught.value))
+    assert errors[0] == errors[1]
+    shapes = []
+    for name in ("native", "converted"):
+        load = partial(AutoModelForSequenceClassification.from_pretrained, tmp_path / name, output_loading_info=True)
+        model, info = load(ignore_mismatched_sizes=True, **settings)
+        shapes.append((model.classifier.weight.shape, model.get_input_embeddings().weight.shape, info))
+    assert shapes[0] == shapes[1]
