@@ -290,12 +290,10 @@ def test_a_kill_leaves_nothing_that_looks_finished(bert_folder: Path, tmp_path: 
         "writing.save_file = slow; sys.exit(cli.main(sys.argv[1:]))"
     )
     options = ["--to", "collab", "--rank", "8", "--calibrate", "none", "--output", str(tmp_path / "out")]
-    child = subprocess.Popen(
-        [sys.executable, "-c", program, "convert", str(bert_folder), *options], stdout=subprocess.PIPE
-    )
-    assert child.stdout is not None and child.stdout.readline().strip() == b"written"
-    child.kill()
-    child.wait()
+    command = [sys.executable, "-c", program, "convert", str(bert_folder), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None and child.stdout.readline().strip() == b"written"
+        child.kill()
     left = [path for path in tmp_path.iterdir() if path.name != "tiny-bert"]
     assert all(path.name.startswith(".") and not (path / "config.json").exists() for path in left)
     for path in left:
