@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
+from hf_heads.checkpoints.precision import check_precision
 from hf_heads.checkpoints.sources import Source
 from hf_heads.checkpoints.weights import Weights
 from hf_heads.errors import HeadsError
@@ -49,9 +50,12 @@ def load_source(source: Source, device: str = "cpu") -> PreTrainedModel:
     """The model of a checkpoint in float32, in the class that its config names, ready to run.
 
     Raises:
-        HeadsError: unknown or unsupported architecture, unreadable config, missing or damaged attention weights.
+        HeadsError: unknown or unsupported architecture, unreadable config, quantized weights,
+            missing or damaged attention weights.
     """
-    Weights(source.folder)  # says which file is damaged before transformers says something longer
+    check_precision(
+        Weights(source.folder), source.given
+    )  # says which file is damaged before transformers says something longer
     config = read_config(source)
     adapter = adapter_of(config)
     served = auto_classes(adapter)
