@@ -25,6 +25,8 @@ from hf_heads.evaluation.costs import (
     count_multiply_adds,
     image_length,
     longest_input,
+    machine_cores,
+    machine_load,
     measure_generation,
     measure_latency,
     measure_memory,
@@ -95,8 +97,11 @@ def compare_checkpoints(
             multiply_adds={length: count_multiply_adds(model, length) for length in lengths},
             peak_memory=tuple(measure_memory(model, batch, length) for batch in choices.batches for length in timed),
         )
+    load = None
     if choices.latency:
+        before = machine_load()
         rows = _timed(rows, models, choices, timed, step)
+        load = None if before is None else max(before, machine_load() or 0.0)
     if choices.control:
         rows.append(_control(rows[0], models[0], lengths))
         models.append(uniform_attention(models[0]))
@@ -126,6 +131,8 @@ def compare_checkpoints(
         machine=_machine(device),
         threads=torch.get_num_threads(),
         device=device,
+        load=load,
+        cores=None if load is None else machine_cores(),
         metric=metric,
         lengths=tuple(lengths),
         batches=choices.batches,
