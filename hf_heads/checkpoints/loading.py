@@ -10,6 +10,7 @@ from warnings import warn
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
+from hf_heads.checkpoints.precision import check_precision
 from hf_heads.checkpoints.sources import Source, check_own_code
 from hf_heads.checkpoints.weights import Weights
 from hf_heads.errors import HeadsError, HeadsWarning
@@ -53,10 +54,12 @@ def load_source(source: Source, device: str = "cpu") -> PreTrainedModel:
     """The model of a checkpoint in float32, in the class that its config names, ready to run.
 
     Raises:
-        HeadsError: unknown or unsupported architecture, unreadable config, tensors missing, damaged or left over.
+        HeadsError: unknown or unsupported architecture, unreadable config, tensors missing, damaged, left over or
+            quantized.
     """
     config = read_config(source)
-    Weights(source.folder)  # says which file is damaged before transformers says something longer
+    # Says which file is damaged, or quantized, before transformers says something longer.
+    check_precision(Weights(source.folder), source.given)
     adapter = adapter_of(config)
     served = auto_classes(adapter)
     architecture = (config.architectures or [""])[0].removeprefix("Heads")

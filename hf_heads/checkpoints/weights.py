@@ -47,6 +47,11 @@ class Weights(Mapping[str, Tensor]):
         with self._open(self.file_of[name]) as handle:
             return tuple(handle.get_slice(name).get_shape())
 
+    def kind(self, name: str) -> str:
+        """A tensor's dtype as safetensors calls it, such as `BF16`, without reading the tensor."""
+        with self._open(self.file_of[name]) as handle:
+            return str(handle.get_slice(name).get_dtype())
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.file_of)
 

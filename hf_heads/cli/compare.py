@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,8 @@ def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
         check_cards(converted)
     with progress_bar(not options.json) as progress:
         found = compare_checkpoints(original, converted, choices, device=find_device(options.device), progress=progress)
+    if found.busy:
+        print(f"hf-heads: warning: {found.busy}", file=sys.stderr)
     if options.output:
         write_file(Path(options.output), writers[Path(options.output).suffix](found))
     if options.write_cards:

@@ -98,7 +98,7 @@ def _add_training(command: argparse.ArgumentParser) -> None:
         "--warmup",
         metavar="N",
         type=number(NUMBERS["warmup"]),
-        help=f"steps in which the learning rate rises (default {default.warmup})",
+        help="steps in which the learning rate rises (default 20, but no more than a tenth of the run)",
     )
     _add_rounds(command, default)
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from hf_heads.attention.spec import HeadsSpec
 from hf_heads.checkpoints.files import check_apart, check_output
 from hf_heads.checkpoints.loading import find_device, load_source
+from hf_heads.checkpoints.precision import round_as_written
 from hf_heads.checkpoints.tensors import tensor_names
 from hf_heads.checkpoints.weights import Weights
 from hf_heads.checkpoints.writing import write_checkpoint
@@ -39,7 +40,8 @@ def convert_checkpoint(
         progress: called with (what, done, total).
 
     Raises:
-        HeadsError: see `resolve_source`, `load_source`, `load_data`, `convert` and `write_checkpoint`.
+        HeadsError: see `resolve_source`, `load_source`, `load_data`, `convert`, `round_as_written` and
+            `write_checkpoint`; or the outputs of what would be written are not finite.
     """
     started = time.perf_counter()
     place = check_output(output, overwrite)
@@ -50,7 +52,8 @@ def convert_checkpoint(
     model = load_source(source, device)
     chosen = choose_blocks(model, request.spec, request.blocks)  # refuses before the data takes its time
     specs = [spec for _, spec in chosen.values()]
-    names = tensor_names(model, Weights(source.folder))
+    weights = Weights(source.folder)
+    names = tensor_names(model, weights)
     asked = request.calibration
     labelled = labelled_batches(source, model, asked) if any(spec.needs_labels() for spec in specs) else None
     choice = asked if any(spec.uses_data() for spec in specs) else CalibrationChoice(NONE, seed=asked.seed)
@@ -68,6 +71,8 @@ def convert_checkpoint(
         progress=progress,
     )
     report.calibration = _described(data, specs)
+    dtype = None if request.dtype is None else getattr(torch, request.dtype)
+    round_as_written(converted, names, weights, dtype=dtype)
     inputs = {RANDOM: probes(source, original)}
     if choice.source != RANDOM and data is not None and data.held_out:
         inputs["held-out"] = data.held_out
@@ -82,7 +87,6 @@ def convert_checkpoint(
         "recipe": request.text,
         **report.to_dict(),
     }
-    dtype = None if request.dtype is None else getattr(torch, request.dtype)
     write_checkpoint(place, source, converted, names, record, dtype=dtype)
     return report
 

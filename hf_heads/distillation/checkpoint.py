@@ -15,6 +15,7 @@ from transformers.trainer_callback import PrinterCallback
 from hf_heads.checkpoints.files import check_apart, check_output
 from hf_heads.checkpoints.hidden import remove
 from hf_heads.checkpoints.loading import load_source
+from hf_heads.checkpoints.precision import round_as_written
 from hf_heads.checkpoints.record import read_record, recorded_source
 from hf_heads.checkpoints.sources import Source, resolve_source
 from hf_heads.checkpoints.tensors import tensor_names
@@ -111,7 +112,8 @@ def distill_checkpoint(
     with work.held() if main else nullcontext():
         pair = _load_pair(source, teacher)
         check_apart(output, pair.original.folder, "teacher")
-        names = tensor_names(pair.student, Weights(source.folder))
+        weights = Weights(source.folder)
+        names = tensor_names(pair.student, weights)
         choice = replace(data, samples=samples or SAMPLES[adapter_of(pair.teacher.config).modality])
         found = load_healing(
             choice, pair.teacher, pair.original.folder, labels="task" in settings.losses, progress=progress
@@ -127,12 +129,13 @@ def distill_checkpoint(
         if main:
             inputs: dict[str, Sequence[Batch]] = {RANDOM: probes(pair.original, pair.teacher)}
             inputs["held-out"] = trainer.unlabelled
+            whole = settings.train == "all"
+            round_as_written(pair.student, names, weights, whole=whole)
             record["drift"] = {}
             for name, batches in inputs.items():
                 drift = measure_drift(pair.student, pair.teacher, batches)
                 drift.check_finite("the healed model")
                 record["drift"][name] = drift.to_dict()
-            whole = settings.train == "all"
             write_checkpoint(place, source, pair.student, names, record, original=pair.original, whole=whole)
         PartialState().wait_for_everyone()
     return Healed(record, main)

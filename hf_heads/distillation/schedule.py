@@ -14,6 +14,22 @@ from torch.utils.data import Sampler
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
 
+_WARM_STEPS, _WARM_SHARE = 20, 0.1
+
+
+def rate_factor(step: int, done: float, warmup: int | None) -> float:
+    """The learning rate at a step as a share of the highest: a rise, times a cosine's fall.
+
+    Args:
+        step: from 0.
+        done: how far the run is, by steps or by time, whichever is further, 0 to 1.
+        warmup: steps of the rise; None takes 20 steps or a tenth of the run, whichever is over sooner.
+    """
+    rise = (step + 1) / ((_WARM_STEPS if warmup is None else warmup) + 1)
+    if warmup is None:
+        rise = max(rise, done / _WARM_SHARE)
+    return min(rise, 1.0) * 0.5 * (1 + math.cos(math.pi * done))
+
 
 class LengthSampler(Sampler[int]):
     """All examples in a new order every epoch, such that those of one step are of similar lengths.

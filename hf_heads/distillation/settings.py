@@ -27,7 +27,7 @@ NUMBERS = {
     "temperature": Number(0, 10_000, above=True),
     "seed": SEED,
 }
-_OPTIONAL = ("learning_rate", "steps", "minutes", "patience")
+_OPTIONAL = ("learning_rate", "steps", "minutes", "patience", "warmup")
 WEIGHT = Number(0, 1_000_000)  # of a loss
 TRAIN, OPTIMIZERS, PRECISIONS = get_args(Train), get_args(Optimizer), get_args(Precision)
 
@@ -48,7 +48,8 @@ class DistillSettings:
         minutes: stop after so much time even if steps are left; the learning rate falls by what comes first.
         evaluations: how often the drift on held-out examples is measured, evenly over the run; the best is kept.
         patience: stop after so many evaluations without a new best; None never does.
-        warmup: steps in which the learning rate rises.
+        warmup: steps in which the learning rate rises, however long the run is; None takes 20 steps or a tenth of the
+            run, whichever is over sooner.
         temperature: of the softmax of logits.
         precision: `float32`, or `bfloat16` or `float16` mixed.
         gradient_checkpointing: store less, compute more.
@@ -66,7 +67,7 @@ class DistillSettings:
     minutes: float | None = None
     evaluations: int = 10
     patience: int | None = None
-    warmup: int = 20
+    warmup: int | None = None
     temperature: float = 1.0
     precision: Precision = "float32"
     gradient_checkpointing: bool = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from transformers.trainer_callback import TrainerState
 from hf_heads.core.batches import Batch
 from hf_heads.distillation.losses import Matching
 from hf_heads.distillation.muon import Muon
-from hf_heads.distillation.schedule import LengthSampler, Patience, RunClock, without_dropout
+from hf_heads.distillation.schedule import LengthSampler, Patience, RunClock, rate_factor, without_dropout
 from hf_heads.distillation.settings import DistillSettings, Train
 from hf_heads.errors import HeadsError
 from hf_heads.evaluation.drift import Reference
@@ -230,7 +229,7 @@ class DistillTrainer(Trainer):
 
             def factor(step: int) -> float:
                 done = max(min(step / max(num_training_steps, 1), 1.0), self.clock.done)
-                return min((step + 1) / (self.settings.warmup + 1), 1.0) * 0.5 * (1 + math.cos(math.pi * done))
+                return rate_factor(step, done, self.settings.warmup)
 
             self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)  # type: ignore[arg-type]
             self._created_lr_scheduler = True

@@ -24,6 +24,8 @@ from hf_heads.evaluation.costs import (
     count_multiply_adds,
     image_length,
     longest_input,
+    machine_cores,
+    machine_load,
     measure_generation,
     measure_latency,
     measure_memory,
@@ -89,8 +91,11 @@ def compare_checkpoints(
     step.total += len(models) + cells + rivals + (rivals + 1 if task else 0)
 
     rows = _counted(rows, models, choices, (lengths, timed), step)
+    load = None
     if choices.latency:
+        before = machine_load()
         rows = _timed(rows, models, choices, timed, step)
+        load = None if before is None else max(before, machine_load() or 0.0)
     if choices.control:
         rows.append(_control(rows[0], models[0], lengths))
         models.append(uniform_attention(models[0]))
@@ -107,6 +112,8 @@ def compare_checkpoints(
         machine=_machine(device),
         threads=torch.get_num_threads(),
         device=device,
+        load=load,
+        cores=None if load is None else machine_cores(),
         metric=metric,
         lengths=tuple(lengths),
         batches=choices.batches,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -108,11 +109,20 @@ def measure_latency(models: Sequence[PreTrainedModel], batch: int, length: int, 
     for model in models:
         inputs = _on_device(model, made_inputs(model, batch, length))
         runs.append(_synchronized(model, partial(model, **inputs)))
-    times = interleaved(runs, seconds)
+    rounds = timed_rounds(runs, seconds)
+    times = [statistics.median(found) for found in rounds]
     images = adapter_of(models[0].config).modality == "image"
     return [
-        Latency(batch, length, 1000 * one, batch * length / one, times[0] / one, batch / one if images else None)
-        for one in times
+        Latency(
+            batch,
+            length,
+            1000 * one,
+            batch * length / one,
+            times[0] / one,
+            batch / one if images else None,
+            *_middle_half(rounds[0], found),
+        )
+        for one, found in zip(times, rounds, strict=True)
     ]
 
 
@@ -137,12 +147,37 @@ def measure_generation(models: Sequence[PreTrainedModel], batch: int, seconds: f
             max_new_tokens=count,
         )
         runs.append(_synchronized(model, run))
-    times = interleaved(runs, seconds)
-    return [Generation(batch, batch * count / one, times[0] / one) for one in times]
+    rounds = timed_rounds(runs, seconds)
+    times = [statistics.median(found) for found in rounds]
+    return [
+        Generation(batch, batch * count / one, times[0] / one, *_middle_half(rounds[0], found))
+        for one, found in zip(times, rounds, strict=True)
+    ]
+
+
+def _middle_half(original: Sequence[float], model: Sequence[float]) -> tuple[float, float]:
+    """Quartiles of how many times faster a model is than the original in the same round."""
+    low, _, high = statistics.quantiles([one / other for one, other in zip(original, model, strict=True)], n=4)
+    return low, high
+
+
+def machine_load() -> float | None:
+    """How many threads wanted to run in the last minute; None where the system does not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def machine_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def interleaved(runs: Sequence[Callable[[], object]], seconds: float) -> list[float]:
-    """Median seconds of every run; they take turns until about so many seconds are over, and three times at least."""
+    """Median seconds of every run, see `timed_rounds`."""
+    return [statistics.median(found) for found in timed_rounds(runs, seconds)]
+
+
+def timed_rounds(runs: Sequence[Callable[[], object]], seconds: float) -> list[list[float]]:
+    """Seconds of every run by round; they take turns until about so many seconds are over, and three times at least."""
     times: list[list[float]] = [[] for _ in runs]
     with torch.inference_mode():
         for run in runs:
@@ -153,7 +188,7 @@ def interleaved(runs: Sequence[Callable[[], object]], seconds: float) -> list[fl
                 started = time.perf_counter()
                 run()
                 found.append(time.perf_counter() - started)
-    return [statistics.median(found) for found in times]
+    return times
 
 
 def _on_device(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

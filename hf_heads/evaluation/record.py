@@ -62,6 +62,7 @@ class Latency:
         tokens_per_second: batch * length / seconds; of images, their patches and the class token.
         ratio: the original's milliseconds / this model's: above 1 this model is faster.
         images_per_second: of image models.
+        ratio_low, ratio_high: the middle half of the ratios of single rounds lies between these.
     """
 
     batch: int
@@ -70,6 +71,8 @@ class Latency:
     tokens_per_second: float
     ratio: float
     images_per_second: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
 
     @property
     def setting(self) -> str:
@@ -85,11 +88,14 @@ class Generation:
         batch: examples at a time.
         tokens_per_second: new tokens of all examples together.
         ratio: this model's tokens per second / the original's: above 1 this model is faster.
+        ratio_low, ratio_high: the middle half of the ratios of single rounds lies between these.
     """
 
     batch: int
     tokens_per_second: float
     ratio: float
+    ratio_low: float | None = None
+    ratio_high: float | None = None
 
     @property
     def setting(self) -> str:
@@ -208,6 +214,8 @@ class Comparison:
         versions: of the packages, by name.
         machine, threads, device: what it ran on.
         metric: the task score; None without one.
+        load, cores: the highest load of the machine before and after the timing, and its cores; None where nothing was
+            timed, or the system does not say.
         lengths, batches: what multiply-adds were counted for, and the batches timed.
         models: a row for each model, the original first.
     """
@@ -219,6 +227,8 @@ class Comparison:
     machine: str = ""
     threads: int = 0
     device: str = ""
+    load: float | None = None
+    cores: int | None = None
     metric: Metric | None = None
     lengths: tuple[int, ...] = ()
     batches: tuple[int, ...] = ()
@@ -228,6 +238,15 @@ class Comparison:
     def reference(self) -> ModelRow:
         """The original."""
         return self.models[0]
+
+    @property
+    def busy(self) -> str:
+        """A sentence where other work ran on the machine while it was timed; else empty."""
+        if self.load is None or self.cores is None or self.load <= self.cores:
+            return ""
+        return (
+            f"the machine was busy while models were timed (load {self.load:.1f} on {self.cores} cores): time them anew"
+        )
 
     def quality(self, model: ModelRow) -> float | None:
         """The figure by which models are compared: the task score, or the cosine of outputs where there is no task."""

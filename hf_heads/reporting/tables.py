@@ -106,6 +106,7 @@ def notes(found: Comparison) -> list[str]:
         scored,
         f"drift against the original on {found.data}",
         f"{found.machine}, {found.threads} threads, {found.date}, {versions}",
+        *filter(None, [found.busy]),
     ]
 
 
@@ -146,10 +147,10 @@ def _flat(model: ModelRow) -> dict[str, Any]:
     cells["methods"] = " ".join(model.methods)
     cells |= {f"multiply_adds_{length}": count for length, count in model.multiply_adds.items()}
     for row in model.latency:
-        for name in ("milliseconds", "tokens_per_second", "ratio"):
+        for name in ("milliseconds", "tokens_per_second", "ratio", "ratio_low", "ratio_high"):
             cells[f"{name}_{row.batch}x{row.length}"] = getattr(row, name)
     for one in model.generation:
-        for name in ("tokens_per_second", "ratio"):
+        for name in ("tokens_per_second", "ratio", "ratio_low", "ratio_high"):
             cells[f"generation_{name}_{one.batch}"] = getattr(one, name)
     cells |= {f"peak_bytes_{row.batch}x{row.length}": row.bytes for row in model.peak_memory}
     if model.score:

@@ -17,6 +17,7 @@ from transformers import BertForMaskedLM, BertModel
 
 import hf_heads
 from hf_heads import CollabSpec, MgkSpec, PrunedSpec
+from hf_heads.evaluation import compare
 from hf_heads.evaluation.drift import measure_closely, measure_drift, neighbour_overlap
 from hf_heads.evaluation.record import FORMAT, read_comparison
 from hf_heads.hosts.blocks import find_blocks
@@ -157,6 +158,27 @@ def test_a_model_that_overflows_is_refused_by_name(run: Run, embedder: Path, tmp
     assert not output.exists()
     check_refused(run("convert", half, "--to", "pruned", "--keep", 1, "--output", tmp_path / "again"), "NaN or Inf")
     check_refused(run("ablate", half, "--calibration-samples", 8), "is not finite")
+
+
+@pytest.mark.parametrize(("load", "busy"), [(1e6, True), (0.0, False), (None, False)])
+def test_speeds_of_a_busy_machine_carry_a_warning(
+    run: Run, embedder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: float | None, busy: bool
+):
+    monkeypatch.setattr(compare, "machine_load", lambda: load)
+    half = converted(run, embedder, "half", "pruned", "--keep", 0.5, "--score", "weights")
+    output = tmp_path / "found.json"
+    found = run("compare", embedder, half, *FAST, "--no-control", "--drift-samples", 8, "--output", output)
+    assert found.code == 0, found.err
+    assert ("the machine was busy" in found.err) == ("the machine was busy" in found.out) == busy
+    read = read_comparison(output)
+    assert read.load == load and bool(read.busy) == busy
+    entries = json.loads(output.read_text())  # files of earlier versions have neither spread nor load
+    del entries["load"], entries["cores"]
+    for model in entries["models"]:
+        for row in model["latency"]:
+            del row["ratio_low"], row["ratio_high"]
+    output.write_text(json.dumps(entries))
+    assert read_comparison(output).models[1].latency[0].ratio_low is None and not read_comparison(output).busy
 
 
 def test_formats_and_what_is_left_out(run: Run, embedder: Path, pairs: Path, tmp_path: Path):

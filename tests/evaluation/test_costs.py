@@ -109,6 +109,14 @@ def test_every_twin_is_timed_and_weighed():
     assert one.tokens_per_second > 0 and one.ratio == 1
 
 
+def test_speeds_say_how_much_they_vary():
+    model = TWINS["bert"].model("sdpa")
+    same, other = measure_latency([model, model], 2, 8, 0.0)
+    assert (same.ratio_low, same.ratio_high) == (1, 1)
+    assert other.ratio_low is not None and other.ratio_high is not None
+    assert 0 < other.ratio_low <= other.ratio_high
+
+
 def test_runs_take_turns():
     order: list[int] = []
     interleaved([lambda: order.append(0), lambda: order.append(1)], 0.0)

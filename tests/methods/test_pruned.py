@@ -208,7 +208,7 @@ def test_prune_heads_refuses_what_it_cannot_do():
         ({"keep": -0.1}, "keep is -0.1, expected 0 to 1"),
         ({"keep": 0.5, "kept": (1,)}, "leave out kept"),
         ({"kept": (0, 7)}, "has no head 7; its heads are 0, 1, 2, 3"),
-        ({"keep": 0.5, "steps": 0}, "steps is 0, expected 1 or more"),
+        ({"keep": 0.5, "steps": 0}, "steps is 0, expected 1 to 1000"),
         ({"keep": 0.5}, "gauss-newton needs data"),
         ({"keep": 0.5, "score": "gradient"}, "gradient needs data"),
         ({"keep": 0.5, "score": "gradiant"}, "score is 'gradiant', expected one of gauss-newton"),
