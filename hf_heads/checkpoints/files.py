@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from safetensors import SafetensorError
 
-from hf_heads.checkpoints.contents import not_of_a_checkpoint
+from hf_heads.checkpoints.contents import checkpoint_files, not_of_a_checkpoint
 from hf_heads.checkpoints.hidden import beside, clear_leftovers, hidden_name, hold, release, remove
 from hf_heads.checkpoints.renames import exchange, rename_new
 from hf_heads.errors import HeadsError
@@ -100,6 +100,8 @@ def check_file(path: str | None, overwrite: bool) -> None:
         raise HeadsError(f"'{path}' exists; choose another name or pass --overwrite")
     if file.exists() and not file.is_file():
         raise HeadsError(f"'{path}' is not a regular file; choose another name")
+    if (file.parent / "config.json").is_file() and PurePath(file.name) in checkpoint_files(file.parent):
+        raise HeadsError(f"'{path}' is part of a checkpoint; choose another name")
     if len(os.fsencode(file.name)) > _LONGEST:
         raise HeadsError(f"'{file.name}' is too long for a name; choose another")
     if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):

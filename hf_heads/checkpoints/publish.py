@@ -11,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_heads.checkpoints.card import name_in_card
+from hf_heads.checkpoints.contents import checkpoint_files
 from hf_heads.errors import HeadsError
 
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN, with a token that may write"
@@ -67,7 +68,7 @@ def push_folder(
     """Upload a finished checkpoint folder to the hub, into a model repository that is made if it is not there.
 
     The folder's model card is told under which name it goes from then on. Weights of earlier uploads that this one
-    does not overwrite are removed in the same commit.
+    does not overwrite are removed in the same commit. Files that do not belong to a checkpoint stay here.
 
     Args:
         folder: the checkpoint.
@@ -92,6 +93,7 @@ def push_folder(
         api.upload_folder(
             repo_id=url.repo_id,
             folder_path=folder,
+            allow_patterns=[str(path) for path in checkpoint_files(folder)],
             revision=revision,
             commit_message=message or "Upload a checkpoint converted by hf-heads",
             delete_patterns=_STALE,

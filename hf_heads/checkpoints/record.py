@@ -37,7 +37,9 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 def published(value: Any) -> Any:
     """A record, or a text of one, as others may read it: paths are `./` and their last part, tokens are gone."""
     if isinstance(value, str):
-        text = _QUOTED.sub(r"\1./\2\1", value.replace(f"{Path.home()}/", "~/"))
+        home = Path.home()
+        text = value.replace(str(home), "~") if home.name else value  # a service may have the root for its home
+        text = _QUOTED.sub(r"\1./\2\1", text)
         return _TOKEN.sub("hf_...", _PATH.sub(_last_part, text))
     if isinstance(value, dict):
         return {name: published(one) for name, one in value.items()}

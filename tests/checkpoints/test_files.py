@@ -259,6 +259,14 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path):
         check_file("/dev/null", True)
 
 
+def test_a_file_of_a_checkpoint_is_not_replaced(tmp_path: Path):
+    folder = make_checkpoint(tmp_path / "bert")
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        with pytest.raises(HeadsError, match="is part of a checkpoint"):
+            check_file(str(folder / name), True)
+    check_file(str(folder / "scores.json"), True)
+
+
 def test_names_that_leave_no_room_for_hidden_ones_are_refused_early(tmp_path: Path):
     for refuse in (lambda path: check_output(path, False), lambda path: check_file(str(path), False)):
         with pytest.raises(HeadsError, match="too long for a name"):

@@ -109,6 +109,7 @@ def test_a_conversion_is_uploaded_whole_into_a_repository_made_first(convert: Ca
         *("tokenizer.json", "tokenizer_config.json"),
     } <= set(hub.files)
     assert not any(Path(name).name.startswith(".") for name in hub.files)
+    assert set(uploaded["allow_patterns"]) == set(hub.files)  # all of it, and nothing that is put there later
 
 
 def test_the_card_says_under_which_name_to_load(convert: Callable[..., Outcome], hub: Hub, tmp_path: Path):

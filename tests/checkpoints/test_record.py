@@ -37,6 +37,12 @@ def test_paths_and_tokens_are_not_published(text: str, shown: str):
     assert published({"a": [text, 1, None]}) == {"a": [shown, 1, None]}
 
 
+def test_a_home_is_not_published(monkeypatch: pytest.MonkeyPatch):
+    for home, shown in (("/home/alice b", "in ~, ./bert, a/b"), ("/", "in ./alice b, ./alice b/bert, a/b")):
+        monkeypatch.setenv("HOME", home)
+        assert published("in /home/alice b, /home/alice b/bert, a/b") == shown
+
+
 def test_no_file_of_an_output_says_where_anything_was(
     run: Run, bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -47,7 +53,7 @@ def test_no_file_of_an_output_says_where_anything_was(
     (secret / "data.txt").write_text("".join(f"word{number} word{number + 1}\n" for number in range(60)))
     recipe = f"""
 base = "tiny/bert"
-source = "{source}"  # kept in {secret}
+source = "{source}"  # kept in '{source}'
 paper = "none"
 [heads]
 method = "mhe"
@@ -60,8 +66,8 @@ samples = 16
     for given in (secret, Path("../alice b")):
         for done in (
             run("convert", "--recipe", given / "recipe.toml", "--output", given / "mhe", "--overwrite"),
-            run("distill", given / "mhe", "--data", given / "data.txt", "--steps", 3, "--batch-size", 4,
-                "--learning-rate", 1e-5, "--output", given / "healed", "--overwrite"),
+            run("distill", given / "mhe", "--data", given / "data.txt", "--steps", 6, "--batch-size", 4,
+                "--learning-rate", 0.003, "--output", given / "healed", "--overwrite"),
             run("compare", given / "tiny-bert", given / "mhe", given / "healed", "--data", given / "data.txt",
                 "--no-latency", "--output", given / "found.json", "--write-cards", "--overwrite"),
             run("report", given / "found.json", "--output", given / "page", "--overwrite"),
