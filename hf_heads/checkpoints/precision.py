@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -61,7 +63,8 @@ def round_as_written(
             steps[id(tensors[inner])] = (name, [weights[name].dtype] if whole else [])
     rounded: dict[int, Tensor] = {}
     for module in model.modules():
-        for held in (module._parameters, module._buffers):
+        tables: list[dict[str, Any]] = [module._parameters, module._buffers]
+        for held in tables:
             for key, tensor in held.items():
                 if tensor is None or id(tensor) not in steps or not tensor.is_floating_point():
                     continue
@@ -70,7 +73,7 @@ def round_as_written(
                     found = _rounded(name, tensor.detach(), [*kinds, *([] if dtype is None else [dtype])])
                     parameter = isinstance(tensor, nn.Parameter)
                     rounded[id(tensor)] = nn.Parameter(found, tensor.requires_grad) if parameter else found
-                held[key] = rounded[id(tensor)]  # type: ignore[assignment]
+                held[key] = rounded[id(tensor)]
 
 
 def _rounded(name: str, tensor: Tensor, kinds: list[torch.dtype]) -> Tensor:
