@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 VERSION = "0.1.0"
 
 
@@ -37,3 +39,15 @@ LOSSES = {
 }
 REPORT = "heads_report.json"
 RANDOM, NONE = "random", "none"  # what may stand where the name of a data set can
+
+
+def printable(text: str) -> str:
+    """Text without characters that steer a terminal; they are written as escapes, line ends and tabs stay."""
+    return "".join(
+        one if one in "\n\t" or not unicodedata.category(one).startswith("C") else repr(one)[1:-1] for one in text
+    )
+
+
+def shortened(text: str) -> str:
+    """Text of at most 80 characters, the middle left out."""
+    return text if len(text) <= 80 else f"{text[:40]} ... {text[-35:]}"

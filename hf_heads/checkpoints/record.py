@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_heads.checkpoints.files import write_file
 from hf_heads.checkpoints.json_files import read_json, without_nan
+from hf_heads.core.numbers import shown
 from hf_heads.errors import HeadsError
 from hf_heads.vocabulary import REPORT
 
@@ -16,16 +17,30 @@ _ELSEWHERE = r"(?:file://|~[\w.-]*|\.\.)?/"  # how a path begins that says where
 _QUOTED = re.compile(rf"""(["'])(?:{_ELSEWHERE})[^"'\n]*?([^"'/\n]+)/*\1""")
 _PATH = re.compile(rf"""(?<![\w:/.~<]){_ELSEWHERE}(?:[^\s"'`,;:|<>()\[\]{{}}/]+/+)*([^\s"'`,;:|<>()\[\]{{}}/]+)""")
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
+_EXPECTED: dict[str, tuple[Any, str]] = {
+    "source": (str | None, "text"),
+    "revision": (str | None, "text"),
+    "drift": (dict, "an object"),
+    "distillation": (dict, "an object"),
+    "blocks": (list, "a list"),
+}
 
 
 def read_record(folder: Path) -> dict[str, Any]:
     """The report in a checkpoint folder; empty where there is none.
 
     Raises:
-        HeadsError: it cannot be read.
+        HeadsError: it cannot be read, or an entry is of the wrong type.
     """
     path = folder / REPORT
-    return read_json(path, "report") if path.is_file() else {}
+    record = read_json(path, "report") if path.is_file() else {}
+    for name, (kinds, expected) in _EXPECTED.items():
+        if name in record and not isinstance(record[name], kinds):
+            raise HeadsError(f"the report '{path}' is damaged: {name} is {shown(record[name])}, expected {expected}")
+    for name, figures in record.get("drift", {}).items():
+        if not isinstance(figures, dict) or not all(isinstance(one, int | float | None) for one in figures.values()):
+            raise HeadsError(f"the report '{path}' is damaged: drift.{name} is {shown(figures)}, expected figures")
+    return record
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:

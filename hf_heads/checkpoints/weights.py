@@ -34,6 +34,8 @@ class Weights(Mapping[str, Tensor]):
             with safe_open(file, framework="pt") as handle:
                 yield handle
         except FileNotFoundError:
+            if file.exists():  # safetensors says the same of a file that it may not read
+                raise HeadsError(f"{file.name} in '{self.folder}' cannot be read: permission denied") from None
             raise HeadsError(f"{file.name} is missing from '{self.folder}'; download the checkpoint again") from None
         except (SafetensorError, OSError) as error:
             raise HeadsError(f"{file.name} in '{self.folder}' is truncated or corrupted: {error}") from None

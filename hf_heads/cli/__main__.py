@@ -2,6 +2,6 @@
 
 import sys
 
-from hf_heads.cli.program import main
+from hf_heads.cli import main
 
 sys.exit(main())

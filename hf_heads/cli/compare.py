@@ -16,6 +16,7 @@ from hf_heads.core.numbers import Number
 from hf_heads.errors import HeadsError
 from hf_heads.evaluation.choices import NUMBERS, SIZES, Choices
 from hf_heads.reporting.tables import to_csv, to_json, to_markdown
+from hf_heads.vocabulary import printable
 
 _METRICS = ("auto", "none", "spearman", "accuracy", "bleu", "perplexity", "pseudo-perplexity")
 
@@ -158,7 +159,7 @@ def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     elif options.format == "table":
         print_comparison(found)
     else:
-        print({"markdown": to_markdown, "csv": to_csv}[options.format](found), end="")
+        print(printable({"markdown": to_markdown, "csv": to_csv}[options.format](found)), end="")
     if options.output and not options.json and options.format == "table":
         print(f"written to {options.output}")
     return 0

@@ -13,21 +13,30 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from hf_heads.errors import HeadsWarning
 from hf_heads.evaluation.record import Comparison
 from hf_heads.methods.words import settings_text
 from hf_heads.reporting.tables import notes, text_tables
-from hf_heads.vocabulary import percent
+from hf_heads.vocabulary import percent, printable
+
+
+class _Console(Console):
+    """A console that writes characters which would steer the terminal as escapes: names and data hold anything."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
 
 _format_warning = warnings.formatwarning
 
 
 def make_console() -> Console:
     """Colour and the terminal's width on a terminal; elsewhere neither, and room for the tables."""
-    console = Console(highlight=False)
+    console = _Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=160)
+        console = _Console(highlight=False, width=160)
     return console
 
 

@@ -37,7 +37,13 @@ def add_data(
     """Options that say what data to read."""
     command.add_argument(option, dest="calibrate", metavar="SRC", required=required, help=text)
     command.add_argument(
-        "--columns", metavar="A,B", type=name_list, help="columns of the data to read (found if left out)"
+        "--columns",
+        metavar="A,B",
+        type=name_list,
+        help="columns of the data to read, as `translation.en` in others (found if left out)",
+    )
+    command.add_argument(
+        "--subset", metavar="NAME", help="configuration of a data set on the hub, such as sst2 of glue"
     )
     command.add_argument("--label", metavar="COLUMN", help=label)
 
@@ -149,6 +155,11 @@ def calibration_choice(options: argparse.Namespace, base: CalibrationChoice = _N
     }
     found = {name: getattr(options, option, None) for name, option in names.items()}  # not every command has all
     changes = {name: value for name, value in found.items() if value is not None}
+    if options.subset is not None:
+        if options.calibrate is None:
+            raise HeadsError("--subset says what to read of a data set: name one")
+        name, _, split = options.calibrate.partition(":")
+        changes["source"] = f"{name}:{options.subset}:{split or 'train'}"
     if "source" in changes:  # what `base` says of columns is said of other data
         changes = {"columns": None, "label": None, **changes}
     return dataclasses.replace(base, **changes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ from hf_heads.cli.report import add_report
 from hf_heads.cli.signals import Stopped, signals_stop
 from hf_heads.cli.studies import add_ablate, add_importance
 from hf_heads.errors import HeadsError
-from hf_heads.vocabulary import VERSION
+from hf_heads.vocabulary import VERSION, printable, shortened
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,25 +27,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         with signals_stop():
-            return int(options.run(options, parser))
+            code = int(options.run(options, parser))
+            if sys.stdout is not None:
+                sys.stdout.flush()  # what cannot be written shows here, not at the end of the interpreter
+            return code
     except HeadsError as error:
-        print(f"hf-heads: error: {error}", file=sys.stderr)
-        return 1
+        return _failed(str(error))
     except KeyboardInterrupt as stop:
         print(f"hf-heads: interrupted; {str(stop) or 'nothing was left half-written'}", file=sys.stderr)
         return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except Exception as error:
         if os.environ.get("HF_HEADS_DEBUG"):
             raise
+        if isinstance(error, OSError) and error.filename is None and error.errno in _OF_STREAMS:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return 1 if isinstance(error, BrokenPipeError) else _failed(f"cannot print: {error.strerror}")
+        if isinstance(error, OSError) and error.strerror and error.filename is not None:
+            return _failed(f"cannot use '{shortened(str(error.filename))}': {error.strerror}")
         text = " ".join(str(error).split())[:300]
-        print(
-            f"hf-heads: error: {type(error).__name__}: {text} (unexpected; HF_HEADS_DEBUG=1 shows where)",
-            file=sys.stderr,
-        )
-        return 1
+        return _failed(f"{type(error).__name__}: {text} (unexpected; HF_HEADS_DEBUG=1 shows where)")
+
+
+_OF_STREAMS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)
+
+
+def _failed(text: str) -> int:
+    print(f"hf-heads: error: {printable(text)}", file=sys.stderr)
+    return 1
 
 
 def build_parser(methods: bool = True) -> argparse.ArgumentParser:

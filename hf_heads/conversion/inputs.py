@@ -68,5 +68,11 @@ def calibration_batches(model: PreTrainedModel, given: Calibration, seed: int) -
                 f"calibration[{index}] is a {type(batch).__name__}, expected a batch: a dict of tensors by the names "
                 "of the model's arguments, as a tokenizer returns with return_tensors='pt'"
             )
+        positions = getattr(model.config, "max_position_embeddings", None)
+        ids = batch.get("input_ids")
+        if positions is not None and ids is not None and ids.shape[-1] > positions:
+            raise HeadsError(
+                f"calibration[{index}] has {ids.shape[-1]} tokens, the model {positions} positions: cut it"
+            )
         batches.append(batch)
     return batches, "given batches"

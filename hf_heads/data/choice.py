@@ -16,8 +16,9 @@ class CalibrationChoice:
     """What to calibrate on.
 
     Attributes:
-        source: `random` (made from nothing), `none` (weights only) or what `datasets` loads.
-        columns: columns to read; found when None.
+        source: `random` (made from nothing), `none` (weights only) or what `datasets` loads: a file, a folder, or a hub
+            id as NAME, NAME:SPLIT or NAME:SUBSET:SPLIT.
+        columns: columns to read, nested ones as `translation.en`; found when None.
         label: the column with labels, which is never read as an input; found where it is needed when None.
         samples: number of examples.
         seed: of the choice of examples and of made data.

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import AutoImageProcessor, AutoTokenizer
 
+from hf_heads.checkpoints.json_files import read_json
 from hf_heads.checkpoints.sources import check_own_code
 from hf_heads.data.reading import reason
 from hf_heads.errors import HeadsError
@@ -32,19 +33,29 @@ def load_tokenizer(folder: Path | str | None) -> Any:
         raise HeadsError(f"no tokenizer can be loaded from '{folder}': {reason(error)}") from None
 
 
+def longest(tokenizer: Any, folder: Path | str | None) -> int:
+    """The most tokens of a text: `MAX_LENGTH`, or what the tokenizer or the model beside it takes if that is less."""
+    file = Path(folder or "") / "config.json"
+    positions = read_json(file, "config").get("max_position_embeddings") if file.is_file() else None
+    limits = (MAX_LENGTH, tokenizer.model_max_length, positions)
+    return min(limit for limit in limits if isinstance(limit, int) and limit > 0)
+
+
 def encode_text(texts: list[str], folder: Path | str | None) -> list[dict[str, Any]]:
     """Examples with `input_ids`."""
-    encoded = load_tokenizer(folder)(texts, truncation=True, max_length=MAX_LENGTH)
+    tokenizer = load_tokenizer(folder)
+    encoded = tokenizer(texts, truncation=True, max_length=longest(tokenizer, folder))
     return [{"input_ids": ids} for ids in encoded["input_ids"]]
 
 
 def encode_pairs(pairs: list[Any], folder: Path | str | None) -> list[dict[str, Any]]:
     """Examples with `input_ids` of sources and `target_ids` of targets; without the latter where no pairs are."""
     tokenizer = load_tokenizer(folder)
+    limit = longest(tokenizer, folder)
     if isinstance(pairs[0], str):
-        return [{"input_ids": ids} for ids in tokenizer(pairs, truncation=True, max_length=MAX_LENGTH)["input_ids"]]
+        return [{"input_ids": ids} for ids in tokenizer(pairs, truncation=True, max_length=limit)["input_ids"]]
     sources, targets = zip(*pairs, strict=True)
-    encoded = tokenizer(list(sources), text_target=list(targets), truncation=True, max_length=MAX_LENGTH)
+    encoded = tokenizer(list(sources), text_target=list(targets), truncation=True, max_length=limit)
     return [
         {"input_ids": ids, "target_ids": target}
         for ids, target in zip(encoded["input_ids"], encoded["labels"], strict=True)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from hf_heads.core.batches import Batch
 from hf_heads.data.batching import IGNORED, make_batches, with_targets
-from hf_heads.data.encoding import ENCODE, MAX_LENGTH, encode_images, encode_text, load_tokenizer
+from hf_heads.data.encoding import ENCODE, encode_images, encode_text, load_tokenizer, longest
 from hf_heads.data.reading import Content, Table, read_examples, read_table, to_image
 from hf_heads.errors import HeadsError
 from hf_heads.hosts.table import adapter_of
@@ -209,7 +209,8 @@ def _classified(
 
 def _encode_joined(first: list[str], second: list[str], folder: Path) -> list[Example]:
     """Examples of two texts in one sequence, with the types that tell them apart if the tokenizer makes them."""
-    encoded = load_tokenizer(folder)(first, second, truncation=True, max_length=MAX_LENGTH)
+    tokenizer = load_tokenizer(folder)
+    encoded = tokenizer(first, second, truncation=True, max_length=longest(tokenizer, folder))
     names = [name for name in ("input_ids", "token_type_ids") if name in encoded]
     return [{name: encoded[name][index] for name in names} for index in range(len(first))]
 

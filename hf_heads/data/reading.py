@@ -54,6 +54,11 @@ class Table:
             raise HeadsError(f"'{self.source}' has no {kind} column. Columns: {have}; name one with --columns")
         if wrong := [name for name in used if _kind(first[name]) != kind]:
             raise HeadsError(f"column '{wrong[0]}' of '{self.source}' holds no {kind}")
+        for name in used:
+            others = [row[name] for row in self.rows if row[name] is not None and _kind(row[name]) != kind]
+            if others:
+                mixed = f"column '{name}' of '{self.source}' holds {kind} in some rows and {type(others[0]).__name__}"
+                raise HeadsError(f"{mixed} in others; make all of them {kind}")
         return used
 
 
@@ -71,14 +76,34 @@ def read_table(source: str, columns: Sequence[str], count: int, seed: int) -> Ta
     names = _reading(source, lambda: dataset.column_names or list(next(iter(dataset), {})))
     if not names:
         raise HeadsError(f"the data '{source}' is empty")
-    if unknown := [name for name in columns if name not in names]:
+    nested = [name for name in columns if name not in names and name.partition(".")[0] in names]
+    if unknown := [name for name in columns if name not in (*names, *nested)]:
         raise HeadsError(f"'{source}' has no column '{unknown[0]}'. Columns: {', '.join(names)}")
     rows = _reading(source, lambda: list(dataset.shuffle(seed=seed, buffer_size=10_000).take(count)))
     if not rows:
         raise HeadsError(f"the data '{source}' is empty")
+    rows = [{**row, **{name: _inner(source, row, name) for name in nested}} for row in rows]
+    names = [*names, *nested]
     features = (dataset.features or {}).items()
     classes = {name: feature.names for name, feature in features if isinstance(feature, datasets.ClassLabel)}
     return Table(source, rows, names, classes)
+
+
+def _inner(source: str, row: Any, name: str) -> Any:
+    """The value of a nested column such as `translation.en`; None where what holds it is.
+
+    Raises:
+        HeadsError: there is no such part.
+    """
+    value = row
+    for part in name.split("."):
+        if value is None:
+            return None
+        if not isinstance(value, dict) or part not in value:
+            parts = f"; its parts are {', '.join(map(str, value))}" if isinstance(value, dict) else ""
+            raise HeadsError(f"'{source}' has no column '{name}': no '{part}' in it{parts}")
+        value = value[part]
+    return value
 
 
 def read_examples(
@@ -127,8 +152,9 @@ def _open(source: str, datasets: Any) -> Any:
             return datasets.load_dataset(str(path), split="train", streaming=True)
         if path.suffix in _FORMATS or path.is_absolute() or source.startswith("."):
             raise HeadsError(f"calibration data '{source}' does not exist")
-        name, _, split = source.partition(":")
-        return datasets.load_dataset(name, split=split or "train", streaming=True)
+        name, *parts = source.split(":")
+        subset, split = parts if len(parts) == 2 else (None, ":".join(parts))
+        return datasets.load_dataset(name, subset or None, split=split or "train", streaming=True)
     except HeadsError:
         raise
     except Exception as error:
