@@ -9,10 +9,13 @@ Imports of what takes seconds stand inside the functions: configs are made in pr
 from __future__ import annotations
 
 import importlib
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from torch import nn
     from transformers import PreTrainedModel
 
@@ -72,6 +75,19 @@ def guarded(entries: dict[str, Any], message: str) -> dict[str, Any]:
 def without_guard(entries: dict[str, Any]) -> dict[str, Any]:
     """The entries of a config as a class of ours takes them."""
     return {name: value for name, value in entries.items() if name != _GUARD_KEY}
+
+
+def model_being_built(frame: FrameType) -> Any:
+    """The model whose constructor runs in a frame, or None.
+
+    `PreTrainedModel.__init__` reads the `name_or_path` of its config before anything else of it: the only place where
+    a config can tell that a native class is about to build a model from it.
+    """
+    loaded = sys.modules.get("transformers.modeling_utils")
+    while frame.f_code.co_name == "__getattribute__" and frame.f_back is not None:  # the config's own, on the way
+        frame = frame.f_back
+    model = frame.f_locals.get("self") if frame.f_code.co_name == "__init__" else None
+    return model if loaded is not None and isinstance(model, loaded.PreTrainedModel) else None
 
 
 def rename_keys_like(own: str, host: str) -> None:
