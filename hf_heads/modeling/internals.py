@@ -91,14 +91,28 @@ def model_being_built(frame: FrameType) -> Any:
 
 
 def rename_keys_like(own: str, host: str) -> None:
-    """Rename checkpoint keys for `own`, a class name or a model type, as transformers does for `host`."""
+    """Rename checkpoint keys for `own`, a class name or a model type, as transformers does for `host`.
+
+    ViT's `attention.query` also matches the start of our `attention.query_embedding`, which transformers before 5.24
+    then loses: no renaming touches such a name. What is written is the same with and without that.
+    """
     from transformers.conversion_mapping import (  # takes seconds
         get_checkpoint_conversion_mapping,
         register_checkpoint_conversion_mapping,
     )
 
     if (mapping := get_checkpoint_conversion_mapping(host)) is not None:
-        register_checkpoint_conversion_mapping(own, mapping, overwrite=True)
+        register_checkpoint_conversion_mapping(own, [_sparing_ours(one) for one in mapping], overwrite=True)
+
+
+def _sparing_ours(transform: Any) -> Any:
+    from transformers.core_model_loading import WeightRenaming  # takes seconds
+
+    if type(transform) is not WeightRenaming:
+        return transform
+    sources, targets = transform._original_source_patterns, transform._original_target_patterns
+    spared = [f"{one}(?!_embedding)" if one[-1].isalnum() else one for one in sources]
+    return WeightRenaming(source_patterns=spared, target_patterns=list(targets))
 
 
 @dataclass(frozen=True)
