@@ -65,11 +65,11 @@ def load_source(source: Source, device: str = "cpu") -> PreTrainedModel:
     architecture = (config.architectures or [""])[0].removeprefix("Heads")
     native = getattr(adapter.modeling, architecture if architecture in served.values() else served["AutoModel"])
     cls = model_class(native) if config.model_type.startswith(PREFIX) else native
-    model = _load(cls, source)
+    model: Any = _load(cls, source)
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise HeadsError(f"'{name}' of '{source.given}' contains NaN or Inf; this checkpoint is damaged")
-    return model.to(device).eval()  # type: ignore[arg-type]
+    return model.to(device).eval()
 
 
 def _load(cls: type[PreTrainedModel], source: Source) -> PreTrainedModel:
@@ -80,8 +80,7 @@ def _load(cls: type[PreTrainedModel], source: Source) -> PreTrainedModel:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            load: Any = cls.from_pretrained
-            model, info = load(
+            loaded: Any = cls.from_pretrained(
                 source.folder,
                 dtype=torch.float32,
                 use_safetensors=True,
@@ -93,6 +92,7 @@ def _load(cls: type[PreTrainedModel], source: Source) -> PreTrainedModel:
         raise
     except Exception as error:
         raise HeadsError(f"cannot load '{source.given}': {' '.join(str(error).split())[:300]}") from None
+    model, info = loaded
     check_loaded(model, info)
     _check_complete(model, info, source.given)
     return model

@@ -7,6 +7,7 @@ derived type is built, and registered through the public `register` of that Auto
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,7 +23,7 @@ from hf_heads.hosts.table import AttentionAdapter, adapter_of, architectures
 from hf_heads.methods.registry import all_methods, get_method
 from hf_heads.modeling import internals
 from hf_heads.modeling.auto_classes import auto_classes, auto_mappings
-from hf_heads.modeling.configuration import config_class, derived_config
+from hf_heads.modeling.configuration import building_ours, config_class, derived_config
 from hf_heads.vocabulary import PREFIX
 
 
@@ -34,7 +35,8 @@ class HeadsModel(PreTrainedModel):
     config: Any
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
+        with building_ours():
+            super().__init__(config, *args, **kwargs)
         graft(self, config.block_specs())
         for block in find_blocks(self):
             if isinstance(block.module, HeadsAttention):
@@ -54,7 +56,7 @@ class HeadsModel(PreTrainedModel):
         Raises:
             HeadsError: attention weights are missing, left over or of another shape than `config.json` says.
         """
-        load: Any = partial(super().from_pretrained, *args, output_loading_info=True)
+        load: Callable[..., Any] = partial(super().from_pretrained, *args, output_loading_info=True)
         try:
             model, info = load(**copy.deepcopy(kwargs))
         except RuntimeError:

@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +37,18 @@ GUARD = (
     "`import hf_heads` and load it with AutoModel or any AutoModelForX"
 )
 
+_building_ours: ContextVar[bool] = ContextVar("_building_ours", default=False)
+
+
+@contextmanager
+def building_ours() -> Iterator[None]:
+    """While a class of ours builds itself from its host's parts, these may take its config."""
+    token = _building_ours.set(True)
+    try:
+        yield
+    finally:
+        _building_ours.reset(token)
+
 
 class HeadsConfig:
     """What every derived config has on top of its host's.
@@ -43,12 +59,31 @@ class HeadsConfig:
 
     heads: dict[str, Any] | None
     model_type: str
+    _name_or_path: str
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("auto_map", None)  # as the guard, for those who load the file without us
         super().__post_init__(**internals.without_guard(kwargs))  # type: ignore[misc]
         self.block_specs()
         models.deriver(type(self))
+
+    @property
+    def name_or_path(self) -> str:
+        """Where the config came from.
+
+        Raises:
+            HeadsError: a host's own class, or one derived from it, reads this to build a model without our attention.
+        """
+        model = None if _building_ours.get() else internals.model_being_built(sys._getframe(1))
+        if model is not None and self.block_specs():
+            host = architectures()[self.model_type.removeprefix(PREFIX)].modeling.__name__
+            if any(base.__module__ == host for base in type(model).__mro__):
+                raise HeadsError(f"{type(model).__name__} cannot be built from a {type(self).__name__}: {GUARD}")
+        return self._name_or_path
+
+    @name_or_path.setter
+    def name_or_path(self, value: Any) -> None:
+        self._name_or_path = str(value)
 
     def block_specs(self) -> dict[str, HeadsSpec]:
         """The settings of every converted block by name.

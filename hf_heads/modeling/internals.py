@@ -9,10 +9,13 @@ Imports of what takes seconds stand inside the functions: configs are made in pr
 from __future__ import annotations
 
 import importlib
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from torch import nn
     from transformers import PreTrainedModel
 
@@ -79,15 +82,42 @@ def without_guard(entries: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in entries.items() if name != _GUARD_KEY}
 
 
+def model_being_built(frame: FrameType) -> Any:
+    """The model whose constructor runs in a frame, or None.
+
+    `PreTrainedModel.__init__` reads the `name_or_path` of its config before anything else of it: the only place where
+    a config can tell that a native class is about to build a model from it.
+    """
+    loaded = sys.modules.get("transformers.modeling_utils")
+    while frame.f_code.co_name == "__getattribute__" and frame.f_back is not None:  # the config's own, on the way
+        frame = frame.f_back
+    model = frame.f_locals.get("self") if frame.f_code.co_name == "__init__" else None
+    return model if loaded is not None and isinstance(model, loaded.PreTrainedModel) else None
+
+
 def rename_keys_like(own: str, host: str) -> None:
-    """Rename checkpoint keys for `own`, a class name or a model type, as transformers does for `host`."""
+    """Rename checkpoint keys for `own`, a class name or a model type, as transformers does for `host`.
+
+    ViT's `attention.query` also matches the start of our `attention.query_embedding`, which transformers before 5.24
+    then loses: no renaming touches such a name. What is written is the same with and without that.
+    """
     from transformers.conversion_mapping import (  # takes seconds
         get_checkpoint_conversion_mapping,
         register_checkpoint_conversion_mapping,
     )
 
     if (mapping := get_checkpoint_conversion_mapping(host)) is not None:
-        register_checkpoint_conversion_mapping(own, mapping, overwrite=True)
+        register_checkpoint_conversion_mapping(own, [_sparing_ours(one) for one in mapping], overwrite=True)
+
+
+def _sparing_ours(transform: Any) -> Any:
+    from transformers.core_model_loading import WeightRenaming  # takes seconds
+
+    if type(transform) is not WeightRenaming:
+        return transform
+    sources, targets = transform._original_source_patterns, transform._original_target_patterns
+    spared = [f"{one}(?!_embedding)" if one[-1].isalnum() else one for one in sources]
+    return WeightRenaming(source_patterns=spared, target_patterns=list(targets))
 
 
 @dataclass(frozen=True)
