@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -59,3 +61,10 @@ class Weights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.file_of)
+
+
+def digest(tensor: Tensor) -> str:
+    """The SHA-256 of a tensor's bits, with its type and shape."""
+    found = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

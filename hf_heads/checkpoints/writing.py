@@ -19,7 +19,7 @@ from hf_heads.checkpoints.files import Place, finished_folder, write_file
 from hf_heads.checkpoints.record import published, write_record
 from hf_heads.checkpoints.sources import Source
 from hf_heads.checkpoints.tensors import TensorNames, block_tensors, whole_tensors
-from hf_heads.checkpoints.weights import Weights
+from hf_heads.checkpoints.weights import Weights, digest
 
 _SHARD_BYTES = 5 * 10**9
 
@@ -56,7 +56,8 @@ def write_checkpoint(
         weights = Weights(source.folder)
         new = dict(whole_tensors(model, names, weights) if whole else block_tensors(model, names))
         everything = sorted({*names.outside, *new})
-        write_weights(folder, everything, lambda name: new[name] if name in new else weights[name], dtype)
+        written = write_weights(folder, everything, lambda name: new[name] if name in new else weights[name], dtype)
+        record = {**record, "sha256": written}
         model.config.dtype = dtype or next(iter(names.dtypes.values()), torch.float32)
         write_card(folder, original or source, record, record.get("recipe"))
         write_record(folder, record)
@@ -65,7 +66,7 @@ def write_checkpoint(
 
 def write_weights(
     folder: Path, names: Iterable[str], get: Callable[[str], Tensor], dtype: torch.dtype | None = None
-) -> None:
+) -> dict[str, str]:
     """Write tensors as safetensors, in shards of at most 5 GB of which only one is in memory at a time.
 
     Args:
@@ -73,7 +74,11 @@ def write_weights(
         names: the tensors' names, in the order in which they are written.
         get: reads or makes a tensor by name.
         dtype: cast floating-point tensors to this.
+
+    Returns:
+        The digest of every tensor as it was written.
     """
+    digests: dict[str, str] = {}
     shards: list[list[str]] = []
     shard: dict[str, Tensor] = {}
     size = 0
@@ -94,12 +99,13 @@ def write_weights(
         if size and size + amount > _SHARD_BYTES:
             flush()
         shard[name] = tensor.contiguous()
+        digests[name] = digest(tensor)
         size += amount
         total += amount
     flush()
     if len(shards) == 1:
         (folder / "shard-1.safetensors").rename(folder / "model.safetensors")
-        return
+        return digests
     weight_map = {}
     for number, held in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -107,6 +113,7 @@ def write_weights(
         weight_map.update(dict.fromkeys(held, file))
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     write_file(folder / INDEX, json.dumps(index, indent=2) + "\n")
+    return digests
 
 
 def copy_companions(source: Path, target: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import torch
 from transformers import PreTrainedModel
@@ -15,10 +16,10 @@ from hf_heads.checkpoints.loading import load_source
 from hf_heads.checkpoints.record import read_record, recorded_source
 from hf_heads.checkpoints.sources import resolve_source
 from hf_heads.checkpoints.tensors import tensor_names
-from hf_heads.checkpoints.weights import Weights
+from hf_heads.checkpoints.weights import Weights, digest
 from hf_heads.core.numbers import COSINE, Number
 from hf_heads.data.calibration import CalibrationChoice, calibration_data, probes
-from hf_heads.errors import HeadsError
+from hf_heads.errors import HeadsError, HeadsWarning
 from hf_heads.evaluation.drift import Drift, measure_drift
 from hf_heads.modeling.configuration import HeadsConfig
 from hf_heads.vocabulary import NONE
@@ -74,6 +75,7 @@ def verify(
     if not isinstance(model.config, HeadsConfig):
         raise HeadsError(f"'{folder}' has no converted attention heads")
     verdict = Verdict()
+    verdict.failures += compare_digests(folder, record.get("sha256"))
     if record.get("distillation", {}).get("train") != "all":  # else every tensor was trained
         verdict.failures += compare_files(folder, model, original_source.folder, original)
     inputs = probes(original_source, original)
@@ -107,6 +109,29 @@ def _judge(
         at_least = name in ("cosine", "agreement")
         if found is None or not (found >= wanted if at_least else found == wanted):
             verdict.failures.append(f"{name} is {found}, expected {'at least ' if at_least else ''}{wanted}")
+
+
+def compare_digests(folder: Path, written: Any) -> list[str]:
+    """Tensors of a checkpoint that are not, bit by bit, those whose digests stand in its report.
+
+    Args:
+        folder: the checkpoint.
+        written: `sha256` of the report; where there is none, as of a checkpoint that an older hf-heads or
+            `save_pretrained` wrote, the tensors of the converted blocks are not checked, and a warning says so.
+    """
+    if not isinstance(written, Mapping):
+        warn(
+            f"the report of '{folder}' has no sha256 of its tensors: those of the converted blocks are checked "
+            "by their outputs alone",
+            HeadsWarning,
+            stacklevel=3,
+        )
+        return []
+    found = {name: digest(tensor) for name, tensor in Weights(folder).items()}
+    changed = sorted(name for name in {*found, *written} if found.get(name) != written.get(name))
+    if not changed:
+        return []
+    return [f"{len(changed)} tensors are not those that were written, first '{changed[0]}'"]
 
 
 def compare_files(folder: Path, model: PreTrainedModel, original_folder: Path, original: PreTrainedModel) -> list[str]:
