@@ -88,8 +88,10 @@ def trained_parameters(model: PreTrainedModel, train: Train) -> list[nn.Paramete
             for module in (block.module, block.output)
             for parameter in module.parameters()
         }
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter in chosen and parameter.is_floating_point())
+    # What is computed, as Marian's positions are, is not saved; yet transformers 5.24 loads it as if it were trainable.
+    computed = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter in chosen and parameter.is_floating_point() and name not in computed)
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 

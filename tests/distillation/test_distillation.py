@@ -32,7 +32,7 @@ from hf_heads.evaluation.verify import verify
 from hf_heads.vocabulary import RANDOM
 from tests.support.cli import Run
 from tests.support.files import save_checkpoint, write_rows
-from tests.support.matrix import each
+from tests.support.matrix import each, only
 from tests.support.tokenizers import WORDS
 from tests.support.twins import TWINS, bert_config, randomize
 
@@ -135,7 +135,8 @@ def interrupted(steps: int) -> Callable[[str, int, int], None]:
     return progress
 
 
-@each(
+@only(
+    *("bert-mhe-attention", "vit-mhe-attention", "marian-collab-all"),
     student={
         "bert-mhe": ("bert", MheSpec()),
         "vit-mhe": ("vit", MheSpec()),
