@@ -46,9 +46,10 @@ def test_an_import_that_climbs_breaks_the_contract(copy: Path):
     assert broken.returncode == 1 and "hf_heads.core.batches" in broken.stdout, broken.stdout + broken.stderr
 
 
-def test_the_root_of_the_package_has_at_most_12_entries():
+def test_the_root_of_the_package_holds_rooms_and_few_files():
     entries = sorted(path.name for path in PACKAGE.iterdir() if path.name != "__pycache__")
-    assert len(entries) <= 12, entries
+    files = [name for name in entries if not (PACKAGE / name).is_dir()]
+    assert len(entries) <= 20 and len(files) <= 8, entries
 
 
 def python_files(*folders: str) -> list[Path]:

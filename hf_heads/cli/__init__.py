@@ -22,6 +22,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser(methods: bool = True) -> ArgumentParser:
     """See `hf_heads.cli.program.build_parser`."""
-    from hf_heads.cli import program
+    from hf_heads.cli import program  # takes seconds to import
 
     return program.build_parser(methods)

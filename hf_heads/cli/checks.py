@@ -31,7 +31,7 @@ def _inspect(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     from hf_heads.cli.console import make_console, make_table, quiet
 
     quiet()
-    from hf_heads.checkpoints.inspection import inspect
+    from hf_heads.checkpoints.inspection import inspect  # takes seconds to import
 
     found = inspect(resolve_source(options.source))
     if options.json:
@@ -84,7 +84,7 @@ def _verify(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
     from hf_heads.cli.console import make_console, quiet
 
     quiet()
-    from hf_heads.evaluation.verify import verify
+    from hf_heads.evaluation.verify import verify  # takes seconds to import
 
     verdict = verify(
         folder,

@@ -125,7 +125,7 @@ def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     from hf_heads.cli.console import print_comparison, progress_bar, quiet
 
     quiet()
-    from hf_heads.checkpoints.loading import find_device
+    from hf_heads.checkpoints.loading import find_device  # takes seconds to import
     from hf_heads.evaluation.compare import compare_checkpoints
     from hf_heads.reporting.cards import check_cards, write_cards
 

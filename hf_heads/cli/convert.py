@@ -103,7 +103,7 @@ def _convert(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     from hf_heads.cli.console import print_report, progress_bar, quiet
 
     quiet()
-    from hf_heads.conversion.checkpoint import convert_checkpoint
+    from hf_heads.conversion.checkpoint import convert_checkpoint  # takes seconds to import
 
     with progress_bar(not options.json) as progress:
         report = convert_checkpoint(request, output, overwrite=options.overwrite, progress=progress)

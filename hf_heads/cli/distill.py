@@ -166,7 +166,7 @@ def _distill(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     from hf_heads.cli.console import print_healed, progress_bar, quiet
 
     quiet()
-    from hf_heads.distillation.checkpoint import distill_checkpoint
+    from hf_heads.distillation.checkpoint import distill_checkpoint  # takes seconds to import
 
     with progress_bar(not options.json) as progress:
         found = distill_checkpoint(

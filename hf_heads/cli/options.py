@@ -108,7 +108,7 @@ def check_push(options: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         HeadsError: see `publish.check_push`.
     """
     if options.push_to_hub is not None:
-        from hf_heads.checkpoints.publish import check_push
+        from hf_heads.checkpoints.publish import check_push  # takes seconds to import
 
         check_push(options.push_to_hub)
     elif options.private:
@@ -126,7 +126,7 @@ def push(options: argparse.Namespace, output: Path) -> dict[str, str]:
     """
     if options.push_to_hub is None:
         return {}
-    from hf_heads.checkpoints.publish import push_folder, upload_later
+    from hf_heads.checkpoints.publish import push_folder, upload_later  # takes seconds to import
 
     try:
         url = push_folder(output, options.push_to_hub, private=options.private)

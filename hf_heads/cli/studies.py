@@ -42,7 +42,7 @@ def _prepare(options: argparse.Namespace) -> dict[str, Any]:
     from hf_heads.cli.console import quiet
 
     quiet()
-    from hf_heads.checkpoints.loading import find_device
+    from hf_heads.checkpoints.loading import find_device  # takes seconds to import
     from hf_heads.reporting.figures.style import need_matplotlib
 
     for path in (options.output, options.plot):

@@ -43,7 +43,7 @@ class SharedFactors:
             import tensorly  # an extra: only who asks for its tensors needs it
         except ImportError:
             raise HeadsError("tensorly is not installed: pip install 'hf-heads[tensorly]'") from None
-        from tensorly.cp_tensor import CPTensor
+        from tensorly.cp_tensor import CPTensor  # an extra
         from tensorly.tucker_tensor import TuckerTensor
 
         with tensorly.backend_context("pytorch"):

@@ -179,7 +179,7 @@ def _ngrams(batches: list[Batch], references: list[str], tokenizer: Any, beams: 
 
 def ngram_counts(hypothesis: str, reference: str) -> Tensor:
     """What a sentence adds to BLEU, (10,) as `bleu` takes it; tokens are sacrebleu's."""
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics import BLEU  # an extra
 
     score = BLEU(effective_order=True).sentence_score(hypothesis, [reference])
     return torch.tensor([*score.counts, *score.totals, score.sys_len, score.ref_len], dtype=torch.float64)
