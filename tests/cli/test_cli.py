@@ -313,7 +313,7 @@ def converted_folder(run: Run, bert_folder: Path, tmp_path: Path) -> Path:
         ({"blocks": {"a": {"method": "zzz"}}}, ("unknown method 'zzz'",)),
         ({"blocks": {"a": {"method": "collab", "heads": 4, "rank": "many"}}}, ("rank is 'many'",)),
         ({"blocks": {"a": {"method": "collab", "heads": 4, "rank": 8, "zzz": 1}}}, ("no setting 'zzz'",)),
-        ({"blocks": {"a": {"method": "collab", "rank": 8}}}, ("does not say how many heads",)),
+        ({"blocks": {"a": {"method": "collab", "rank": 8}}}, ("heads.blocks['a']: heads is missing",)),
         ({"blocks": 3}, ("format and blocks",)),
         ({"blocks": {}}, ("attention weight",)),
     ],
