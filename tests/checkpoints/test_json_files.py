@@ -81,7 +81,7 @@ def test_files_that_hold_something_else_are_refused(tmp_path: Path, content: byt
     with pytest.raises(HeadsError) as caught:
         read_json(path, "tree")
     assert str(caught.value).startswith(error.format(path)) and "\n" not in str(caught.value)
-    with pytest.raises(HeadsError, match=r"cannot read the tree .*: Is a directory"):
+    with pytest.raises(HeadsError, match=r"cannot read the tree .*: it is not a regular file"):
         read_json(tmp_path, "tree")
 
 

@@ -104,7 +104,7 @@ def index_without_files(folder: Path) -> None:
         (name_weights_in_config, "other.safetensors"),
         (add_adapter, "adapter"),
         (add_shard_of_a_process, "several processes"),
-        (index_that_leaves_the_folder, "not in its folder"),
+        (index_that_leaves_the_folder, "which is not a file of the folder"),
         (index_without_files, "weight_map"),
     ],
 )

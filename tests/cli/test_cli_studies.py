@@ -112,7 +112,7 @@ def test_what_studies_and_pruning_refuse(run: Run, classifier_folder: Path, bert
     prune = ("convert", classifier_folder, "--to", "pruned", "--output", tmp_path / "out")
     for arguments, words, code in (
         ((*prune,), ("share of heads to keep",), 1),
-        ((*prune, "--keep", 1.5), ("keep 1.5 is not a share between 0 and 1",), 1),
+        ((*prune, "--keep", 1.5), ("'1.5' is not a number from 0 to 1",), 2),
         ((*prune, "--keep", 0.5, "--score", "gradient"), ("labels are needed", "--calibrate"), 1),
         ((*prune, "--keep", 0.5, "--calibrate", "none"), ("gauss-newton needs data",), 1),
         ((*prune, "--keep", 0.5, "--scores", scores), ("were made for another model",), 1),

@@ -57,7 +57,7 @@ def test_a_reader_who_goes_away_hears_nothing():
 
 def test_a_name_that_is_too_long_is_no_surprise(run: Run, bert_folder: Path, tmp_path: Path):
     long = "x" * 300
-    check_refused(run("convert", bert_folder, *NONE, "--output", tmp_path / long), "File name too long", "... xxx")
+    check_refused(run("convert", bert_folder, *NONE, "--output", tmp_path / long), "is too long for a name")
     check_refused(run("inspect", tmp_path / long), "File name too long")
 
 

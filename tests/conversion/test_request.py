@@ -78,7 +78,8 @@ def test_recipe_and_command_line_and_python_write_the_same(run: Callable[..., An
     assert files[0] == files[1] == files[2]
     records = [json.loads((tmp_path / name / "heads_report.json").read_text()) for name in ("python", "recipe", "said")]
     assert records[0]["calibration_choice"] == records[1]["calibration_choice"] == records[2]["calibration_choice"]
-    assert [record["recipe"] for record in records] == [recipe.read_text(), recipe.read_text(), None]
+    published = recipe.read_text().replace(str(bert_folder), "./tiny-bert")  # where the folder is, is nobody's business
+    assert [record["recipe"] for record in records] == [published, published, None]
 
 
 def test_options_have_the_last_word_over_a_recipe(run: Callable[..., Any], bert_folder: Path, tmp_path: Path):

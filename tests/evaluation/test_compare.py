@@ -123,7 +123,7 @@ def test_compare_an_embedder(run: Run, embedder: Path, pairs: Path, tmp_path: Pa
     assert found.code == 0, found.err
     record = found.json
     assert json.loads(output.read_text()) == record
-    assert (record["format"], record["kind"], record["original"]) == (FORMAT, "comparison", str(embedder))
+    assert (record["format"], record["kind"], record["original"]) == (FORMAT, "comparison", "./embedder")
     assert record["metric"]["name"] == "spearman" and record["metric"]["examples"] == 30
     assert (record["lengths"], record["batches"], record["device"]) == ([8], [2], "cpu")
     original, pruned, same, control = record["models"]

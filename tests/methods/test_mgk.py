@@ -300,7 +300,7 @@ def test_statistics_of_attention_are_their_formulas_written_out():
         ({"merge": 2, "mixture": "smgk"}, "heads are merged into mgk"),
         ({"merge": 2, "components": 3}, "merge 2 makes 2 components"),
         ({"queries": "shared"}, "give merge as well"),
-        ({"components": 0}, "components is 0, expected 1 or more"),
+        ({"components": 0}, "components is 0, expected 1 to 64"),
         ({"assignment": "hard", "kernel": "linear"}, "the linear kernel has no assignment: leave out assignment hard"),
         ({"norm": 1.0, "kernel": "linear"}, "the linear kernel has no norm: leave out norm 1"),
         ({"priors": "em", "kernel": "linear"}, "the linear kernel has no shares by which priors em could move"),

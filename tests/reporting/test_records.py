@@ -78,7 +78,15 @@ def test_figures_that_are_not_finite_are_written_as_null():
 def test_records_of_earlier_versions_are_read_whole(path: Path):
     written = json.loads(path.read_text(encoding="utf-8"))
     again = json.loads(json.dumps(read_comparison(path).to_dict()))
-    assert again == {name: written[name] for name in again}
+    found, stored = known(again), known(written)  # with what was measured beside
+    assert found == {name: stored[name] for name in found}
+
+
+def known(record: Any) -> Any:
+    """A record without what is null: fields that came later are null in records of earlier versions."""
+    if isinstance(record, dict):
+        return {name: known(value) for name, value in record.items() if value is not None}
+    return [known(one) for one in record] if isinstance(record, list) else record
 
 
 def changed(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
