@@ -79,7 +79,7 @@ def settings(request: pytest.FixtureRequest) -> HeadsSpec:
 
 # What takes seconds each: the methods whose attention is written anew, and priors that move while they are used. The
 # attention of the others is the same with narrower queries and keys, or with fewer heads.
-SECONDS_EACH = only("collab", "mhe", "mgk-em", spec=SETTINGS)
+SECONDS_EACH = only("collab", "mgk-em", spec=SETTINGS)
 
 
 @pytest.fixture

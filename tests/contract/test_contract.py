@@ -27,7 +27,7 @@ from hf_heads.hosts.reading import read_host
 from hf_heads.hosts.table import ADAPTERS
 from hf_heads.modeling.auto_classes import auto_classes, auto_mappings
 from hf_heads.modeling.classes import model_class
-from tests.support.matrix import pairwise
+from tests.support.matrix import each, pairwise
 from tests.support.twins import HEADS, TWINS, WIDTH, Twin, logits, randomize
 
 # Every method with settings that lose nothing and settings that do.
@@ -240,7 +240,7 @@ def checkpoint(twin: Twin, method: str, folder: Path) -> tuple[Path, Path]:
     return source, output
 
 
-@every_method
+@each(name=TWINS.keys(), method=LOSSY.keys())
 def test_06_converting_twice_gives_identical_bytes(twin: Twin, method: str, folders: Path, tmp_path: Path):
     (_, one), (_, two) = (checkpoint(twin, method, folder) for folder in (folders, tmp_path))
     for file in ("model.safetensors", "config.json"):

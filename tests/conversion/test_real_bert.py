@@ -53,9 +53,9 @@ def test_lossless_to_a_hundred_thousandth(model: PreTrainedModel, source, spec: 
     assert (embed(converted, source) - embed(model, source)).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("samples", [48, pytest.param(None, id="all", marks=pytest.mark.full)])
+@pytest.mark.full  # `make demo` does the same
+@pytest.mark.parametrize("samples", [48, None])
 def test_the_recipe_does_what_it_says(source, model: PreTrainedModel, samples: int | None, tmp_path: Path):
-    """With a tenth of its calibration data by default; `make demo` takes all."""
     recipe = load_recipe(Path("conversions/all-MiniLM-L6-v2-collab-96.toml"))
     if samples is not None:
         recipe = replace(recipe, calibration=replace(recipe.calibration, samples=samples))

@@ -254,8 +254,14 @@ def test_gradient_checkpointing_changes_nothing(converted: Callable[..., Path], 
     ],
 )
 def test_wrong_calls_say_what_to_do(
-    run: Run, converted: Callable[..., Path], tmp_path: Path, more: list[str], message: str
+    run: Run,
+    converted: Callable[..., Path],
+    tmp_path: Path,
+    more: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # nobody waits for a hub that is not there
     found = run("distill", converted("bert", MheSpec()), *more, "--output", tmp_path / "out")
     assert found.code in (1, 2) and message in found.err and "Traceback" not in found.err
     assert len(found.err.strip().splitlines()) == 1 or found.code == 2

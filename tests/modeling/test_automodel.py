@@ -48,7 +48,7 @@ def python(program: str, folder: Path) -> str:
 
 # Nothing of transformers is there when hf_heads comes first; the others are what may have been read before it.
 @only(
-    *("first-AutoModel", "second-AutoConfig", "second-BertModel", "second-Trainer"),
+    *("first-AutoModel", "second-Trainer"),
     before={"first": True, "second": False},
     name=["AutoConfig", "AutoModel", "BertConfig", "BertModel", "AutoTokenizer", "Trainer"],
 )
