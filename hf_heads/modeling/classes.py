@@ -6,7 +6,6 @@ derived type is built, and registered through the public `register` of that Auto
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -58,7 +57,7 @@ class HeadsModel(PreTrainedModel):
         """
         load: Callable[..., Any] = partial(super().from_pretrained, *args, output_loading_info=True)
         try:
-            model, info = load(**copy.deepcopy(kwargs))
+            model, info = load(**kwargs)
         except RuntimeError:
             # It does not say which weights have other shapes; those outside of the attention are the host's matter.
             if kwargs.get("ignore_mismatched_sizes"):
