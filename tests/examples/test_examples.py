@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import json
 import random
 import shlex
@@ -17,7 +16,6 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-import sentencepiece
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -30,7 +28,6 @@ from transformers import (
     AutoTokenizer,
     BertForSequenceClassification,
     BertTokenizer,
-    MarianTokenizer,
     PreTrainedModel,
     Trainer,
 )
@@ -38,6 +35,7 @@ from transformers import (
 import hf_heads
 from hf_heads import CollabSpec
 from hf_heads.cli.program import build_parser
+from tests.support.tokenizers import save_image_processor, save_marian_tokenizer
 from tests.support.twins import TWINS, bert_config, logits, randomize
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -76,28 +74,6 @@ def save_sentences(path: Path, count: int, seed: int) -> None:
 NUMBERS = {"one": "eins", "two": "zwei", "three": "drei", "four": "vier"}
 
 
-def save_marian_tokenizer(folder: Path) -> None:
-    """One SentencePiece model for both languages, in the files of the Marian checkpoints on the hub."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([*NUMBERS, *NUMBERS.values()] * 20),
-        model_writer=model,
-        vocab_size=60,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    for name in ("source.spm", "target.spm"):
-        (folder / name).write_bytes(model.getvalue())
-    known = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    pieces = ["</s>", "<unk>", *(known.id_to_piece(index) for index in range(3, known.get_piece_size()))]
-    pieces += [f"unused{index}" for index in range(len(pieces), 98)] + ["<pad>"]
-    vocabulary = folder / "vocab.json"
-    vocabulary.write_text(json.dumps({piece: index for index, piece in enumerate(pieces)}))
-    MarianTokenizer(
-        str(folder / "source.spm"), str(folder / "target.spm"), str(vocabulary), model_max_length=40
-    ).save_pretrained(folder)
-
-
 def save_pairs(path: Path, count: int, seed: int) -> None:
     """Numbers in English; the German, whatever they are, counts to four: all that a few steps can teach a decoder."""
     choose = random.Random(seed)
@@ -106,11 +82,6 @@ def save_pairs(path: Path, count: int, seed: int) -> None:
         words = choose.choices(list(NUMBERS), k=choose.randint(3, 6))
         rows.append({"en": " ".join(words), "de": " ".join(NUMBERS.values())})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def save_image_processor(folder: Path) -> None:
-    settings = {"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}}
-    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
 
 
 def images(count: int, seed: int) -> tuple[list[Image.Image], list[int]]:

@@ -78,4 +78,4 @@ def test_our_classes_and_models_around_them_do_not(folder: Path):
 
 
 def test_a_config_without_blocks_is_the_hosts(folder: Path):
-    BertModel(derived_config(bert_config(), {}))
+    assert type(BertModel(derived_config(bert_config(), {}))) is BertModel
