@@ -32,7 +32,7 @@ from transformers import (
 )
 
 import hf_heads
-from hf_heads.hosts.blocks import find_blocks
+from hf_heads.attention.hosts.blocks import find_blocks
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -8,65 +8,65 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from hf_heads.errors import HeadsError
+from hf_heads.core.errors import HeadsError
+from hf_heads.core.vocabulary import VERSION
 from hf_heads.modeling.registration import register
-from hf_heads.vocabulary import VERSION
 
 if TYPE_CHECKING:
     from hf_heads import compat, extend, methods, models
+    from hf_heads.attention.hosts.blocks import find_blocks
     from hf_heads.attention.spec import HeadsSpec
-    from hf_heads.checkpoints.sources import resolve_source
     from hf_heads.compat import prune_heads
-    from hf_heads.conversion.checkpoint import convert_checkpoint
-    from hf_heads.conversion.convert import convert
-    from hf_heads.conversion.planning import heads_config
-    from hf_heads.conversion.recipes import load_recipe
-    from hf_heads.conversion.request import ConversionRequest
-    from hf_heads.data.choice import CalibrationChoice
-    from hf_heads.distillation.checkpoint import distill_checkpoint
-    from hf_heads.distillation.settings import DistillSettings
-    from hf_heads.distillation.trainer import DistillTrainer
-    from hf_heads.evaluation.choices import Choices
-    from hf_heads.evaluation.compare import compare_checkpoints
-    from hf_heads.hosts.blocks import find_blocks
+    from hf_heads.io.checkpoints.sources import resolve_source
+    from hf_heads.io.data.choice import CalibrationChoice
+    from hf_heads.jobs.conversion.checkpoint import convert_checkpoint
+    from hf_heads.jobs.conversion.convert import convert
+    from hf_heads.jobs.conversion.planning import heads_config
+    from hf_heads.jobs.conversion.recipes import load_recipe
+    from hf_heads.jobs.conversion.request import ConversionRequest
+    from hf_heads.jobs.distillation.checkpoint import distill_checkpoint
+    from hf_heads.jobs.distillation.settings import DistillSettings
+    from hf_heads.jobs.distillation.trainer import DistillTrainer
+    from hf_heads.jobs.evaluation.choices import Choices
+    from hf_heads.jobs.evaluation.compare import compare_checkpoints
+    from hf_heads.jobs.scoring.ablation import ablate
+    from hf_heads.jobs.scoring.masks import head_mask
+    from hf_heads.jobs.scoring.ranking import rank_heads
+    from hf_heads.jobs.scoring.scores import load_scores
     from hf_heads.methods.settings.collab import CollabSpec
     from hf_heads.methods.settings.low_rank import LowRankSpec
     from hf_heads.methods.settings.mgk import MgkSpec
     from hf_heads.methods.settings.mhe import MheSpec
     from hf_heads.methods.settings.pruned import PrunedSpec
-    from hf_heads.scoring.ablation import ablate
-    from hf_heads.scoring.masks import head_mask
-    from hf_heads.scoring.ranking import rank_heads
-    from hf_heads.scoring.scores import load_scores
 
 __version__ = VERSION
 
 # Where a name is found when it is first asked for; what type checkers see stands above, and a test compares the two.
 _PLACES = {
-    "CalibrationChoice": "data.choice",
-    "Choices": "evaluation.choices",
+    "CalibrationChoice": "io.data.choice",
+    "Choices": "jobs.evaluation.choices",
     "CollabSpec": "methods.settings.collab",
-    "ConversionRequest": "conversion.request",
-    "DistillSettings": "distillation.settings",
-    "DistillTrainer": "distillation.trainer",
+    "ConversionRequest": "jobs.conversion.request",
+    "DistillSettings": "jobs.distillation.settings",
+    "DistillTrainer": "jobs.distillation.trainer",
     "HeadsSpec": "attention.spec",
     "LowRankSpec": "methods.settings.low_rank",
     "MgkSpec": "methods.settings.mgk",
     "MheSpec": "methods.settings.mhe",
     "PrunedSpec": "methods.settings.pruned",
-    "ablate": "scoring.ablation",
-    "compare_checkpoints": "evaluation.compare",
-    "convert": "conversion.convert",
-    "convert_checkpoint": "conversion.checkpoint",
-    "distill_checkpoint": "distillation.checkpoint",
-    "find_blocks": "hosts.blocks",
-    "head_mask": "scoring.masks",
-    "heads_config": "conversion.planning",
-    "load_recipe": "conversion.recipes",
-    "load_scores": "scoring.scores",
+    "ablate": "jobs.scoring.ablation",
+    "compare_checkpoints": "jobs.evaluation.compare",
+    "convert": "jobs.conversion.convert",
+    "convert_checkpoint": "jobs.conversion.checkpoint",
+    "distill_checkpoint": "jobs.distillation.checkpoint",
+    "find_blocks": "attention.hosts.blocks",
+    "head_mask": "jobs.scoring.masks",
+    "heads_config": "jobs.conversion.planning",
+    "load_recipe": "jobs.conversion.recipes",
+    "load_scores": "jobs.scoring.scores",
     "prune_heads": "compat",
-    "rank_heads": "scoring.ranking",
-    "resolve_source": "checkpoints.sources",
+    "rank_heads": "jobs.scoring.ranking",
+    "resolve_source": "io.checkpoints.sources",
 }
 _MODULES = ("compat", "extend", "methods", "models")
 

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from hf_heads.attention.hosts.blocks import find_blocks
+from hf_heads.attention.hosts.reading import host_heads
 from hf_heads.attention.spec import HeadsSpec
-from hf_heads.conversion.convert import convert
-from hf_heads.errors import HeadsError
-from hf_heads.hosts.blocks import find_blocks
-from hf_heads.hosts.reading import host_heads
+from hf_heads.core.errors import HeadsError
+from hf_heads.core.vocabulary import NONE
+from hf_heads.jobs.conversion.convert import convert
+from hf_heads.jobs.scoring.masks import find_block
 from hf_heads.methods.pruned import PrunedSpec
 from hf_heads.modeling.blocks import block_shape, block_specs
-from hf_heads.scoring.masks import find_block
-from hf_heads.vocabulary import NONE
 
 
 def find_pruneable_heads_and_indices(

@@ -11,39 +11,39 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hf_heads.attention.hosts.blocks import Block, find_blocks
+    from hf_heads.attention.hosts.reading import read_output, read_value_output
+    from hf_heads.attention.hosts.table import AttentionAdapter, AttentionSite
     from hf_heads.attention.kernels import Conditions, attend
     from hf_heads.attention.module import HeadsAttention
     from hf_heads.attention.spec import BlockProfile, HeadsSpec, RankHeads, option
     from hf_heads.core.dense import AttentionShape, DenseAttention, merge_heads, split_heads
+    from hf_heads.core.errors import HeadsError
     from hf_heads.core.statistics import BlockStatistics, Moments
-    from hf_heads.errors import HeadsError
-    from hf_heads.hosts.blocks import Block, find_blocks
-    from hf_heads.hosts.reading import read_output, read_value_output
-    from hf_heads.hosts.table import AttentionAdapter, AttentionSite
     from hf_heads.methods.base import Converted, Method
 
 _PLACES = {
-    "AttentionAdapter": "hosts.table",
+    "AttentionAdapter": "attention.hosts.table",
     "AttentionShape": "core.dense",
-    "AttentionSite": "hosts.table",
-    "Block": "hosts.blocks",
+    "AttentionSite": "attention.hosts.table",
+    "Block": "attention.hosts.blocks",
     "BlockProfile": "attention.spec",
     "BlockStatistics": "core.statistics",
     "Conditions": "attention.kernels",
     "Converted": "methods.base",
     "DenseAttention": "core.dense",
     "HeadsAttention": "attention.module",
-    "HeadsError": "errors",
+    "HeadsError": "core.errors",
     "HeadsSpec": "attention.spec",
     "Method": "methods.base",
     "Moments": "core.statistics",
     "RankHeads": "attention.spec",
     "attend": "attention.kernels",
-    "find_blocks": "hosts.blocks",
+    "find_blocks": "attention.hosts.blocks",
     "merge_heads": "core.dense",
     "option": "attention.spec",
-    "read_output": "hosts.reading",
-    "read_value_output": "hosts.reading",
+    "read_output": "attention.hosts.reading",
+    "read_value_output": "attention.hosts.reading",
     "split_heads": "core.dense",
 }
 

@@ -8,7 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_heads.compat import find_pruneable_heads_and_indices, prune_conv1d_layer, prune_layer, prune_linear_layer
-from hf_heads.errors import HeadsError
+from hf_heads.core.errors import HeadsError
 
 
 @pytest.mark.parametrize(

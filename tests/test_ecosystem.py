@@ -30,7 +30,7 @@ from transformers import (
 
 import hf_heads
 from hf_heads import CollabSpec, HeadsSpec, LowRankSpec, MgkSpec, MheSpec, PrunedSpec
-from hf_heads.hosts.blocks import find_blocks
+from hf_heads.attention.hosts.blocks import find_blocks
 from tests.support.files import save_checkpoint
 from tests.support.matrix import only
 from tests.support.tokenizers import save_image_processor, save_tokenizer

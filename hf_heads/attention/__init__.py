@@ -1,1 +1,1 @@
-"""The attention that all methods share."""
+"""The attention that all methods share, and the architectures that it takes the place of."""

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 from transformers import Cache
 
+from hf_heads.attention.hosts.reading import host_shape
+from hf_heads.attention.hosts.table import AttentionSite, Kind
 from hf_heads.attention.kernels import Conditions, attend
 from hf_heads.core.dense import AttentionShape, DenseAttention
-from hf_heads.hosts.reading import host_shape
-from hf_heads.hosts.table import AttentionSite, Kind
 
 if TYPE_CHECKING:
     from hf_heads.attention.spec import HeadsSpec

@@ -9,8 +9,8 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from types import UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, Union, get_args, get_origin, get_type_hints
 
+from hf_heads.core.errors import HeadsError
 from hf_heads.core.numbers import Number, shown
-from hf_heads.errors import HeadsError
 
 if TYPE_CHECKING:
     from hf_heads.core.dense import AttentionShape, DenseAttention

@@ -6,16 +6,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_heads.checkpoints.sources import resolve_source
+from hf_heads.attention.hosts.table import REFUSED, architectures
 from hf_heads.cli.options import SOURCE, add_calibration, add_command, calibration_choice, number, print_json
-from hf_heads.conversion.recipes import load_recipe
+from hf_heads.core.errors import HeadsError
 from hf_heads.core.numbers import COSINE, Number
-from hf_heads.data.choice import CalibrationChoice
-from hf_heads.errors import HeadsError
-from hf_heads.hosts.table import REFUSED, architectures
+from hf_heads.core.vocabulary import percent
+from hf_heads.io.checkpoints.sources import resolve_source
+from hf_heads.io.data.choice import CalibrationChoice
+from hf_heads.jobs.conversion.recipes import load_recipe
 from hf_heads.methods.registry import about, all_methods
 from hf_heads.methods.words import settings_text
-from hf_heads.vocabulary import percent
 
 # inspect
 
@@ -31,7 +31,7 @@ def _inspect(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     from hf_heads.cli.console import make_console, make_table, quiet
 
     quiet()
-    from hf_heads.checkpoints.inspection import inspect  # takes seconds to import
+    from hf_heads.io.checkpoints.inspection import inspect  # takes seconds to import
 
     found = inspect(resolve_source(options.source))
     if options.json:
@@ -84,7 +84,7 @@ def _verify(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
     from hf_heads.cli.console import make_console, quiet
 
     quiet()
-    from hf_heads.evaluation.verify import verify  # takes seconds to import
+    from hf_heads.jobs.evaluation.verify import verify  # takes seconds to import
 
     verdict = verify(
         folder,

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hf_heads.checkpoints.files import check_file, write_file
-from hf_heads.checkpoints.sources import resolve_source
 from hf_heads.cli.options import SOURCE, add_command, add_data, add_device, add_seed, calibration_choice, number
+from hf_heads.core.errors import HeadsError
 from hf_heads.core.numbers import Number
-from hf_heads.errors import HeadsError
-from hf_heads.evaluation.choices import NUMBERS, SIZES, Choices
-from hf_heads.reporting.tables import to_csv, to_json, to_markdown
-from hf_heads.vocabulary import printable
+from hf_heads.core.vocabulary import printable
+from hf_heads.io.checkpoints.files import check_file, write_file
+from hf_heads.io.checkpoints.sources import resolve_source
+from hf_heads.jobs.evaluation.choices import NUMBERS, SIZES, Choices
+from hf_heads.jobs.reporting.tables import to_csv, to_json, to_markdown
 
 _METRICS = ("auto", "none", "spearman", "accuracy", "bleu", "perplexity", "pseudo-perplexity")
 
@@ -125,9 +125,9 @@ def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     from hf_heads.cli.console import print_comparison, progress_bar, quiet
 
     quiet()
-    from hf_heads.checkpoints.loading import find_device  # takes seconds to import
-    from hf_heads.evaluation.compare import compare_checkpoints
-    from hf_heads.reporting.cards import check_cards, write_cards
+    from hf_heads.io.checkpoints.loading import find_device  # takes seconds to import
+    from hf_heads.jobs.evaluation.compare import compare_checkpoints
+    from hf_heads.jobs.reporting.cards import check_cards, write_cards
 
     choices = Choices(
         calibration_choice(options),

@@ -15,11 +15,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
-from hf_heads.errors import HeadsWarning
-from hf_heads.evaluation.record import Comparison
+from hf_heads.core.errors import HeadsWarning
+from hf_heads.core.vocabulary import percent, printable
+from hf_heads.jobs.evaluation.record import Comparison
+from hf_heads.jobs.reporting.tables import notes, text_tables
 from hf_heads.methods.words import settings_text
-from hf_heads.reporting.tables import notes, text_tables
-from hf_heads.vocabulary import percent, printable
 
 
 class _Console(Console):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from hf_heads.attention.spec import HeadsSpec
-from hf_heads.checkpoints.files import check_output
 from hf_heads.cli.options import (
     SOURCE,
     add_calibration,
@@ -23,9 +22,10 @@ from hf_heads.cli.options import (
     print_json,
     push,
 )
-from hf_heads.conversion.recipes import load_recipe
-from hf_heads.conversion.request import DTYPES, ConversionRequest, default_output
 from hf_heads.core.numbers import Number
+from hf_heads.io.checkpoints.files import check_output
+from hf_heads.jobs.conversion.recipes import load_recipe
+from hf_heads.jobs.conversion.request import DTYPES, ConversionRequest, default_output
 from hf_heads.methods.registry import about, all_methods
 
 
@@ -103,7 +103,7 @@ def _convert(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     from hf_heads.cli.console import print_report, progress_bar, quiet
 
     quiet()
-    from hf_heads.conversion.checkpoint import convert_checkpoint  # takes seconds to import
+    from hf_heads.jobs.conversion.checkpoint import convert_checkpoint  # takes seconds to import
 
     with progress_bar(not options.json) as progress:
         report = convert_checkpoint(request, output, overwrite=options.overwrite, progress=progress)

@@ -6,8 +6,6 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from hf_heads.checkpoints.files import check_output
-from hf_heads.checkpoints.sources import resolve_source
 from hf_heads.cli.options import (
     SOURCE,
     add_command,
@@ -21,10 +19,12 @@ from hf_heads.cli.options import (
     print_json,
     push,
 )
+from hf_heads.core.errors import HeadsError
 from hf_heads.core.numbers import EXAMPLES
-from hf_heads.distillation.settings import NUMBERS, OPTIMIZERS, PRECISIONS, TRAIN, WEIGHT, DistillSettings
-from hf_heads.errors import HeadsError
-from hf_heads.vocabulary import LOSSES
+from hf_heads.core.vocabulary import LOSSES
+from hf_heads.io.checkpoints.files import check_output
+from hf_heads.io.checkpoints.sources import resolve_source
+from hf_heads.jobs.distillation.settings import NUMBERS, OPTIMIZERS, PRECISIONS, TRAIN, WEIGHT, DistillSettings
 
 
 def add_distill(commands: object) -> None:
@@ -166,7 +166,7 @@ def _distill(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     from hf_heads.cli.console import print_healed, progress_bar, quiet
 
     quiet()
-    from hf_heads.distillation.checkpoint import distill_checkpoint  # takes seconds to import
+    from hf_heads.jobs.distillation.checkpoint import distill_checkpoint  # takes seconds to import
 
     with progress_bar(not options.json) as progress:
         found = distill_checkpoint(

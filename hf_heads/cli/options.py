@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_heads.checkpoints.json_files import without_nan
+from hf_heads.core.errors import HeadsError
 from hf_heads.core.numbers import EXAMPLES, SEED, Number, shown
-from hf_heads.data.choice import CalibrationChoice
-from hf_heads.errors import HeadsError
+from hf_heads.io.checkpoints.json_files import without_nan
+from hf_heads.io.data.choice import CalibrationChoice
 
 SOURCE = "a hub id, a folder, or package:NAME for a checkpoint inside an installed Python package"
 _NOTHING_SAID = CalibrationChoice()
@@ -108,7 +108,7 @@ def check_push(options: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         HeadsError: see `publish.check_push`.
     """
     if options.push_to_hub is not None:
-        from hf_heads.checkpoints.publish import check_push  # takes seconds to import
+        from hf_heads.io.checkpoints.publish import check_push  # takes seconds to import
 
         check_push(options.push_to_hub)
     elif options.private:
@@ -126,7 +126,7 @@ def push(options: argparse.Namespace, output: Path) -> dict[str, str]:
     """
     if options.push_to_hub is None:
         return {}
-    from hf_heads.checkpoints.publish import push_folder, upload_later  # takes seconds to import
+    from hf_heads.io.checkpoints.publish import push_folder, upload_later  # takes seconds to import
 
     try:
         url = push_folder(output, options.push_to_hub, private=options.private)

@@ -16,8 +16,8 @@ from hf_heads.cli.distill import add_distill
 from hf_heads.cli.report import add_report
 from hf_heads.cli.signals import Stopped, signals_stop
 from hf_heads.cli.studies import add_ablate, add_importance
-from hf_heads.errors import HeadsError
-from hf_heads.vocabulary import VERSION, printable, shortened
+from hf_heads.core.errors import HeadsError
+from hf_heads.core.vocabulary import VERSION, printable, shortened
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

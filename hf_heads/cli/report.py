@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from hf_heads.cli.options import add_command, print_json
-from hf_heads.reporting.page import write_report
+from hf_heads.jobs.reporting.page import write_report
 
 
 def add_report(commands: Any) -> None:

@@ -7,8 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_heads.checkpoints.files import check_file, write_file
-from hf_heads.checkpoints.sources import resolve_source
 from hf_heads.cli.options import (
     SOURCE,
     add_calibration,
@@ -20,7 +18,9 @@ from hf_heads.cli.options import (
     print_json,
 )
 from hf_heads.core.numbers import Number
-from hf_heads.vocabulary import RULES
+from hf_heads.core.vocabulary import RULES
+from hf_heads.io.checkpoints.files import check_file, write_file
+from hf_heads.io.checkpoints.sources import resolve_source
 
 
 def _add_study(command: argparse.ArgumentParser) -> None:
@@ -42,8 +42,8 @@ def _prepare(options: argparse.Namespace) -> dict[str, Any]:
     from hf_heads.cli.console import quiet
 
     quiet()
-    from hf_heads.checkpoints.loading import find_device  # takes seconds to import
-    from hf_heads.reporting.figures.style import need_matplotlib
+    from hf_heads.io.checkpoints.loading import find_device  # takes seconds to import
+    from hf_heads.jobs.reporting.figures.style import need_matplotlib
 
     for path in (options.output, options.plot):
         check_file(path, options.overwrite)
@@ -82,8 +82,8 @@ def _importance(options: argparse.Namespace, parser: argparse.ArgumentParser) ->
     common = _prepare(options)
     # rich, torch and transformers take seconds to import: only who runs the command waits for them.
     from hf_heads.cli.console import make_console, print_heads, progress_bar
-    from hf_heads.reporting.figures.heads import draw_heads
-    from hf_heads.scoring.checkpoint import score_checkpoint
+    from hf_heads.jobs.reporting.figures.heads import draw_heads
+    from hf_heads.jobs.scoring.checkpoint import score_checkpoint
 
     with progress_bar(not options.json) as progress:
         found = score_checkpoint(
@@ -123,8 +123,8 @@ def _ablate(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
     common = _prepare(options)
     # rich, torch and transformers take seconds to import: only who runs the command waits for them.
     from hf_heads.cli.console import print_ablation, progress_bar
-    from hf_heads.reporting.figures.heads import draw_heads
-    from hf_heads.scoring.checkpoint import ablate_checkpoint
+    from hf_heads.jobs.reporting.figures.heads import draw_heads
+    from hf_heads.jobs.scoring.checkpoint import ablate_checkpoint
 
     with progress_bar(not options.json) as progress:
         found = ablate_checkpoint(**common, metric=options.metric, progress=progress)

@@ -1,1 +1,1 @@
-"""Mathematics on tensors: torch alone, no transformers."""
+"""Mathematics on tensors, the one error, and the words: no transformers."""

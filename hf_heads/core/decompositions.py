@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_heads.errors import HeadsError
+from hf_heads.core.errors import HeadsError
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from hf_heads.errors import HeadsError
+from hf_heads.core.errors import HeadsError
 
 
 def split_heads(weight: Tensor, heads: int) -> Tensor:

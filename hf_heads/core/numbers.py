@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from hf_heads.errors import HeadsError
+from hf_heads.core.errors import HeadsError
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from hf_heads.attention.hosts.reading import read_value_output
 from hf_heads.attention.module import HeadsAttention
 from hf_heads.core.decompositions import SharedFactors, cp, tucker
 from hf_heads.core.dense import AttentionShape, DenseAttention
 from hf_heads.core.statistics import BlockStatistics
 from hf_heads.core.whitening import content_bias, whitened_factors
-from hf_heads.hosts.reading import read_value_output
 from hf_heads.methods.base import Converted
 from hf_heads.methods.settings.collab import ABOUT, CollabSpec, ResolvedCollab
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from hf_heads.attention.hosts.reading import read_value_output
 from hf_heads.attention.module import HeadsAttention
 from hf_heads.core.decompositions import low_rank
 from hf_heads.core.dense import AttentionShape, DenseAttention, split_heads
 from hf_heads.core.statistics import BlockStatistics
 from hf_heads.core.whitening import augmented_factors
-from hf_heads.hosts.reading import read_value_output
 from hf_heads.methods.base import Converted
 from hf_heads.methods.settings.low_rank import ABOUT, LowRankSpec, ResolvedLowRank
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from hf_heads.attention.hosts.reading import read_output
 from hf_heads.attention.module import HeadsAttention
 from hf_heads.core.decompositions import cp, shared_basis
 from hf_heads.core.dense import AttentionShape, DenseAttention, split_heads
 from hf_heads.core.grouping import balanced_groups, captured_energy
 from hf_heads.core.statistics import BlockStatistics
 from hf_heads.core.whitening import score_factors
-from hf_heads.hosts.reading import read_output
 from hf_heads.methods.base import Converted
 from hf_heads.methods.settings.mhe import ABOUT, MheSpec, ResolvedMhe
 

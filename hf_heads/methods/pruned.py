@@ -7,10 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from hf_heads.attention.hosts.reading import read_projections
 from hf_heads.attention.module import HeadsAttention
 from hf_heads.core.dense import AttentionShape, DenseAttention, merge_heads
 from hf_heads.core.statistics import BlockStatistics
-from hf_heads.hosts.reading import read_projections
 from hf_heads.methods.base import Converted
 from hf_heads.methods.settings.pruned import ABOUT, PrunedSpec, ResolvedPruned
 

@@ -6,7 +6,7 @@ import importlib
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
-from hf_heads.errors import HeadsError
+from hf_heads.core.errors import HeadsError
 from hf_heads.methods.base import About, Method
 
 _BUILT_IN = {"collab": "collab", "low-rank": "low_rank", "mgk": "mgk", "mhe": "mhe", "pruned": "pruned"}

@@ -6,11 +6,11 @@ import copy
 
 from transformers import PreTrainedModel
 
+from hf_heads.attention.hosts.blocks import Block
+from hf_heads.attention.hosts.reading import host_shape, read_host
 from hf_heads.attention.module import HeadsAttention
 from hf_heads.attention.spec import HeadsSpec
 from hf_heads.core.dense import AttentionShape, DenseAttention
-from hf_heads.hosts.blocks import Block
-from hf_heads.hosts.reading import host_shape, read_host
 from hf_heads.modeling.configuration import HeadsConfig
 
 

@@ -14,16 +14,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_heads.attention.hosts.blocks import Block, find_blocks
+from hf_heads.attention.hosts.table import AttentionAdapter, adapter_of, architectures
 from hf_heads.attention.module import HeadsAttention, linear
 from hf_heads.attention.spec import HeadsSpec
-from hf_heads.errors import HeadsError
-from hf_heads.hosts.blocks import Block, find_blocks
-from hf_heads.hosts.table import AttentionAdapter, adapter_of, architectures
+from hf_heads.core.errors import HeadsError
+from hf_heads.core.vocabulary import PREFIX
 from hf_heads.methods.registry import all_methods, get_method
 from hf_heads.modeling import internals
 from hf_heads.modeling.auto_classes import auto_classes, auto_mappings
 from hf_heads.modeling.configuration import building_ours, config_class, derived_config
-from hf_heads.vocabulary import PREFIX
 
 
 class HeadsModel(PreTrainedModel):

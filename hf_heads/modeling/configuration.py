@@ -22,13 +22,13 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from hf_heads import models
+from hf_heads.attention.hosts.table import AttentionAdapter, architectures
 from hf_heads.attention.spec import HeadsSpec
-from hf_heads.errors import HeadsError
-from hf_heads.hosts.table import AttentionAdapter, architectures
+from hf_heads.core.errors import HeadsError
+from hf_heads.core.vocabulary import PREFIX
 from hf_heads.methods.registry import get_method
 from hf_heads.modeling import internals
 from hf_heads.modeling.auto_classes import auto_classes
-from hf_heads.vocabulary import PREFIX
 
 FORMAT = 1
 _STUB = "heads_remote"

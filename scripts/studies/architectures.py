@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 
 import hf_heads
 from hf_heads import CollabSpec, LowRankSpec
-from hf_heads.checkpoints.sources import Source
 from hf_heads.core.batches import Batch
-from hf_heads.data.calibration import CalibrationChoice, calibration_data
-from hf_heads.evaluation.drift import measure_drift
+from hf_heads.io.checkpoints.sources import Source
+from hf_heads.io.data.calibration import CalibrationChoice, calibration_data
+from hf_heads.jobs.evaluation.drift import measure_drift
 from studies.shared.inputs import calibration, files, hits_on, load, read_jsonl
 from studies.shared.running import add_folders, save, shown
 from studies.shared.translation import bleu

@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_heads import CollabSpec, HeadsSpec, MgkSpec, MheSpec, PrunedSpec
-from hf_heads.checkpoints.sources import Source
-from hf_heads.conversion.checkpoint import convert_checkpoint
-from hf_heads.conversion.request import ConversionRequest
-from hf_heads.data.calibration import CalibrationChoice
-from hf_heads.distillation.checkpoint import distill_checkpoint
-from hf_heads.distillation.settings import DistillSettings
-from hf_heads.evaluation.choices import Choices
-from hf_heads.evaluation.compare import compare_checkpoints
-from hf_heads.reporting.figures.curves import draw_curves
+from hf_heads.io.checkpoints.sources import Source
+from hf_heads.io.data.calibration import CalibrationChoice
+from hf_heads.jobs.conversion.checkpoint import convert_checkpoint
+from hf_heads.jobs.conversion.request import ConversionRequest
+from hf_heads.jobs.distillation.checkpoint import distill_checkpoint
+from hf_heads.jobs.distillation.settings import DistillSettings
+from hf_heads.jobs.evaluation.choices import Choices
+from hf_heads.jobs.evaluation.compare import compare_checkpoints
+from hf_heads.jobs.reporting.figures.curves import draw_curves
 from studies.shared.inputs import files, source_of, sst2_original
 from studies.shared.running import add_folders, figure, save
 

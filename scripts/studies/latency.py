@@ -13,7 +13,7 @@ import os
 from transformers import PreTrainedConfig
 
 from hf_heads import CollabSpec, HeadsSpec, LowRankSpec
-from hf_heads.checkpoints.loading import read_config
+from hf_heads.io.checkpoints.loading import read_config
 from studies.shared.inputs import source_of
 from studies.shared.running import save
 from studies.shared.timing import add_seconds, time_blocks

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hf_heads.attention.kernels import Conditions
 from hf_heads.attention.mixture import mixture_attention
-from hf_heads.evaluation.costs import peak_memory
+from hf_heads.jobs.evaluation.costs import peak_memory
 from studies.shared.running import save, shown
 from studies.shared.timing import add_seconds, medians
 

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 import hf_heads
 from hf_heads import MheSpec
-from hf_heads.hosts.blocks import find_blocks
+from hf_heads.attention.hosts.blocks import find_blocks
 from studies.shared.inputs import files, load, read_jsonl
 from studies.shared.running import add_folders, save, shown
 from studies.shared.timing import add_seconds, medians, time_blocks

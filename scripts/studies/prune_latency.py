@@ -15,7 +15,7 @@ import torch
 
 import hf_heads
 from hf_heads import PrunedSpec
-from hf_heads.hosts.blocks import find_blocks
+from hf_heads.attention.hosts.blocks import find_blocks
 from studies.shared.inputs import calibration, files, load
 from studies.shared.running import Timer, add_folders, save, shown
 from studies.shared.timing import add_seconds, attended, medians

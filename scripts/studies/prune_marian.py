@@ -9,8 +9,8 @@ import argparse
 
 import hf_heads
 from hf_heads import rank_heads
-from hf_heads.data.calibration import CalibrationChoice, labelled_batches
-from hf_heads.reporting.figures.curves import draw_curves
+from hf_heads.io.data.calibration import CalibrationChoice, labelled_batches
+from hf_heads.jobs.reporting.figures.curves import draw_curves
 from studies.shared.inputs import files, load, read_jsonl, repaired
 from studies.shared.running import add_folders, curves_over_removed, figure, save, shown
 from studies.shared.translation import bleu

@@ -11,11 +11,11 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 import hf_heads
 from hf_heads import rank_heads
-from hf_heads.checkpoints.loading import load_source
 from hf_heads.core.intervals import paired_interval
-from hf_heads.data.labelled import load_labelled
-from hf_heads.reporting.figures.curves import draw_curves
-from hf_heads.scoring.scores import HeadScores
+from hf_heads.io.checkpoints.loading import load_source
+from hf_heads.io.data.labelled import load_labelled
+from hf_heads.jobs.reporting.figures.curves import draw_curves
+from hf_heads.jobs.scoring.scores import HeadScores
 from studies.shared.inputs import files, finetuned, hits_on, repaired, sst2_original
 from studies.shared.running import add_folders, curves_over_removed, figure, save, shown
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from hf_heads import rank_heads
 from hf_heads.core.batches import Batch
-from hf_heads.reporting.figures.curves import draw_curves
-from hf_heads.reporting.figures.heads import draw_heads
-from hf_heads.scoring.scores import HeadScores
+from hf_heads.jobs.reporting.figures.curves import draw_curves
+from hf_heads.jobs.reporting.figures.heads import draw_heads
+from hf_heads.jobs.scoring.scores import HeadScores
 from studies.shared.inputs import repaired
 from studies.shared.running import Timer, add_folders, curves_over_removed, figure, save, shown
 from studies.shared.sentences import Sentences

@@ -16,9 +16,9 @@ from tensorly.decomposition import parafac
 
 import hf_heads
 from hf_heads import CollabSpec
+from hf_heads.attention.hosts.blocks import find_blocks
+from hf_heads.attention.hosts.reading import read_host
 from hf_heads.core.decompositions import cp
-from hf_heads.hosts.blocks import find_blocks
-from hf_heads.hosts.reading import read_host
 from studies.shared.inputs import calibration, load
 from studies.shared.running import Timer, save, shown
 

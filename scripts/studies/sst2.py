@@ -8,10 +8,10 @@ from __future__ import annotations
 import argparse
 
 from hf_heads import CollabSpec, HeadsSpec, LowRankSpec
-from hf_heads.checkpoints.loading import load_source
-from hf_heads.conversion.checkpoint import convert_checkpoint
-from hf_heads.conversion.request import ConversionRequest
-from hf_heads.data.calibration import CalibrationChoice
+from hf_heads.io.checkpoints.loading import load_source
+from hf_heads.io.data.calibration import CalibrationChoice
+from hf_heads.jobs.conversion.checkpoint import convert_checkpoint
+from hf_heads.jobs.conversion.request import ConversionRequest
 from studies.shared.inputs import files, finetuned, hits_on, source_of
 from studies.shared.running import add_folders, save, shown
 

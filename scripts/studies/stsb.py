@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 
 import hf_heads
 from hf_heads import CollabSpec, HeadsSpec, LowRankSpec
-from hf_heads.conversion.installing import load_weights
+from hf_heads.attention.hosts.blocks import find_blocks
+from hf_heads.attention.hosts.reading import read_host
 from hf_heads.core.decompositions import SharedFactors
 from hf_heads.core.statistics import BlockStatistics
-from hf_heads.hosts.blocks import find_blocks
-from hf_heads.hosts.reading import read_host
+from hf_heads.jobs.conversion.installing import load_weights
 from hf_heads.methods.collab import weights_from_factors
 from studies.shared.inputs import TEXT
 from studies.shared.running import Timer, add_folders, save, shown

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer, BertModel, LlamaConfig, LlamaModel
 
-from hf_heads.checkpoints import writing
-from hf_heads.errors import HeadsError
+from hf_heads.core.errors import HeadsError
+from hf_heads.io.checkpoints import writing
 from tests.support.cli import Outcome, Run, check_refused, leftovers
 from tests.support.twins import TWINS
 
@@ -181,7 +181,9 @@ def test_architectures_without_an_adapter(run: Run, tmp_path: Path):
         json.dumps({**config, "model_type": "gpt2", "rope_parameters": None})
     )
     check_refused(
-        convert_none(run, tmp_path / "llama", tmp_path / "out"), "no adapter for 'gpt2'", "hf_heads/hosts/table.py"
+        convert_none(run, tmp_path / "llama", tmp_path / "out"),
+        "no adapter for 'gpt2'",
+        "hf_heads/attention/hosts/table.py",
     )
     assert leftovers(tmp_path) == ["llama"]
 
@@ -284,7 +286,7 @@ def test_a_full_disk_leaves_nothing(run: Run, bert_folder: Path, tmp_path: Path,
 
 def test_a_kill_leaves_nothing_that_looks_finished(bert_folder: Path, tmp_path: Path):
     program = (
-        "import sys, time; from hf_heads import cli; from hf_heads.checkpoints import writing\n"
+        "import sys, time; from hf_heads import cli; from hf_heads.io.checkpoints import writing\n"
         "real = writing.save_file\n"
         "def slow(*a, **k): real(*a, **k); print('written', flush=True); time.sleep(60)\n"
         "writing.save_file = slow; sys.exit(cli.main(sys.argv[1:]))"

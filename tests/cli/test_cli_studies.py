@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, BertForSequenceClassification
 
 from hf_heads import head_mask
-from hf_heads.hosts.blocks import find_blocks
+from hf_heads.attention.hosts.blocks import find_blocks
 from tests.support.cli import Run, check_refused, leftovers
 from tests.support.files import save_checkpoint, write_rows
 from tests.support.tokenizers import WORDS

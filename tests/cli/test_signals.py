@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_heads.checkpoints import files
+from hf_heads.io.checkpoints import files
 from tests.support.cli import Run, leftovers
 
 

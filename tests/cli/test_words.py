@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from hf_heads.checkpoints.weights import Weights
-from hf_heads.data.reading import Table
-from hf_heads.errors import HeadsError
-from hf_heads.vocabulary import printable
+from hf_heads.core.errors import HeadsError
+from hf_heads.core.vocabulary import printable
+from hf_heads.io.checkpoints.weights import Weights
+from hf_heads.io.data.reading import Table
 from tests.support.cli import Run, check_refused
 from tests.support.files import write_rows
 
@@ -31,7 +31,7 @@ def test_an_interrupt_during_imports_is_one_line(program: str, tmp_path: Path):
         "import builtins, sys\n"
         "real = builtins.__import__\n"
         "def late(name, *rest, **more):\n"
-        "    if name.startswith('hf_heads.conversion'): raise KeyboardInterrupt\n"
+        "    if name.startswith('hf_heads.jobs.conversion'): raise KeyboardInterrupt\n"
         "    return real(name, *rest, **more)\n"
         "builtins.__import__ = late\n"
     )
@@ -65,7 +65,7 @@ def test_a_file_that_may_not_be_read_is_not_called_missing(bert_folder: Path, mo
     def refuse(*arguments: object, **options: object) -> None:
         raise FileNotFoundError("No such file or directory")
 
-    monkeypatch.setattr("hf_heads.checkpoints.weights.safe_open", refuse)
+    monkeypatch.setattr("hf_heads.io.checkpoints.weights.safe_open", refuse)
     with pytest.raises(HeadsError, match=r"model.safetensors in '.*' cannot be read: permission denied"):
         Weights(bert_folder)
 

@@ -18,13 +18,13 @@ from transformers import AutoModel, AutoModelForSeq2SeqLM, PreTrainedModel
 
 import hf_heads
 from hf_heads import CollabSpec, HeadsSpec, LowRankSpec, MgkSpec, MheSpec, PrunedSpec
+from hf_heads.attention.hosts.blocks import find_blocks
+from hf_heads.attention.hosts.reading import read_host
+from hf_heads.attention.hosts.table import ADAPTERS
 from hf_heads.attention.module import HeadsAttention
-from hf_heads.conversion.checkpoint import convert_checkpoint
-from hf_heads.conversion.request import ConversionRequest
-from hf_heads.data.calibration import CalibrationChoice
-from hf_heads.hosts.blocks import find_blocks
-from hf_heads.hosts.reading import read_host
-from hf_heads.hosts.table import ADAPTERS
+from hf_heads.io.data.calibration import CalibrationChoice
+from hf_heads.jobs.conversion.checkpoint import convert_checkpoint
+from hf_heads.jobs.conversion.request import ConversionRequest
 from hf_heads.modeling.auto_classes import auto_classes, auto_mappings
 from hf_heads.modeling.classes import model_class
 from tests.support.matrix import each, pairwise

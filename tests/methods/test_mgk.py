@@ -13,12 +13,12 @@ from transformers import BertModel, PreTrainedModel
 import hf_heads
 from hf_heads import HeadsError, MgkSpec
 from hf_heads.attention import mixture
+from hf_heads.attention.hosts.blocks import find_blocks
+from hf_heads.attention.hosts.reading import read_host
 from hf_heads.attention.kernels import Conditions
 from hf_heads.attention.mixture import centred, hard_attention, linear_attention, mixture_attention
-from hf_heads.conversion.statistics import collect_statistics
-from hf_heads.evaluation.drift import measure_drift
-from hf_heads.hosts.blocks import find_blocks
-from hf_heads.hosts.reading import read_host
+from hf_heads.jobs.conversion.statistics import collect_statistics
+from hf_heads.jobs.evaluation.drift import measure_drift
 from hf_heads.methods.mgk.attention import MgkAttention
 from hf_heads.methods.mgk.conversion import match_heads
 from tests.support.attention import block_inputs

@@ -13,9 +13,9 @@ from transformers import BertModel, PreTrainedModel, ViTModel
 
 import hf_heads
 from hf_heads import HeadsError, MheSpec
+from hf_heads.attention.hosts.blocks import find_blocks
 from hf_heads.core.dense import AttentionShape
 from hf_heads.core.grouping import balanced_groups, captured_energy
-from hf_heads.hosts.blocks import find_blocks
 from hf_heads.methods.mhe import MheAttention
 from tests.support.attention import block_inputs
 from tests.support.matrix import pairwise

@@ -12,9 +12,9 @@ from transformers import AutoModel, AutoModelForSeq2SeqLM, PreTrainedModel
 
 import hf_heads
 from hf_heads import CollabSpec, HeadsError, LowRankSpec, PrunedSpec, head_mask, prune_heads
+from hf_heads.attention.hosts.blocks import find_blocks
+from hf_heads.attention.hosts.reading import read_host
 from hf_heads.attention.module import HeadsAttention
-from hf_heads.hosts.blocks import find_blocks
-from hf_heads.hosts.reading import read_host
 from hf_heads.modeling.blocks import block_shape
 from tests.support.matrix import each, pairwise
 from tests.support.twins import HEADS, TWINS, WIDTH, Twin, logits

@@ -24,7 +24,7 @@ from transformers import (
 
 import hf_heads
 from hf_heads import CollabSpec, HeadsError
-from hf_heads.hosts.blocks import find_blocks
+from hf_heads.attention.hosts.blocks import find_blocks
 from hf_heads.modeling.classes import model_class
 from hf_heads.modeling.configuration import derived_config
 from tests.support.files import save_checkpoint

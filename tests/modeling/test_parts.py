@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 import hf_heads
 from hf_heads import HeadsError, models
+from hf_heads.attention.hosts.blocks import find_blocks
 from hf_heads.attention.module import HeadsAttention
-from hf_heads.hosts.blocks import find_blocks
 from tests.support.twins import TWINS
 
 SPECS = {

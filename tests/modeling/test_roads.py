@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from hf_heads import models
-from hf_heads.hosts.table import architectures
+from hf_heads.attention.hosts.table import architectures
 from tests.modeling.test_parts import SPECS, converted, inputs_of
 from tests.support.twins import TWINS
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_heads.hosts.blocks import Block, find_blocks
+from hf_heads.attention.hosts.blocks import Block, find_blocks
 from tests.support.twins import WIDTH
 
 

@@ -21,25 +21,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hf_heads.checkpoints.loading import load_source
-from hf_heads.checkpoints.record import read_record
-from hf_heads.checkpoints.sources import resolve_source
 from hf_heads.cli.program import main
-from hf_heads.errors import HeadsError
-from hf_heads.evaluation.record import read_comparison
-from hf_heads.scoring.scores import load_scores
+from hf_heads.core.errors import HeadsError
+from hf_heads.io.checkpoints.loading import load_source
+from hf_heads.io.checkpoints.record import read_record
+from hf_heads.io.checkpoints.sources import resolve_source
+from hf_heads.jobs.evaluation.record import read_comparison
+from hf_heads.jobs.scoring.scores import load_scores
 from tests.support.files import save_checkpoint
 from tests.support.twins import TWINS
 
 # What the commands would import in every fork.
 for module in (
     "hf_heads.cli.console",
-    "hf_heads.conversion.checkpoint",
-    "hf_heads.distillation.checkpoint",
-    "hf_heads.evaluation.compare",
-    "hf_heads.reporting.cards",
-    "hf_heads.reporting.page",
-    "hf_heads.scoring.checkpoint",
+    "hf_heads.jobs.conversion.checkpoint",
+    "hf_heads.jobs.distillation.checkpoint",
+    "hf_heads.jobs.evaluation.compare",
+    "hf_heads.jobs.reporting.cards",
+    "hf_heads.jobs.reporting.page",
+    "hf_heads.jobs.scoring.checkpoint",
     "matplotlib.backends.backend_agg",
 ):
     importlib.import_module(module)

@@ -13,7 +13,7 @@ from hf_heads.attention.kernels import Conditions
 from hf_heads.attention.mixture import centred, hard_attention, linear_attention, mixture_attention
 from hf_heads.attention.module import HeadsAttention
 from hf_heads.core.dense import AttentionShape, DenseAttention
-from hf_heads.errors import HeadsError
+from hf_heads.core.errors import HeadsError
 from hf_heads.methods.settings.mgk import ResolvedMgk
 
 

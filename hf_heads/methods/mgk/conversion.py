@@ -11,10 +11,10 @@ from torch import Tensor
 
 from hf_heads.core.decompositions import shared_basis
 from hf_heads.core.dense import DenseAttention, merge_heads
+from hf_heads.core.errors import HeadsError
 from hf_heads.core.grouping import balanced_groups
 from hf_heads.core.statistics import BlockStatistics
 from hf_heads.core.whitening import score_factors
-from hf_heads.errors import HeadsError
 from hf_heads.methods.base import Converted
 from hf_heads.methods.settings.mgk import ResolvedMgk
 

@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from hf_heads.attention.spec import HeadsSpec, option
-from hf_heads.errors import HeadsError
+from hf_heads.core.errors import HeadsError
 from hf_heads.methods.base import About
 
 if TYPE_CHECKING:

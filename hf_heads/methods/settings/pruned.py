@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from hf_heads.attention.spec import BlockProfile, HeadsSpec, RankHeads, option
-from hf_heads.errors import HeadsError
+from hf_heads.core.errors import HeadsError
+from hf_heads.core.vocabulary import CONSTANT_RULES, RULES
 from hf_heads.methods.base import About
-from hf_heads.vocabulary import CONSTANT_RULES, RULES
 
 if TYPE_CHECKING:
     from hf_heads.core.dense import AttentionShape

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hf_heads.attention.spec import BlockProfile, HeadsSpec, RankHeads, option
-from hf_heads.errors import HeadsError
+from hf_heads.core.errors import HeadsError
 
 if TYPE_CHECKING:
     from torch import Tensor

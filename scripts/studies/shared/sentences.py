@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import hf_heads
-from hf_heads.conversion.report import Report
 from hf_heads.core.batches import Batch, main_output, mean_pool
-from hf_heads.data.batching import make_batches
-from hf_heads.data.encoding import encode_text
-from hf_heads.evaluation.metrics import spearman
+from hf_heads.io.data.batching import make_batches
+from hf_heads.io.data.encoding import encode_text
+from hf_heads.jobs.conversion.report import Report
+from hf_heads.jobs.evaluation.metrics import spearman
 from studies.shared.inputs import calibration, files, load, read_jsonl
 from studies.shared.running import Timer
 

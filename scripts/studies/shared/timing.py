@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import hf_heads
-from hf_heads.evaluation.costs import interleaved
-from hf_heads.hosts.blocks import Block, find_blocks
+from hf_heads.attention.hosts.blocks import Block, find_blocks
+from hf_heads.jobs.evaluation.costs import interleaved
 from studies.shared.inputs import load
 from studies.shared.running import shown
 

@@ -8,7 +8,7 @@ import sacrebleu
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from hf_heads.checkpoints.sources import Source
+from hf_heads.io.checkpoints.sources import Source
 
 
 @torch.no_grad()

@@ -1,0 +1,105 @@
+"""The model card of a converted checkpoint: what it is, what it lost and gained in numbers, how to load it."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from hf_heads.core.vocabulary import METRICS, percent
+from hf_heads.io.checkpoints.card_metadata import metadata, method_names
+from hf_heads.io.checkpoints.files import write_file
+from hf_heads.io.checkpoints.sources import Source
+from hf_heads.methods.registry import get_method
+from hf_heads.methods.words import settings_text
+
+_LOAD, _ANY_ID = 'from_pretrained("{}")', "PATH_OR_ID"
+_SIZES = {
+    "attention_parameters": "attention parameters",
+    "model_parameters": "model parameters",
+    "cache_per_token": "cached numbers per token, if cached",
+}
+_DRIFTS = ("cosine", "max_difference", "kl", "agreement")
+_INPUTS = {"random": "random inputs", "held-out": "held-out calibration examples"}
+_TRAINED = {"attention": "the attention alone", "all": "every parameter"}
+
+
+def write_card(folder: Path, source: Source, record: dict[str, Any], recipe: str | None) -> None:
+    """Write `README.md` with the metadata block that the hub reads.
+
+    Args:
+        folder: the checkpoint folder being made.
+        source: what was converted.
+        record: the content of `heads_report.json`.
+        recipe: the text of the recipe, if one was used.
+    """
+    write_file(folder / "README.md", model_card(source, record, recipe))
+
+
+def model_card(source: Source, record: dict[str, Any], recipe: str | None) -> str:
+    """The text of the model card; see `write_card`."""
+    healed = record.get("distillation")
+    template = _environment().get_template("card.md.jinja")
+    return template.render(
+        source=source,
+        record=record,
+        recipe=recipe,
+        metadata=metadata(source, record),
+        methods=[get_method(name) for name in method_names(record)],
+        versions=", ".join(f"{name} {version(name)}" for name in ("hf-heads", "transformers", "torch")),
+        sizes=[(label, record[f"{key}_before"], record[key]) for key, label in _SIZES.items()],
+        drifts=[name for name in _DRIFTS if any(name in row for row in record["drift"].values())],
+        inputs_in_words=_INPUTS,
+        healed=healed,
+        how=_how(healed) if healed else "",
+        trained=_TRAINED,
+        metrics=METRICS,
+        load=_LOAD.format(_ANY_ID),
+    )
+
+
+def name_in_card(folder: Path, repo_id: str) -> None:
+    """Put a hub id into the loading snippet of a folder's card, where `write_card` could not know it."""
+    card = folder / "README.md"
+    if card.is_file():
+        text = card.read_text(encoding="utf-8")
+        write_file(card, text.replace(_LOAD.format(_ANY_ID), _LOAD.format(repo_id)))
+
+
+def _environment() -> Environment:
+    """Templates of Markdown, in which nothing is escaped."""
+    made = Environment(
+        loader=PackageLoader("hf_heads.io.checkpoints"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    made.filters.update(
+        cell=_cell, figure=_figure, grouped="{:,}".format, lowered=_lowered, percent=percent, settings=settings_text
+    )
+    return made
+
+
+def _how(healed: dict[str, Any]) -> str:
+    """How a checkpoint was trained, in a sentence."""
+    losses = ", ".join(f"{name} {value:.4g}" for name, value in (healed.get("losses") or {}).items())
+    parts = [f"losses {losses}"] * bool(losses)
+    parts += [
+        f"{name.replace('_', ' ')} {healed[name]}"
+        for name in ("optimizer", "learning_rate", "batch_size")
+        if name in healed
+    ]
+    return "; ".join(parts).capitalize() + "." * bool(parts)
+
+
+def _lowered(markdown: str) -> str:
+    """A document with its headings two levels down."""
+    return "\n".join(f"##{line}" if line.startswith("#") else line for line in markdown.strip().splitlines())
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _cell(text: object) -> str:
+    """Text that breaks no row of a table."""
+    return " ".join(str(text).split()).replace("|", "\\|")

@@ -1,0 +1,147 @@
+"""A checkpoint's config and model, refused with a reason where they cannot be used."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+from warnings import warn
+
+import torch
+from transformers import AutoConfig, PreTrainedModel
+
+from hf_heads.attention.hosts.table import adapter_of
+from hf_heads.core.errors import HeadsError, HeadsWarning
+from hf_heads.core.vocabulary import PREFIX
+from hf_heads.io.checkpoints.precision import check_precision
+from hf_heads.io.checkpoints.sources import Source, check_own_code
+from hf_heads.io.checkpoints.weights import Weights
+from hf_heads.modeling.auto_classes import auto_classes
+from hf_heads.modeling.classes import check_loaded, model_class
+
+
+def read_config(source: Source) -> Any:
+    """The config of a checkpoint, native or derived.
+
+    Raises:
+        HeadsError: it cannot be read, or its `heads` section makes no sense.
+    """
+    try:
+        return AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
+    except HeadsError:
+        raise
+    except Exception as error:
+        check_own_code(error, source.given)
+        raise HeadsError(f"cannot read the config of '{source.given}': {' '.join(str(error).split())[:200]}") from None
+
+
+def find_device(name: str) -> str:
+    """The device that `name` means; `auto` is a GPU where there is one.
+
+    Raises:
+        HeadsError: it cannot be used.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise HeadsError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from None
+    return name
+
+
+def load_source(source: Source, device: str = "cpu") -> PreTrainedModel:
+    """The model of a checkpoint in float32, in the class that its config names, ready to run.
+
+    Raises:
+        HeadsError: unknown or unsupported architecture, unreadable config, tensors missing, damaged, left over or
+            quantized.
+    """
+    config = read_config(source)
+    # Says which file is damaged, or quantized, before transformers says something longer.
+    check_precision(Weights(source.folder), source.given)
+    adapter = adapter_of(config)
+    served = auto_classes(adapter)
+    architecture = (config.architectures or [""])[0].removeprefix("Heads")
+    native = getattr(adapter.modeling, architecture if architecture in served.values() else served["AutoModel"])
+    cls = model_class(native) if config.model_type.startswith(PREFIX) else native
+    model: Any = _load(cls, source)
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise HeadsError(f"'{name}' of '{source.given}' contains NaN or Inf; this checkpoint is damaged")
+    return model.to(device).eval()
+
+
+def _load(cls: type[PreTrainedModel], source: Source) -> PreTrainedModel:
+    """The model of a checkpoint, all of whose tensors are its own, but for the heads of tasks.
+
+    These start from the same random numbers whenever they are missing, lest two models differ by them.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            loaded: Any = cls.from_pretrained(
+                source.folder,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # the error would not say which; `_check_complete` does
+            )
+    except HeadsError:
+        raise
+    except Exception as error:
+        raise HeadsError(f"cannot load '{source.given}': {' '.join(str(error).split())[:300]}") from None
+    model, info = loaded
+    check_loaded(model, info)
+    _check_complete(model, info, source.given)
+    return model
+
+
+def _check_complete(model: PreTrainedModel, info: dict[str, Any], given: str) -> None:
+    """Refuse a model that is not what the files hold; warn where that is a head of a task.
+
+    Raises:
+        HeadsError: names the first tensor of the base model that is missing, left over or of another shape.
+    """
+    if info["mismatched_keys"]:
+        name, found, wanted = min(info["mismatched_keys"])
+        raise HeadsError(
+            f"tensor '{name}' of '{given}' is {_shape(found)}, but its config.json makes it {_shape(wanted)}"
+        )
+    missing = sorted(name for name in info["missing_keys"] if not _computed(model, name))
+    unexpected = sorted(info["unexpected_keys"])
+    for name in missing:
+        if not _in_head(model, name):
+            raise HeadsError(f"tensor '{name}' is missing from '{given}'; this checkpoint is damaged")
+    for name in unexpected:
+        if not _in_head(model, name):
+            raise HeadsError(f"tensor '{name}' of '{given}' has no place in the model that its config.json describes")
+    kind = type(model).__name__
+    if missing:
+        warn(f"'{given}' lacks {_some(missing)} of {kind}; random numbers take their place", HeadsWarning, stacklevel=4)
+    if unexpected:
+        warn(f"'{given}' holds {_some(unexpected)}, which {kind} does not use", HeadsWarning, stacklevel=4)
+
+
+def _computed(model: PreTrainedModel, name: str) -> bool:
+    """Whether the host computes a tensor where it is missing, as one of its classes says of it."""
+    kinds = [one for one in vars(adapter_of(model.config).modeling).values() if isinstance(one, type)]
+    patterns = {one for kind in kinds for one in getattr(kind, "_keys_to_ignore_on_load_missing", None) or ()}
+    return any(re.search(one, f"{model.base_model_prefix}.{name}") for one in patterns)
+
+
+def _in_head(model: PreTrainedModel, name: str) -> bool:
+    """Whether a tensor belongs to a head of a task or the pooler, by its name."""
+    start = f"{model.base_model_prefix}."
+    inside = name.removeprefix(start)
+    child = inside.partition(".")[0]
+    return child == "pooler" or not (name.startswith(start) or child in dict(model.base_model.named_children()))
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes)) or "a single number"
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"'{names[0]}'" + (f" and {len(names) - 1} more" if len(names) > 1 else "")

@@ -1,0 +1,85 @@
+"""Examples to padded batches of similar length, with masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_heads.core.batches import Batch
+from hf_heads.core.errors import HeadsError
+
+_TOKENS_PER_BATCH = 2048
+_IMAGES_PER_BATCH = 32
+IGNORED = -100  # what the losses of transformers leave out
+
+# Batching.
+
+
+def make_batches(examples: list[dict[str, Any]], config: Any) -> list[Batch]:
+    """Batches of examples of similar length, padded, with masks.
+
+    Examples may have `labels`: a number, or one for every token, which are padded with `IGNORED`.
+    """
+    if "pixel_values" in examples[0]:
+        starts = range(0, len(examples), _IMAGES_PER_BATCH)
+        return [collate(examples[start : start + _IMAGES_PER_BATCH], 0) for start in starts]
+    order = sorted(examples, key=lambda example: len(example["input_ids"]))
+    groups: list[list[dict[str, Any]]] = [[]]
+    for example in order:
+        if groups[-1] and (len(groups[-1]) + 1) * len(example["input_ids"]) > _TOKENS_PER_BATCH:
+            groups.append([])
+        groups[-1].append(example)
+    return [collate(group, config.pad_token_id or 0) for group in groups]
+
+
+def collate(group: list[dict[str, Any]], pad: int) -> Batch:
+    """One padded batch of examples, with masks; `pad` is the id that pads texts."""
+    batch = {}
+    for name in group[0]:
+        values = [example[name] for example in group]
+        if name == "pixel_values":
+            batch[name] = torch.stack(values)
+        elif name == "input_ids":
+            batch[name], batch["attention_mask"] = _pad(values, pad)
+        elif name == "target_ids":
+            batch[name], batch["target_mask"] = _pad(values, pad)
+        elif name == "token_type_ids":
+            batch[name], _ = _pad(values, 0)
+        elif isinstance(values[0], list):
+            batch[name], _ = _pad(values, IGNORED)
+        else:
+            batch[name] = torch.tensor(values)
+    return batch
+
+
+def _pad(sequences: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
+    longest = max(len(sequence) for sequence in sequences)
+    ids = torch.tensor([[*sequence, *[pad] * (longest - len(sequence))] for sequence in sequences])
+    mask = torch.tensor([[1] * len(sequence) + [0] * (longest - len(sequence)) for sequence in sequences])
+    return ids, mask
+
+
+def with_targets(batch: Batch, config: Any, generate: Callable[[Batch], Tensor] | None) -> Batch:
+    """A text-to-text batch with decoder inputs: the targets shifted right, or what the model itself would say.
+
+    Raises:
+        HeadsError: there are no targets and no `generate`.
+    """
+    batch = dict(batch)
+    ids, mask = batch.pop("target_ids", None), batch.pop("target_mask", None)
+    pad, start = config.pad_token_id, config.decoder_start_token_id
+    if ids is None:
+        if generate is None:
+            raise HeadsError("a text-to-text model needs source and target texts; name both with --columns a,b")
+        decoder_ids = generate(batch)
+        # The start token may double as padding: only what follows the first padding after it is padding.
+        ends = (decoder_ids[:, 1:] == pad).cumsum(1) > 0
+        mask = torch.cat([torch.ones_like(decoder_ids[:, :1]), (~ends).long()], 1)
+    else:
+        assert mask is not None
+        decoder_ids = torch.cat([torch.full_like(ids[:, :1], start), ids[:, :-1]], 1)
+        mask = torch.cat([torch.ones_like(mask[:, :1]), mask[:, :-1]], 1)
+    return {**batch, "decoder_input_ids": decoder_ids, "decoder_attention_mask": mask}

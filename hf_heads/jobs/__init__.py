@@ -1,0 +1,1 @@
+"""One room for each of the jobs that a user asks for."""

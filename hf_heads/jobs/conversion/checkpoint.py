@@ -1,0 +1,108 @@
+"""Conversion from checkpoint to checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_heads.attention.spec import HeadsSpec
+from hf_heads.core.batches import Batch, Progress
+from hf_heads.core.vocabulary import NONE, RANDOM
+from hf_heads.io.checkpoints.files import check_apart, check_output
+from hf_heads.io.checkpoints.loading import find_device, load_source
+from hf_heads.io.checkpoints.precision import round_as_written
+from hf_heads.io.checkpoints.tensors import tensor_names
+from hf_heads.io.checkpoints.weights import Weights
+from hf_heads.io.checkpoints.writing import write_checkpoint
+from hf_heads.io.data.calibration import Data, calibration_data, labelled_batches, probes
+from hf_heads.io.data.choice import CalibrationChoice
+from hf_heads.jobs.conversion.convert import convert
+from hf_heads.jobs.conversion.planning import choose_blocks
+from hf_heads.jobs.conversion.report import Report
+from hf_heads.jobs.conversion.request import ConversionRequest
+from hf_heads.jobs.evaluation.drift import measure_drift
+from hf_heads.modeling.blocks import share_weights
+
+
+def convert_checkpoint(
+    request: ConversionRequest, output: Path, *, overwrite: bool = False, progress: Progress | None = None
+) -> Report:
+    """Convert a checkpoint folder into another one.
+
+    Args:
+        request: what to convert, and how.
+        output: the folder to make; it appears when it is complete.
+        overwrite: replace `output` if it exists.
+        progress: called with (what, done, total).
+
+    Raises:
+        HeadsError: see `resolve_source`, `load_source`, `load_data`, `convert`, `round_as_written` and
+            `write_checkpoint`; or the outputs of what would be written are not finite.
+    """
+    started = time.perf_counter()
+    place = check_output(output, overwrite)
+    source, device = request.find_source(), find_device(request.device)
+    check_apart(output, source.folder, "source")
+    if progress:
+        progress("loading", 0, 1)
+    model = load_source(source, device)
+    chosen = choose_blocks(model, request.spec, request.blocks)  # refuses before the data takes its time
+    specs = [spec for _, spec in chosen.values()]
+    weights = Weights(source.folder)
+    names = tensor_names(model, weights)
+    asked = request.calibration
+    labelled = labelled_batches(source, model, asked) if any(spec.needs_labels() for spec in specs) else None
+    choice = asked if any(spec.uses_data() for spec in specs) else CalibrationChoice(NONE, seed=asked.seed)
+    data = None if choice.source == NONE else calibration_data(source, model, choice)
+    original = share_weights(model)
+    converted, report = convert(
+        model,
+        request.spec,
+        calibration=NONE if data is None else data.batches,
+        labelled=labelled,
+        seed=choice.seed,
+        blocks=request.blocks,
+        refit=request.refit,
+        inplace=True,
+        progress=progress,
+    )
+    report.calibration = _described(data, specs)
+    dtype = None if request.dtype is None else getattr(torch, request.dtype)
+    round_as_written(converted, names, weights, dtype=dtype)
+    inputs = {RANDOM: probes(source, original)}
+    if choice.source != RANDOM and data is not None and data.held_out:
+        inputs["held-out"] = data.held_out
+    report.drift = {name: _measured(converted, original, batches) for name, batches in inputs.items()}
+    if progress:
+        progress("writing", 0, 1)
+    report.seconds = time.perf_counter() - started
+    record = {
+        "source": source.public,
+        "revision": source.revision,
+        "calibration_choice": choice.public(),
+        "recipe": request.text,
+        **report.to_dict(),
+    }
+    write_checkpoint(place, source, converted, names, record, dtype=dtype)
+    return report
+
+
+def _measured(converted: PreTrainedModel, original: PreTrainedModel, batches: Sequence[Batch]) -> dict[str, float]:
+    """The drift in figures.
+
+    Raises:
+        HeadsError: they are not finite.
+    """
+    drift = measure_drift(converted, original, batches)
+    drift.check_finite("the converted model")
+    return drift.to_dict()
+
+
+def _described(data: Data | None, specs: Iterable[HeadsSpec]) -> str:
+    """What was calibrated on, and by what the settings chose."""
+    used = "none, weights only" if data is None else data.description
+    return "; ".join([used, *sorted({spec.choice() for spec in specs} - {""})])

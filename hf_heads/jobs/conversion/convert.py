@@ -1,0 +1,134 @@
+"""Conversion of a model in memory: statistics, weights, new modules, refit, block by block."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from functools import partial
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_heads.attention.spec import HeadsSpec
+from hf_heads.core.batches import Batch, Progress
+from hf_heads.core.errors import HeadsError
+from hf_heads.core.statistics import BlockStatistics
+from hf_heads.core.vocabulary import NONE, RANDOM
+from hf_heads.jobs.conversion.inputs import Calibration, calibration_batches, check_model
+from hf_heads.jobs.conversion.installing import block_called, install, load_weights
+from hf_heads.jobs.conversion.planning import choose_blocks, order_heads, plan_blocks
+from hf_heads.jobs.conversion.refit import refit_output
+from hf_heads.jobs.conversion.report import BlockReport, Report
+from hf_heads.jobs.conversion.statistics import collect_statistics
+from hf_heads.methods.registry import get_method
+from hf_heads.modeling.blocks import block_size, block_specs, read_block, share_weights
+from hf_heads.modeling.classes import adopt, set_specs
+
+
+def convert(
+    model: PreTrainedModel,
+    spec: HeadsSpec | dict[str, HeadsSpec],
+    *,
+    calibration: Calibration = RANDOM,
+    labelled: Sequence[Batch] | None = None,
+    seed: int = 0,
+    blocks: str | None = None,
+    refit: bool = True,
+    inplace: bool = False,
+    progress: Progress | None = None,
+) -> tuple[PreTrainedModel, Report]:
+    """Re-parametrize the attention heads of a model.
+
+    Args:
+        model: any model of an architecture with an adapter, native or converted before.
+        spec: the settings for all blocks, such as `CollabSpec(rank=96)`, or a mapping from block name patterns to
+            settings, of which the first that matches a block counts.
+        calibration: batches of keyword arguments of the model's forward, such as a tokenizer returns them, with masks
+            where there is padding; texts; what `datasets` loads, as on the command line; `random`, as by default, for
+            data made from nothing; or `none` for the weights alone, which keeps much less of a model.
+        labelled: batches with `labels`, for settings that want the model's loss; where None, those of `calibration` if
+            they have labels. Labels are used for nothing else.
+        seed: of everything random besides the data.
+        blocks: comma-separated shell patterns of the blocks to convert; a leading `!` leaves out. None takes all.
+        refit: refit output projections to the original's outputs, where cross-validation says that it helps.
+        inplace: change `model` itself instead of a copy; an error on the way leaves it partly converted.
+        progress: called with (what, done, total).
+
+    Returns:
+        The converted model, and what was done in numbers.
+
+    Raises:
+        HeadsError: no model of transformers, no adapter, settings that do not fit, weights that are not finite,
+            calibration data that is empty, cannot be read or never reaches a block.
+    """
+    started = time.perf_counter()
+    check_model(model)
+    report = Report(model_parameters_before=_count(model))
+    chosen = choose_blocks(model, spec, blocks)
+    for block, _ in chosen.values():
+        if not read_block(block).finite():
+            raise HeadsError(f"the weights of {block.name} contain NaN or Inf; this checkpoint is damaged")
+    wanted = calibration if any(one.uses_data() for _, one in chosen.values()) else NONE
+    batches, report.calibration = calibration_batches(model, wanted, seed)
+    if batches is not None:
+        if labelled is None and all("labels" in batch for batch in batches):
+            labelled = batches
+        batches = [{name: value for name, value in batch.items() if name != "labels"} for batch in batches]
+    original = share_weights(model)
+    converted = model if inplace else copy.deepcopy(model)
+    training = converted.training
+    adopt(converted)
+    for one in (original, converted):
+        one.eval()
+    ranking = partial(order_heads, original, batches, labelled, seed, progress)
+    specs = plan_blocks(original, chosen, batches, ranking, progress)
+    done = block_specs(converted)
+    for index, name in enumerate(chosen):
+        if progress:
+            progress(f"converting {name}", index, len(chosen))
+        report.blocks.append(_convert_block(converted, original, name, specs[name], batches, refit))
+        done = {**done, name: report.blocks[-1].spec}
+    set_specs(converted, done)
+    converted.train(training)
+    if progress:
+        progress("converted", len(chosen), len(chosen))
+    report.model_parameters = _count(converted)
+    report.seconds = time.perf_counter() - started
+    return converted, report
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _convert_block(
+    model: PreTrainedModel,
+    original: PreTrainedModel,
+    name: str,
+    spec: HeadsSpec,
+    calibration: Sequence[Batch] | None,
+    refit: bool,
+) -> BlockReport:
+    """Convert one block of `model` in place."""
+    block = block_called(model, name)
+    dense = read_block(block)
+    parameters_before, cache_before = block_size(block)
+    statistics = (
+        BlockStatistics.uninformed(dense.shape)
+        if calibration is None or not spec.uses_data()
+        else collect_statistics(model, block, dense, calibration)
+    )
+    made = get_method(spec.method).from_dense(dense, statistics, spec)
+    spec = made.spec or spec
+    block = install(model, name, spec, made.weights)
+    gain = None
+    lossless = made.error is not None and made.error <= 1e-6
+    if refit and spec.refits() and calibration is not None and not lossless:
+        fitted = refit_output(model, block, original, block_called(original, name), calibration)
+        if fitted is not None:
+            load_weights(block, {"output.weight": fitted.weight, "output.bias": fitted.bias})
+            gain = fitted.gain
+    parameters, cache = block_size(block)
+    sizes = parameters, parameters_before, cache, cache_before
+    return BlockReport(name, block.kind, spec, *sizes, made.error, gain)

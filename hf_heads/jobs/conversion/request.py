@@ -1,0 +1,89 @@
+"""What a conversion is asked to do: the one record that recipes, the command line and Python build."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+from hf_heads.attention.spec import HeadsSpec, by_pattern
+from hf_heads.core.errors import HeadsError
+from hf_heads.io.checkpoints.sources import Source, resolve_source, short_name
+from hf_heads.io.data.choice import CalibrationChoice
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class ConversionRequest:
+    """A conversion from checkpoint to checkpoint, checked as far as it can be before anything is read.
+
+    Attributes:
+        source: a hub id, a folder or `package:NAME`, or what `resolve_source` made of it.
+        spec: settings for all blocks, or by block name pattern; the first match counts.
+        revision: commit, branch or tag of a source on the hub.
+        base: the hub id that the checkpoint goes by, where `source` does not tell.
+        calibration: what to calibrate on.
+        blocks: which blocks to convert, see `hf_heads.convert`; None takes all.
+        refit: refit output projections.
+        device: where to compute: auto, cpu, cuda, cuda:1, ...
+        dtype: of the weights written, one of `DTYPES`; as in the source when None.
+        text: of the recipe that asks for this, for the model card.
+
+    Raises:
+        HeadsError: a value of the wrong kind; the message names the attribute and what it may be.
+    """
+
+    source: str | Source
+    spec: HeadsSpec | dict[str, HeadsSpec]
+    revision: str | None = None
+    base: str | None = None
+    calibration: CalibrationChoice = field(default_factory=CalibrationChoice)
+    blocks: str | None = None
+    refit: bool = True
+    device: str = "auto"
+    dtype: str | None = None
+    text: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.source, str | Source) or not self.source:
+            raise HeadsError(f"source is {self.source!r}, expected a hub id, a folder or package:NAME")
+        by_pattern(self.spec)
+        if not isinstance(self.calibration, CalibrationChoice):
+            raise HeadsError(f"calibration is {self.calibration!r}, expected a CalibrationChoice")
+        if not isinstance(self.refit, bool):
+            raise HeadsError(f"refit is {self.refit!r}, expected True or False")
+        if not isinstance(self.device, str):
+            raise HeadsError(f"device is {self.device!r}, expected a name: auto, cpu, cuda, cuda:1, ...")
+        if self.dtype not in (None, *DTYPES):
+            raise HeadsError(f"dtype is {self.dtype!r}, expected one of {', '.join(DTYPES)}, or None for the source's")
+        for name in ("revision", "base", "blocks", "text"):
+            if not isinstance(getattr(self, name), str | None):
+                raise HeadsError(f"{name} is {getattr(self, name)!r}, expected text")
+
+    @property
+    def specs(self) -> dict[str, HeadsSpec]:
+        """The settings by block name pattern."""
+        return by_pattern(self.spec)
+
+    def find_source(self) -> Source:
+        """The checkpoint to convert.
+
+        Raises:
+            HeadsError: see `resolve_source`.
+        """
+        found = resolve_source(self.source, self.revision) if isinstance(self.source, str) else self.source
+        return found if self.base is None else replace(found, base_model=self.base)
+
+
+def default_output(request: ConversionRequest) -> Path:
+    """A folder name that says what it holds, such as `bert-base-uncased-collab-256`."""
+    spec = list(request.specs.values())[-1]
+    parts = [request.source.name if isinstance(request.source, Source) else short_name(request.source), spec.method]
+    for item in fields(spec):
+        value = getattr(spec, item.name)
+        if not item.metadata["command"] or value == item.default:
+            continue
+        plain = item.name == "rank" or isinstance(value, str)
+        text = Path(value).stem if item.name == "scores" else str(value)
+        parts.append(text if plain else item.name if value is True else f"{item.name}-{text}")
+    return Path("-".join(parts))

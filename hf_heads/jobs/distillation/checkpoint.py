@@ -1,0 +1,258 @@
+"""Healing from checkpoint to checkpoint: what is not trained goes from file to file, bit by bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from hf_heads.attention.hosts.blocks import find_blocks
+from hf_heads.attention.hosts.table import adapter_of
+from hf_heads.core.batches import Batch, Progress
+from hf_heads.core.errors import HeadsError
+from hf_heads.core.vocabulary import RANDOM
+from hf_heads.io.checkpoints.files import check_apart, check_output
+from hf_heads.io.checkpoints.hidden import remove
+from hf_heads.io.checkpoints.loading import load_source
+from hf_heads.io.checkpoints.precision import round_as_written
+from hf_heads.io.checkpoints.record import read_record, recorded_source
+from hf_heads.io.checkpoints.sources import Source, resolve_source
+from hf_heads.io.checkpoints.tensors import tensor_names
+from hf_heads.io.checkpoints.weights import Weights
+from hf_heads.io.checkpoints.writing import write_checkpoint
+from hf_heads.io.data.calibration import probes
+from hf_heads.io.data.choice import CalibrationChoice
+from hf_heads.jobs.distillation.data import SAMPLES, HealingData, load_healing
+from hf_heads.jobs.distillation.settings import DistillSettings
+from hf_heads.jobs.distillation.trainer import DistillTrainer, training_arguments
+from hf_heads.jobs.distillation.work import Work
+from hf_heads.jobs.evaluation.drift import measure_drift
+from hf_heads.modeling.blocks import block_shape, block_specs
+from hf_heads.modeling.classes import native_model
+from hf_heads.modeling.configuration import HeadsConfig
+
+_OF_WEIGHTS = ("scores", "measured")  # what a report may say of the weights that are healed, and no longer of the new
+
+
+@dataclass(frozen=True)
+class Healed:
+    """What healing did.
+
+    Attributes:
+        record: what was written as `heads_report.json`; the run itself is under `distillation`.
+        main: whether this process is the one that writes.
+    """
+
+    record: dict[str, Any]
+    main: bool = True
+
+    @property
+    def distillation(self) -> dict[str, Any]:
+        """The run: teacher, data, settings, curve, drift before and after."""
+        return self.record["distillation"]
+
+
+def distill_checkpoint(
+    source: Source,
+    output: Path,
+    settings: DistillSettings,
+    data: CalibrationChoice,
+    *,
+    teacher: str | None = None,
+    samples: int | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    device: str | None = None,
+    arguments: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Healed:
+    """Heal a converted checkpoint folder into another one.
+
+    Checkpoints of the run lie in a hidden folder beside the output until it has ended well, see `Work`. In several
+    processes (accelerate launch) the first one writes.
+
+    Args:
+        source: the converted checkpoint.
+        output: the folder to make; it appears when it is complete.
+        settings: how to train.
+        data: what to train on; its `samples` do not count.
+        teacher: the original; the one that the converted checkpoint's report names when None.
+        samples: examples at most; by modality when None, see `SAMPLES`.
+        overwrite: replace `output` if it exists.
+        resume: go on from the last checkpoint of an interrupted run, with the same settings and data.
+        device: `cpu` keeps the run off accelerators; None and anything else leave the choice to accelerate.
+        arguments: more `TrainingArguments`.
+        progress: called with (what, done, total).
+
+    Raises:
+        HeadsError: the checkpoint is not converted, the teacher is no model of the same kind, nothing to resume from,
+            or see `load_source`, `load_healing`, `DistillTrainer` and `finished_folder`.
+    """
+    place = check_output(output, overwrite)
+    check_apart(output, source.folder, "source")
+    asked = {
+        "settings": vars(settings),
+        "data": vars(data),
+        "converted": str(source.folder.absolute()),
+        "teacher": teacher,
+        "samples": samples,
+    }
+    work = Work(place.path, asked)
+    work.check_unused(overwrite or resume)
+    last = work.resumed() if resume else None
+    # This also starts several processes.
+    training = training_arguments(settings, work.path, use_cpu=device == "cpu", **(arguments or {}))
+    main = PartialState().is_main_process
+    with work.held() if main else nullcontext():
+        pair = _load_pair(source, teacher)
+        check_apart(output, pair.original.folder, "teacher")
+        weights = Weights(source.folder)
+        names = tensor_names(pair.student, weights)
+        choice = replace(data, samples=samples or SAMPLES[adapter_of(pair.teacher.config).modality])
+        found = load_healing(
+            choice, pair.teacher, pair.original.folder, labels="task" in settings.losses, progress=progress
+        )
+        if main and not resume:
+            work.start()
+        trainer = _make_trainer(pair, settings, training, found, progress if main else None)
+        PartialState().wait_for_everyone()
+        curve = _heal(trainer, work, last)
+        record = _record(pair, trainer, found, curve)
+        for one in (pair.student, pair.teacher):
+            one.to("cpu")  # type: ignore[arg-type]
+        if main:
+            inputs: dict[str, Sequence[Batch]] = {RANDOM: probes(pair.original, pair.teacher)}
+            inputs["held-out"] = trainer.unlabelled
+            whole = settings.train == "all"
+            round_as_written(pair.student, names, weights, whole=whole)
+            record["drift"] = {}
+            for name, batches in inputs.items():
+                drift = measure_drift(pair.student, pair.teacher, batches)
+                drift.check_finite("the healed model")
+                record["drift"][name] = drift.to_dict()
+            write_checkpoint(place, source, pair.student, names, record, original=pair.original, whole=whole)
+        PartialState().wait_for_everyone()
+    return Healed(record, main)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A converted model and the one that it was made from.
+
+    Attributes:
+        student, teacher: the models.
+        original: where the teacher comes from.
+        before: the report of the student's conversion.
+    """
+
+    student: PreTrainedModel
+    teacher: PreTrainedModel
+    original: Source
+    before: dict[str, Any]
+
+
+def _load_pair(source: Source, teacher: str | None) -> _Pair:
+    """Load both models; refuses what cannot be healed, before any data is read."""
+    before = read_record(source.folder)
+    given = teacher or recorded_source(source.folder, before, "--teacher")
+    original = resolve_source(given, None if teacher else before.get("revision"))
+    pair = _Pair(load_source(source), load_source(original), original, before)
+    _check_pair(source, pair)
+    return pair
+
+
+def _make_trainer(
+    pair: _Pair,
+    settings: DistillSettings,
+    training: TrainingArguments,
+    data: HealingData,
+    progress: Progress | None,
+) -> DistillTrainer:
+    trainer = DistillTrainer(
+        pair.student,
+        pair.teacher,
+        settings,
+        args=training,
+        train_dataset=data.examples,
+        data_collator=data.collate,
+        held_out=data.held_out,
+        report=progress,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _heal(trainer: DistillTrainer, work: Work, last: Path | None) -> list[dict[str, float]]:
+    """Train, from the checkpoint `last` on if there is one; returns the curve.
+
+    Raises:
+        HeadsError: no evaluation was better than the start.
+    """
+    curve = trainer.heal(None if last is None else str(last))
+    start, best = curve[0][trainer.metric], _best(trainer, curve)[trainer.metric]
+    if not best < start:
+        remove(work.path)
+        least = min(point[trainer.metric] for point in curve[1:])
+        raise HeadsError(
+            f"healing only made it worse: {trainer.metric} {start:.4f} at the start, {least:.4f} at best; lower "
+            "--learning-rate, or give more data"
+        )
+    return curve
+
+
+def _best(trainer: DistillTrainer, curve: list[dict[str, float]]) -> dict[str, float]:
+    """The point of the curve whose weights the model has."""
+    return next((point for point in curve if point["step"] == trainer.state.best_global_step), curve[0])
+
+
+def _record(pair: _Pair, trainer: DistillTrainer, data: HealingData, curve: list[dict[str, float]]) -> dict[str, Any]:
+    """The report of a run, but for the drift."""
+    return {
+        **{name: value for name, value in pair.before.items() if name not in _OF_WEIGHTS},
+        "source": pair.original.public,
+        "revision": pair.original.revision,
+        "drift": {},
+        "distillation": {
+            "teacher": pair.original.public,
+            "data": data.description,
+            "held_out": sum(len(next(iter(batch.values()))) for batch in data.held_out),
+            "train": trainer.settings.train,
+            "losses": trainer.matching.weights,
+            "optimizer": trainer.settings.optimizer,
+            "learning_rate": trainer.args.learning_rate,
+            "batch_size": trainer.step_examples,
+            "steps": trainer.state.global_step,
+            "seconds": round(trainer.clock.seconds, 1),
+            "best_step": trainer.state.best_global_step,
+            "processes": trainer.args.world_size,
+            "curve": curve,
+            "before": curve[0],
+            "after": _best(trainer, curve),
+        },
+    }
+
+
+def _check_pair(source: Source, pair: _Pair) -> None:
+    """Refuse models of which one cannot have been made from the other."""
+    student, teacher, original = pair.student, pair.teacher, pair.original.given
+    if not isinstance(student.config, HeadsConfig) or not block_specs(student):
+        raise HeadsError(f"'{source.given}' has no converted attention heads; convert it first")
+    if native_model(type(student)) is not native_model(type(teacher)):
+        raise HeadsError(
+            f"the teacher '{original}' is a {type(teacher).__name__}, the student a {type(student).__name__}; name "
+            "the model that the student was made from"
+        )
+    here, there = (
+        {block.name: block_shape(block).output_width for block in find_blocks(one)} for one in (student, teacher)
+    )
+    if here != there:
+        raise HeadsError(
+            f"'{source.given}' and its teacher '{original}' differ in layers or width; name the model that the "
+            "student was made from"
+        )

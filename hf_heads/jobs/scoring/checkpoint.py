@@ -1,0 +1,80 @@
+"""Importance and ablation of the heads of a checkpoint: loads the model and the data that a study needs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hf_heads.core.batches import Progress
+from hf_heads.core.vocabulary import CONSTANT_RULES
+from hf_heads.io.checkpoints.loading import load_source
+from hf_heads.io.checkpoints.sources import Source
+from hf_heads.io.data.calibration import CalibrationChoice, calibration_data, labelled_batches
+from hf_heads.jobs.scoring.ablation import AblationTable, ablate
+from hf_heads.jobs.scoring.ranking import rank_heads
+from hf_heads.jobs.scoring.scores import HeadScores
+
+
+def score_checkpoint(
+    source: Source,
+    *,
+    rule: str = "gauss-newton",
+    calibration: CalibrationChoice | None = None,
+    blocks: str | None = None,
+    steps: int = 4,
+    normalize: bool = False,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> HeadScores:
+    """Scores of all heads of a checkpoint, see `rank_heads`.
+
+    Raises:
+        HeadsError: see `load_source`, `load_data`, `load_labelled` and `rank_heads`.
+    """
+    choice = calibration or CalibrationChoice()
+    if progress:
+        progress("loading", 0, 1)
+    model = load_source(source, device)
+    batches, description = None, ""
+    if rule == "gradient":
+        batches = labelled_batches(source, model, choice)
+        description = f"labelled examples of {choice.source}, seed {choice.seed}"
+    elif rule not in CONSTANT_RULES and choice.source != "none":
+        data = calibration_data(source, model, choice)
+        batches, description = data.batches, data.description
+    found = rank_heads(
+        model,
+        rule,
+        batches,
+        blocks=blocks,
+        steps=steps,
+        normalize=normalize,
+        seed=choice.seed,
+        progress=progress,
+    )
+    return replace(found, data=description)
+
+
+def ablate_checkpoint(
+    source: Source,
+    *,
+    metric: str | None = None,
+    calibration: CalibrationChoice | None = None,
+    blocks: str | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> AblationTable:
+    """Ablation tables of a checkpoint, see `ablate`; drift by default, which needs no labels.
+
+    Raises:
+        HeadsError: see `load_source`, `load_data`, `load_labelled` and `ablate`.
+    """
+    choice = calibration or CalibrationChoice()
+    if progress:
+        progress("loading", 0, 1)
+    model = load_source(source, device)
+    if metric in (None, "drift"):
+        batches = [] if choice.source == "none" else calibration_data(source, model, choice).batches
+        metric = "drift"
+    else:
+        batches = labelled_batches(source, model, choice)
+    return ablate(model, batches, metric=metric, blocks=blocks, progress=progress)

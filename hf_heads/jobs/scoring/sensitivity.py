@@ -1,0 +1,160 @@
+"""How a model's output and loss depend on masks of its heads: gradients, Gauss-Newton, ablation.
+
+Every rule works on masks: xi_h multiplies the output of head h, 1 keeps the head and 0 removes it. Masks are given to
+every example on its own, so that one backward pass yields the gradient of each example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_heads.core.batches import Batch, main_output, output_mask, thin
+from hf_heads.core.errors import HeadsError
+from hf_heads.jobs.scoring.masks import head_mask
+from hf_heads.jobs.scoring.scores import Head
+from hf_heads.modeling.classes import is_causal_lm
+
+_PROBES = 2  # random directions of the output for each example and round
+_ABLATION_SHARE = 4  # ablation runs the model once for every head, on one example in so many
+
+
+def by_block(mask: Tensor, layout: Sequence[Head]) -> dict[str, Tensor]:
+    """(..., heads of all blocks) as a mask for every block, (..., heads)."""
+    columns: dict[str, list[int]] = {}
+    for column, (name, _) in enumerate(layout):
+        columns.setdefault(name, []).append(column)
+    return {name: mask[..., where] for name, where in columns.items()}
+
+
+def gradients(model: PreTrainedModel, batches: Sequence[Batch], layout: Sequence[Head], mask: Tensor) -> Tensor:
+    """E |dL/dxi| of every head: the absolute value is taken for every example, before the mean."""
+    total, count = torch.zeros(len(layout), dtype=torch.float64), 0
+    for batch in batches:
+        examples = len(batch["labels"])
+        xi = mask.expand(examples, -1).clone().requires_grad_()
+        with head_mask(model, by_block(xi, layout)):
+            outputs = model(**{name: value.to(model.device) for name, value in batch.items()})
+        loss = outputs.get("loss")
+        if loss is None:
+            raise HeadsError(f"{type(model).__name__} gives no loss for labels; take gauss-newton, which needs none")
+        (gradient,) = torch.autograd.grad(loss, xi)
+        # The model's loss is a mean over all labels of the batch; an example's own is the mean over its labels.
+        labels = _label_counts(model, batch).double()
+        gradient = gradient.double() * (labels.sum() / labels.clamp_min(1))[:, None]
+        total += gradient.abs().sum(0)
+        count += examples
+    return total / count
+
+
+def _label_counts(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """How many labels of every example enter the loss, (batch,)."""
+    labels = batch["labels"]
+    if labels.ndim < 2 or labels.is_floating_point():
+        return torch.ones(len(labels))
+    if is_causal_lm(model):
+        labels = labels[:, 1:]  # the first token is nobody's prediction
+    return (labels != -100).flatten(1).sum(1)
+
+
+class Reference:
+    """The outputs of a model as it is, and how far other outputs on the same inputs are from them.
+
+    Hidden states of texts are pooled and set to length one, and the drift is half the squared distance, which is
+    1 - cosine; other hidden states likewise, position by position. Logits are compared by KL divergence in nats, a
+    mean over the positions of an example; those of a regression or of several yes-no questions by half their squared
+    distance.
+    """
+
+    def __init__(self, model: PreTrainedModel, batches: Sequence[Batch], seed: int = 0) -> None:
+        self.batches = batches
+        self.generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            self.outputs = [self.output(model, batch)[0] for batch in batches]
+
+    def output(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor, bool]:
+        """Output vectors (batch, positions, width), positions' weights (batch, positions), whether they are logits."""
+        found, logits = main_output(model, batch)
+        problem = getattr(model.config, "problem_type", None)
+        logits = logits and found.shape[-1] > 1 and problem not in ("regression", "multi_label_classification")
+        mask = output_mask(batch, found)
+        found = found.float()
+        if found.ndim == 2:
+            return found[:, None], found.new_ones(len(found), 1), logits
+        found = found.flatten(1, -2)
+        weights = found.new_ones(found.shape[:2]) if mask is None else mask.to(found)
+        weights = weights / weights.sum(1, keepdim=True).clamp_min(1)
+        if logits:
+            return found, weights, True
+        if mask is not None:
+            found, weights = (found * weights[..., None]).sum(1, keepdim=True), weights.new_ones(len(weights), 1)
+        return torch.nn.functional.normalize(found, dim=-1), weights, False
+
+    def drift(self, found: Tensor, wanted: Tensor, weights: Tensor, logits: bool) -> Tensor:
+        """Drift of every example, (batch,)."""
+        if not logits:
+            return ((found - wanted).square().sum(-1) * weights).sum(1) / 2
+        there = wanted.log_softmax(-1)
+        return ((there.exp() * (there - found.log_softmax(-1))).sum(-1) * weights).sum(1)
+
+    def probe(self, found: Tensor, weights: Tensor, logits: bool) -> Tensor:
+        """A number whose gradient g has E[g g^T] = the Gauss-Newton matrix of the drift, summed over examples."""
+        if logits:
+            chances = found.detach().softmax(-1)
+            drawn = torch.multinomial(chances.flatten(0, 1).cpu(), 1, generator=self.generator).to(found.device)
+            direction = chances.scatter_add(-1, drawn.view(*chances.shape[:2], 1), -torch.ones_like(chances[..., :1]))
+        else:
+            direction = torch.randn(found.shape, generator=self.generator).to(found)
+        return (found * direction * weights.sqrt()[..., None]).sum()
+
+    def each(self, every: int = 1) -> Iterator[tuple[Batch, Tensor]]:
+        """Batches with their outputs, or one example in `every` of them."""
+        for batch, output in zip(self.batches, self.outputs, strict=True):
+            yield (batch, output) if every == 1 else (thin(batch, every), output[::every])
+
+
+def gauss_newton(
+    model: PreTrainedModel, reference: Reference, layout: Sequence[Head], mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradient (heads,) and Gauss-Newton matrix (heads, heads) of the mean drift by the masks, at a mask."""
+    heads = len(layout)
+    gradient = torch.zeros(heads, dtype=torch.float64)
+    curvature = torch.zeros(heads, heads, dtype=torch.float64)
+    count = 0
+    for batch, wanted in reference.each():
+        xi = mask.expand(len(wanted), -1).clone().requires_grad_()
+        with head_mask(model, by_block(xi, layout)):
+            found, weights, logits = reference.output(model, batch)
+        for _ in range(_PROBES):
+            (each,) = torch.autograd.grad(reference.probe(found, weights, logits), xi, retain_graph=True)
+            curvature += (each.T @ each).double() / _PROBES
+        if bool((mask != 1).any()):  # else nothing has drifted yet
+            (each,) = torch.autograd.grad(reference.drift(found, wanted, weights, logits).sum(), xi)
+            gradient += each.sum(0).double()
+        count += len(wanted)
+    return gradient / count, curvature / count
+
+
+@torch.no_grad()
+def ablations(model: PreTrainedModel, reference: Reference, layout: Sequence[Head], mask: Tensor) -> Tensor:
+    """How much the drift grows with each head switched off, on a part of the data."""
+    every = _ABLATION_SHARE if sum(len(output) for output in reference.outputs) >= 256 else 1
+
+    def drift(masks: Mapping[str, Tensor]) -> float:
+        total, count = 0.0, 0
+        for batch, wanted in reference.each(every):
+            with head_mask(model, masks):
+                found, weights, logits = reference.output(model, batch)
+            total += float(reference.drift(found, wanted, weights, logits).sum())
+            count += len(wanted)
+        return total / count
+
+    scores = torch.zeros(len(layout), dtype=torch.float64)
+    for index in mask.nonzero().flatten().tolist():
+        without = mask.clone()
+        without[index] = 0
+        scores[index] = drift(by_block(without, layout))
+    return scores
