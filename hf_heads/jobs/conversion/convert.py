@@ -20,7 +20,8 @@ from hf_heads.jobs.conversion.installing import block_called, install, load_weig
 from hf_heads.jobs.conversion.planning import choose_blocks, order_heads, plan_blocks
 from hf_heads.jobs.conversion.refit import refit_output
 from hf_heads.jobs.conversion.report import BlockReport, Report
-from hf_heads.jobs.conversion.statistics import collect_statistics
+from hf_heads.jobs.conversion.statistics import statistics_of
+from hf_heads.jobs.conversion.stepping import Stepper
 from hf_heads.methods.registry import get_method
 from hf_heads.modeling.blocks import block_size, block_specs, read_block, share_weights
 from hf_heads.modeling.classes import adopt, set_specs
@@ -84,11 +85,15 @@ def convert(
     ranking = partial(order_heads, original, batches, labelled, seed, progress)
     specs = plan_blocks(original, chosen, batches, ranking, progress)
     done = block_specs(converted)
-    for index, name in enumerate(chosen):
-        if progress:
-            progress(f"converting {name}", index, len(chosen))
-        report.blocks.append(_convert_block(converted, original, name, specs[name], batches, refit))
-        done = {**done, name: report.blocks[-1].spec}
+    with (
+        Stepper(converted, batches or (), list(chosen)) as here,
+        Stepper(original, batches or (), list(chosen)) as there,
+    ):
+        for index, name in enumerate(chosen):
+            if progress:
+                progress(f"converting {name}", index, len(chosen))
+            report.blocks.append(_convert_block(here, there, name, specs[name], refit))
+            done = {**done, name: report.blocks[-1].spec}
     set_specs(converted, done)
     converted.train(training)
     if progress:
@@ -102,30 +107,32 @@ def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _convert_block(
-    model: PreTrainedModel,
-    original: PreTrainedModel,
-    name: str,
-    spec: HeadsSpec,
-    calibration: Sequence[Batch] | None,
-    refit: bool,
-) -> BlockReport:
-    """Convert one block of `model` in place."""
+def _convert_block(here: Stepper, there: Stepper, name: str, spec: HeadsSpec, refit: bool) -> BlockReport:
+    """Convert one block of a model in place.
+
+    Args:
+        here: the model, whose calibration data, if there is any, has run up to an earlier block.
+        there: the model as it was, likewise.
+        name: of the block.
+        spec: its settings.
+        refit: refit its output projection.
+    """
+    model = here.model
     block = block_called(model, name)
     dense = read_block(block)
     parameters_before, cache_before = block_size(block)
     statistics = (
         BlockStatistics.uninformed(dense.shape)
-        if calibration is None or not spec.uses_data()
-        else collect_statistics(model, block, dense, calibration)
+        if not here.batches or not spec.uses_data()
+        else statistics_of(block, dense, here.at(name))
     )
     made = get_method(spec.method).from_dense(dense, statistics, spec)
     spec = made.spec or spec
     block = install(model, name, spec, made.weights)
     gain = None
     lossless = made.error is not None and made.error <= 1e-6
-    if refit and spec.refits() and calibration is not None and not lossless:
-        fitted = refit_output(model, block, original, block_called(original, name), calibration)
+    if refit and spec.refits() and here.batches and not lossless:
+        fitted = refit_output(block, here.at(name), block_called(there.model, name), there.at(name))
         if fitted is not None:
             load_weights(block, {"output.weight": fitted.weight, "output.bias": fitted.bias})
             gain = fitted.gain

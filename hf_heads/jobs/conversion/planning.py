@@ -17,7 +17,8 @@ from hf_heads.core.dense import DenseAttention
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.statistics import BlockStatistics, Moments
 from hf_heads.jobs.conversion.installing import install
-from hf_heads.jobs.conversion.statistics import collect_statistics
+from hf_heads.jobs.conversion.statistics import statistics_of
+from hf_heads.jobs.conversion.stepping import Stepper
 from hf_heads.jobs.scoring.ranking import rank_heads
 from hf_heads.jobs.scoring.scores import load_scores
 from hf_heads.methods.registry import get_method
@@ -108,16 +109,18 @@ def plan_blocks(
     planned: dict[str, HeadsSpec] = {}
     for spec, names in groups.items():
         profiles = {}
-        for index, name in enumerate(names):
-            dense = read_block(blocks[name])
-            statistics, trial = BlockStatistics.uninformed(dense.shape), None
-            if calibration is not None and spec.needs_profiles():
-                if progress:
-                    progress(f"profiling {name}", index, len(names))
-                statistics = collect_statistics(original, blocks[name], dense, calibration)
-                trial = partial(_trial, original, name, dense, statistics, calibration)
-            before = block_specs(original).get(name)
-            profiles[name] = BlockProfile(dense.shape, dense, statistics, before, trial)
+        wanted = calibration if calibration is not None and spec.needs_profiles() else ()
+        with Stepper(original, wanted, names) as stepper:
+            for index, name in enumerate(names):
+                dense = read_block(blocks[name])
+                statistics, trial = BlockStatistics.uninformed(dense.shape), None
+                if wanted:
+                    if progress:
+                        progress(f"profiling {name}", index, len(names))
+                    statistics = statistics_of(blocks[name], dense, stepper.at(name))
+                    trial = partial(_trial, original, name, dense, statistics, wanted)
+                before = block_specs(original).get(name)
+                profiles[name] = BlockProfile(dense.shape, dense, statistics, before, trial)
         planned.update(spec.plan(profiles, ranking))
     return planned
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from hf_heads.attention.hosts.blocks import Block
-from hf_heads.core.batches import Batch, token_rows
-from hf_heads.jobs.conversion.statistics import run_to
+from hf_heads.core.batches import token_rows
+from hf_heads.jobs.conversion.stepping import Stop, call_block
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ _RIDGES = tuple(10.0**exponent for exponent in range(-5, 3))
 
 
 def refit_output(
-    model: PreTrainedModel, block: Block, original: PreTrainedModel, original_block: Block, batches: Sequence[Batch]
+    block: Block, stops: Iterable[Stop], original_block: Block, original_stops: Iterable[Stop]
 ) -> Refit | None:
     """Refit the output projection of a converted block to what the original model's block puts out.
 
@@ -46,9 +45,10 @@ def refit_output(
     over parts of the calibration data, so that little data changes little.
 
     Args:
-        model: the converted model; `block` is one of its blocks, with the method's module in place.
-        original: the model before conversion; `original_block` is the same block there.
-        batches: keyword arguments of the model's forward.
+        block: of the converted model, with the method's module in place.
+        stops: batches that wait there.
+        original_block: the same block of the model before conversion.
+        original_stops: the same batches there.
 
     Returns:
         The new projection, or None where no refit does better on unseen data than the present one.
@@ -59,31 +59,21 @@ def refit_output(
     grams = torch.zeros(_FOLDS, width, width, dtype=torch.float64)
     crosses = torch.zeros(_FOLDS, width, linear.out_features, dtype=torch.float64)
     errors = torch.zeros(_FOLDS, dtype=torch.float64)
-    for batch in batches:
-        mask = batch.get(block.site.query_mask)
-        seen: dict[str, Tensor] = {}
-
-        def see_original(hidden_states: Tensor, **kwargs: Any) -> None:
-            module, site = original_block.module, original_block.site
-            output = module.forward(hidden_states, **kwargs)[0]
-            seen["target"] = output if site.output_inside else original_block.output(output)  # noqa: B023
-
-        def see(hidden_states: Tensor, **kwargs: Any) -> None:
-            with _captured_input(linear) as inputs:
-                output = block.module.forward(hidden_states, **kwargs)[0]
-            seen["context"] = inputs[0] if block.site.output_inside else output  # noqa: B023
-
-        run_to(original, original_block.module, batch, see_original)
-        run_to(model, block.module, batch, see)
+    module, site = original_block.module, original_block.site
+    for stop, original_stop in zip(stops, original_stops, strict=True):
+        mask = stop.batch.get(block.site.query_mask)
+        output = call_block(module, original_stop)[0]
+        target = output if site.output_inside else original_block.output(output)
+        with _captured_input(linear) as inputs:
+            output = call_block(block.module, stop)[0]
+        context = inputs[0] if block.site.output_inside else output
         for fold in range(_FOLDS):  # whole sequences are left out together
             rows = None if mask is None else mask[fold::_FOLDS]
-            context = token_rows(seen["context"][fold::_FOLDS], rows).double()
-            wanted = (
-                token_rows(seen["target"][fold::_FOLDS], rows).double() - context @ weight.double().T - bias.double()
-            )
-            context = torch.cat([context, context.new_ones(context.shape[0], 1)], -1)
-            grams[fold] += (context.T @ context).cpu()
-            crosses[fold] += (context.T @ wanted).cpu()
+            known = token_rows(context[fold::_FOLDS], rows).double()
+            wanted = token_rows(target[fold::_FOLDS], rows).double() - known @ weight.double().T - bias.double()
+            known = torch.cat([known, known.new_ones(known.shape[0], 1)], -1)
+            grams[fold] += (known.T @ known).cpu()
+            crosses[fold] += (known.T @ wanted).cpu()
             errors[fold] += wanted.square().sum().cpu()
     if not (grams[:, -1, -1] > 0).all():  # too few sequences to leave any out
         return None

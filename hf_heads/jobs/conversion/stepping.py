@@ -1,0 +1,123 @@
+"""A model that runs batches all at once and stops at each of its attention blocks, so that it runs only once.
+
+Each batch's forward pass is a greenlet: it goes on until it reaches an attention block, hands over what the block is
+called with, and waits. What then stands at the block's place, converted or not, is what it goes on with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from greenlet import getcurrent, greenlet
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hf_heads.attention.hosts.blocks import find_blocks
+from hf_heads.core.batches import Batch
+
+_NAMES = ("hidden_states", "attention_mask")  # of what blocks are called with by position
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A batch that waits at a block.
+
+    Attributes:
+        name: of the block.
+        batch: the model's arguments.
+        arguments: those that the block is called with, by name.
+    """
+
+    name: str
+    batch: Batch
+    arguments: dict[str, Any]
+
+    @property
+    def hidden_states(self) -> Tensor:
+        """(batch, target, width), what comes into the block."""
+        return self.arguments["hidden_states"]
+
+
+def call_block(module: nn.Module, stop: Stop) -> Any:
+    """What a block's module gives for a batch that waits there."""
+    return type(module).forward(module, **stop.arguments)
+
+
+class Stepper:
+    """A model's forward passes of several batches, each at one of its blocks.
+
+    To be used in a `with` block, in which gradients are off and the model's blocks stop. Nothing else may run the
+    model meanwhile.
+
+    Args:
+        model: in evaluation mode; its blocks may be replaced while batches wait there.
+        batches: keyword arguments of its forward.
+        names: of the blocks at which to stop, in the order in which they run.
+    """
+
+    def __init__(self, model: PreTrainedModel, batches: Sequence[Batch], names: Sequence[str]) -> None:
+        self.model, self.batches = model, batches
+        self.order = {name: place for place, name in enumerate(names)}
+        self.paths = {block.name: block.path for block in find_blocks(model) if block.name in self.order}
+
+    def __enter__(self) -> Stepper:
+        self._gradients = torch.is_grad_enabled()
+        torch.set_grad_enabled(False)
+        # A cache would take in the keys of a block again each time that the block runs.
+        self._cached = [config for config in _configs(self.model) if getattr(config, "use_cache", None)]
+        for config in self._cached:
+            config.use_cache = False
+        self._stopping = [self.model.get_submodule(path) for path in self.paths.values()]
+        for name, module in zip(self.paths, self._stopping, strict=True):
+            module.forward = partial(self._stop, name)
+        self._runs = [greenlet(partial(self._run, batch)) for batch in self.batches]
+        self._stops: list[Stop | None] = [None] * len(self._runs)
+        return self
+
+    def at(self, name: str) -> Iterator[Stop]:
+        """Every batch at a block, brought there one by one; batches that never reach it are left out.
+
+        Blocks may be asked for again as long as none after them was.
+        """
+        for index, run in enumerate(self._runs):
+            while not run.dead and (
+                self._stops[index] is None or self.order[self._stops[index].name] < self.order[name]  # type: ignore[union-attr]
+            ):
+                self._stops[index] = None
+                self._stops[index] = run.switch()
+            stop = self._stops[index]
+            if stop is not None and stop.name == name and not run.dead:
+                yield stop
+
+    def _run(self, batch: Batch) -> None:
+        self.model(**{name: value.to(self.model.device) for name, value in batch.items()})
+
+    def _stop(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """What stands for the forward of a block: waits, then runs what is in the block's place by then."""
+        index = self._runs.index(getcurrent())
+        stop = Stop(name, self.batches[index], {**dict(zip(_NAMES, args, strict=False)), **kwargs})
+        getcurrent().parent.switch(stop)
+        return call_block(self.model.get_submodule(self.paths[name]), stop)
+
+    def __exit__(self, *_: Any) -> None:
+        for run in self._runs:
+            if run and not run.dead:
+                run.throw()  # ends it where it waits
+        replaced = [self.model.get_submodule(path) for path in self.paths.values()]  # which copy what they replace
+        for module in (*self._stopping, *replaced):
+            module.__dict__.pop("forward", None)
+        for config in self._cached:
+            config.use_cache = True
+        torch.set_grad_enabled(self._gradients)
+
+
+def _configs(model: PreTrainedModel) -> list[Any]:
+    """The configs that a model's parts read, each once."""
+    found = {
+        id(config): config for module in model.modules() if (config := getattr(module, "config", None)) is not None
+    }
+    return list(found.values())
