@@ -153,7 +153,7 @@ def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     if options.output:
         write_file(Path(options.output), writers[Path(options.output).suffix](found))
     if options.write_cards:
-        write_cards(found, original, converted, Path(choices.data.source).name)
+        write_cards(found, original, converted, Path(choices.data.single).name)
     if options.json:
         print(to_json(found))
     elif options.format == "table":

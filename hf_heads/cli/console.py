@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_heads.core.errors import HeadsWarning
-from hf_heads.core.vocabulary import percent, printable
+from hf_heads.core.vocabulary import lowest_cosine, percent, printable
 from hf_heads.jobs.evaluation.record import Comparison
 from hf_heads.jobs.reporting.tables import notes, text_tables
 from hf_heads.methods.words import settings_text
@@ -110,10 +110,10 @@ def print_report(record: dict[str, Any], output: Path) -> None:
         before, after = record[f"{key}_before"], record[key]
         console.print(f"{label:26} {before:>14,} -> {after:>14,}  ({percent(before, after)})")
     for inputs, drift in record["drift"].items():
-        label = "drift on random inputs" if inputs == "random" else "drift on held-out data"
-        console.print(
-            f"{label:26} " + ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in drift.items())
-        )
+        figures = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in drift.items())
+        console.print(f"{f'drift, {inputs}':26} {figures}", markup=False)
+    if lowest := lowest_cosine(record["drift"]):
+        console.print(f"{'lowest cosine':26} {lowest[1]:.4g}, {lowest[0]}", markup=False, style="bold")
     console.print(f"{'calibration':26} {record['calibration']}", markup=False, highlight=False)
     console.print(f"written to {output} in {record['seconds']:.0f} s", markup=False, highlight=False)
 

@@ -44,6 +44,7 @@ def add_convert(commands: Any, methods: bool) -> None:
         "--calibrate",
         "data to calibrate on: anything `datasets` loads (a hub id, a .jsonl, .csv, .tsv, .parquet or .txt file, a "
         "folder of images); `random` (the default) makes its own, `none` looks at the weights alone",
+        packs=True,
     )
     command.add_argument(
         "--blocks",

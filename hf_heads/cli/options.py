@@ -12,7 +12,7 @@ from typing import Any
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.numbers import EXAMPLES, SEED, Number, shown
 from hf_heads.io.checkpoints.json_files import without_nan
-from hf_heads.io.data.choice import CalibrationChoice
+from hf_heads.io.data.choice import MAX_LENGTH, TOKENS, CalibrationChoice
 
 SOURCE = "a hub id, a folder, or package:NAME for a checkpoint inside an installed Python package"
 _NOTHING_SAID = CalibrationChoice()
@@ -33,9 +33,15 @@ def add_data(
     *,
     label: str = "column with labels: never read as an input, found if left out where labels are needed",
     required: bool = False,
+    several: bool = False,
+    packs: bool = False,
 ) -> None:
-    """Options that say what data to read."""
-    command.add_argument(option, dest="calibrate", metavar="SRC", required=required, help=text)
+    """Options that say what data to read, from several sources, and with texts packed, where the command can."""
+    if several:
+        text += "; given again, it adds data: each source gives an equal share of the examples"
+    command.add_argument(
+        option, dest="calibrate", metavar="SRC", required=required, action="append" if several else "store", help=text
+    )
     command.add_argument(
         "--columns",
         metavar="A,B",
@@ -46,11 +52,32 @@ def add_data(
         "--subset", metavar="NAME", help="configuration of a data set on the hub, such as sst2 of glue"
     )
     command.add_argument("--label", metavar="COLUMN", help=label)
+    command.add_argument(
+        "--pairs",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="two text columns are two segments of one sequence, or so many single texts (default: pairs where the "
+        "checkpoint's class takes them, as a sequence classifier does)",
+    )
+    command.add_argument(
+        "--max-length",
+        metavar="N",
+        type=number(TOKENS),
+        help=f"cut texts after so many tokens (default: what the model takes, up to {MAX_LENGTH})",
+    )
+    if packs:
+        command.add_argument(
+            "--no-pack",
+            dest="pack",
+            action="store_false",
+            default=None,
+            help="leave texts as they are, instead of packing and cutting a part of them to a mixture of lengths",
+        )
 
 
-def add_calibration(command: argparse.ArgumentParser, option: str, text: str) -> None:
+def add_calibration(command: argparse.ArgumentParser, option: str, text: str, *, packs: bool = False) -> None:
     """Options that say what data to read, and how much of it."""
-    add_data(command, option, text)
+    add_data(command, option, text, several=True, packs=packs)
     command.add_argument(
         "--calibration-samples",
         metavar="N",
@@ -152,13 +179,20 @@ def calibration_choice(options: argparse.Namespace, base: CalibrationChoice = _N
         "label": "label",
         "samples": "calibration_samples",
         "seed": "seed",
+        "pairs": "pairs",
+        "max_length": "max_length",
+        "pack": "pack",
     }
     found = {name: getattr(options, option, None) for name, option in names.items()}  # not every command has all
     changes = {name: value for name, value in found.items() if value is not None}
+    if isinstance(options.calibrate, list):
+        changes["source"] = tuple(options.calibrate)
     if options.subset is not None:
-        if options.calibrate is None:
-            raise HeadsError("--subset says what to read of a data set: name one")
-        name, _, split = options.calibrate.partition(":")
+        named = changes.get("source", ())
+        named = named if isinstance(named, tuple) else (named,)
+        if len(named) != 1:
+            raise HeadsError("--subset says what to read of one data set: name one")
+        name, _, split = named[0].partition(":")
         changes["source"] = f"{name}:{options.subset}:{split or 'train'}"
     if "source" in changes:  # what `base` says of columns is said of other data
         changes = {"columns": None, "label": None, **changes}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Mapping
 
 VERSION = "0.1.0"
 
@@ -51,3 +52,14 @@ def printable(text: str) -> str:
 def shortened(text: str) -> str:
     """Text of at most 80 characters, the middle left out."""
     return text if len(text) <= 80 else f"{text[:40]} ... {text[-35:]}"
+
+
+def lowest_cosine(drift: Mapping[str, Mapping[str, float | None]]) -> tuple[str, float] | None:
+    """The inputs of a record's drift on which a model keeps the least, and their cosine; None where there is none."""
+    cosines = {inputs: cosine for inputs, row in drift.items() if (cosine := row.get("cosine")) is not None}
+    return min(cosines.items(), key=lambda item: item[1]) if cosines else None
+
+
+def of_length(inputs: str, length: int) -> str:
+    """What inputs of so many tokens are called in records, as `random of 128 tokens`."""
+    return f"{inputs} of {length} tokens"

@@ -13,6 +13,7 @@ import hf_heads
 from hf_heads import rank_heads
 from hf_heads.core.intervals import paired_interval
 from hf_heads.io.checkpoints.loading import load_source
+from hf_heads.io.data.choice import CalibrationChoice
 from hf_heads.io.data.labelled import load_labelled
 from hf_heads.jobs.reporting.figures.curves import draw_curves
 from hf_heads.jobs.scoring.scores import HeadScores
@@ -43,7 +44,7 @@ def run(options: argparse.Namespace) -> None:
     whole = hits(model)
     base = float(whole.mean())
     print(f"all heads: {base:.2f}")
-    batches = load_labelled(data.train, model, source.folder, samples=512, seed=options.seed)
+    batches = load_labelled(CalibrationChoice(data.train, seed=options.seed), model, source.folder)
     rows: list[dict] = []
 
     def add(label: str, removed: float, pruned: PreTrainedModel) -> None:

@@ -118,7 +118,7 @@ def test_calibration_reads_what_datasets_reads(run: Run, bert_folder: Path, tmp_
     )
     assert found.code == 0, found.err
     assert f"data.{ending}" in found.json["calibration"]
-    assert set(found.json["drift"]) == {"random", "held-out"}
+    assert set(found.json["drift"]) == {"random", "held-out", "held-out of 16 tokens"}
 
 
 # Errors: one line that names the thing and the fix, nothing written.

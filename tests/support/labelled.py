@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import BertForSequenceClassification, PreTrainedModel
 
+from hf_heads.core.batches import Batch
+from hf_heads.io.data import labelled
+from hf_heads.io.data.choice import CalibrationChoice
 from tests.support.twins import bert_config, randomize
 
 PAD, UNK, CLS, SEP, MASK, WORD0 = 0, 1, 2, 3, 4, 5
@@ -18,6 +22,12 @@ def classifier(num_labels: int = 3, **changes: Any) -> PreTrainedModel:
     model = BertForSequenceClassification(bert_config(num_labels=num_labels, **changes))
     randomize(model)
     return model.eval()
+
+
+def load_labelled(source: str, model: PreTrainedModel, folder: Path, **choice: Any) -> list[Batch]:
+    if "columns" in choice:
+        choice["columns"] = tuple(choice["columns"])
+    return labelled.load_labelled(CalibrationChoice(source, **choice), model, folder)
 
 
 def words(*numbers: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hf_heads.core.vocabulary import METRICS, percent
+from hf_heads.core.vocabulary import METRICS, lowest_cosine, percent
 from hf_heads.io.checkpoints.card_metadata import metadata, method_names
 from hf_heads.io.checkpoints.files import write_file
 from hf_heads.io.checkpoints.sources import Source
@@ -52,6 +52,7 @@ def model_card(source: Source, record: dict[str, Any], recipe: str | None) -> st
         sizes=[(label, record[f"{key}_before"], record[key]) for key, label in _SIZES.items()],
         drifts=[name for name in _DRIFTS if any(name in row for row in record["drift"].values())],
         inputs_in_words=_INPUTS,
+        lowest=lowest_cosine(record["drift"]),
         healed=healed,
         how=_how(healed) if healed else "",
         trained=_TRAINED,

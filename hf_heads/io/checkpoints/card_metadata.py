@@ -138,9 +138,13 @@ def final_drift(record: dict[str, Any]) -> Iterator[tuple[str, str, Figures]]:
         data = str(healed["data"])
     else:
         choice = record.get("calibration_choice") or {}
-        data = Path(str(choice.get("source", "calibration"))).name
+        sources = choice.get("source", "calibration")
+        sources = sources if isinstance(sources, list) else [sources]
+        data = ", ".join(Path(str(one)).name for one in sources)
     for inputs, figures in record["drift"].items():
-        if inputs == "random":
-            yield "random", "random inputs, made by hf-heads", figures
+        kind, of, length = inputs.partition(" of ")
+        if kind == "random":
+            yield inputs, f"random inputs{of}{length}, made by hf-heads", figures
         else:
-            yield data, f"{inputs} examples of {data}", figures
+            comma = ", " if length else ""
+            yield f"{data}{comma}{length}", f"{kind} examples of {data}{comma}{length}", figures

@@ -38,6 +38,8 @@ def make_batches(examples: list[dict[str, Any]], config: Any) -> list[Batch]:
 def collate(group: list[dict[str, Any]], pad: int) -> Batch:
     """One padded batch of examples, with masks; `pad` is the id that pads texts."""
     batch = {}
+    if any("token_type_ids" in example for example in group):  # single texts among pairs are one segment
+        group = [{"token_type_ids": [0] * len(example["input_ids"]), **example} for example in group]
     for name in group[0]:
         values = [example[name] for example in group]
         if name == "pixel_values":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,14 @@ from hf_heads.io.data.batching import make_batches, with_targets
 from hf_heads.io.data.choice import CalibrationChoice
 from hf_heads.io.data.encoding import ENCODE
 from hf_heads.io.data.labelled import load_labelled
-from hf_heads.io.data.made import MADE, made_examples
+from hf_heads.io.data.lengths import count_cut, examples_by_length, mixed_examples, text_limit
+from hf_heads.io.data.made import MADE, made_examples, made_of_length, probe_examples
+from hf_heads.io.data.pairs import Pairing, pairing_of
 from hf_heads.io.data.reading import read_examples
 
 HELD_OUT = 64
+_UNNAMED: dict[str, Any] = {"columns": None, "label": None}  # of made data, which has none
+_READ = 4  # times as many texts are read as there are examples: long ones are made of several
 
 
 @dataclass(frozen=True)
@@ -34,55 +38,121 @@ class Data:
         batches: for the statistics.
         held_out: for measuring drift; no example of `batches` is among them. Empty where there are too few.
         description: what the data is, for reports.
+        by_length: of texts, more to measure on: batches of texts of so many tokens each, made of what is held out.
     """
 
     batches: list[Batch]
     held_out: list[Batch]
     description: str
+    by_length: dict[int, list[Batch]] = field(default_factory=dict)
+
+
+@dataclass
+class _Part:
+    """What one source gives: encoded examples, those held out, those by length, what it all is, and its columns."""
+
+    examples: list[dict[str, Any]]
+    held_out: list[dict[str, Any]]
+    by_length: dict[int, list[dict[str, Any]]]
+    description: str
+    columns: list[str] = field(default_factory=list)
 
 
 def load_data(
-    source: str | None,
-    config: Any,
+    choice: CalibrationChoice,
+    model: PreTrainedModel,
     folder: Path | str | None,
     *,
-    columns: Sequence[str] | None = None,
-    label: str | None = None,
-    samples: int = CalibrationChoice.samples,
-    seed: int = CalibrationChoice.seed,
     generate: Callable[[Batch], Tensor] | None = None,
 ) -> Data:
     """Calibration data for a model.
 
     Args:
-        source: what `datasets` loads (a hub id, a data file, a folder of images), or None for data made from nothing.
-        config: the model's config.
+        choice: what to read, or `random` for data made from nothing.
+        model: whose config and class say what inputs it takes.
         folder: where its tokenizer or image processor is, a folder or hub id; None where nobody knows.
-        columns: the columns to read; found when None.
-        label: a column that is not to be read.
-        samples: how many examples to calibrate on; a few more are read to measure on.
-        seed: of the choice of examples, or of the made data.
         generate: for text-to-text models, target ids for a batch of sources, where the data has no targets.
 
     Raises:
-        HeadsError: the data cannot be found or read, has no such column, or is empty.
+        HeadsError: the data cannot be found or read, has no such column, or is empty; texts of the length that is
+            asked for do not fit the model.
     """
-    adapter = adapter_of(config)
-    if samples < 1:
-        raise HeadsError(f"{samples} samples are not positive")
-    if source is None:
-        examples = made_examples(config, folder, samples + HELD_OUT, seed)
-        description = f"{samples} {MADE[adapter.modality]}, seed {seed}"
-    else:
-        raw, used = read_examples(source, columns, adapter.modality, samples + HELD_OUT, seed, label)
-        examples = ENCODE[adapter.modality](raw, folder)
-        kept = len(examples) - min(HELD_OUT, len(examples) // 4)
-        description = f"{min(samples, kept)} examples of {Path(source).name} ({', '.join(used)}), seed {seed}"
-    held = min(HELD_OUT, len(examples) // 4)
-    held_out, examples = examples[len(examples) - held :], examples[: len(examples) - held]
+    config, several = model.config, len(choice.sources) > 1
+    share = -(-choice.samples // len(choice.sources))
+    pairing = pairing_of(model, choice.pairs)
+    parts = []
+    for source in choice.sources:
+        one = replace(choice, source=source, samples=share, **(_UNNAMED if source == RANDOM else {}))
+        parts.append(_made(one, config, folder, pairing) if one.made else _read(one, config, folder, pairing, several))
+    if choice.columns and not any(set(choice.columns) & set(part.columns) for part in parts):
+        raise HeadsError(f"none of the data sets has the columns {', '.join(choice.columns)}")
 
-    batches, apart = (finished_batches(chosen, config, generate) if chosen else [] for chosen in (examples, held_out))
-    return Data(batches, apart, description)
+    def batches(examples: list[dict[str, Any]]) -> list[Batch]:
+        return finished_batches(examples, config, generate) if examples else []
+
+    lengths = sorted({length for part in parts for length in part.by_length})
+    by_length = {length: [one for part in parts for one in part.by_length.get(length, [])] for length in lengths}
+    return Data(
+        batches([one for part in parts for one in part.examples]),
+        batches([one for part in parts for one in part.held_out]),
+        f"{'; '.join(part.description for part in parts)}, seed {choice.seed}",
+        {length: batches(examples) for length, examples in by_length.items()},
+    )
+
+
+def _made(choice: CalibrationChoice, config: Any, folder: Path | str | None, pairing: Pairing) -> _Part:
+    pairs = (pairing.usual or None) if choice.pairs is None else choice.pairs
+    examples = made_examples(
+        config, folder, choice.samples + HELD_OUT, choice.seed, pairs=pairs, max_length=choice.max_length
+    )
+    held_out, examples = examples[choice.samples :], examples[: choice.samples]
+    words = [f"{choice.samples} {MADE[adapter_of(config).modality]}"]
+    if adapter_of(config).modality == "text" and any("token_type_ids" in example for example in examples):
+        words.append("all in two segments" if pairs else "every second in two segments")
+    return _Part(examples, held_out, made_by_length(config, folder, pairs), ", ".join([*words, *_tokens(examples)]))
+
+
+def _read(choice: CalibrationChoice, config: Any, folder: Path | str | None, pairing: Pairing, several: bool) -> _Part:
+    modality, source = adapter_of(config).modality, choice.single
+    count = (choice.samples + HELD_OUT) * (1 if modality == "image" else _READ)
+    raw, used = read_examples(
+        source,
+        choice.columns,
+        modality,
+        count,
+        choice.seed,
+        choice.label,
+        paired=pairing.of,
+        optional=several,
+    )
+    name = f"{Path(source).name} ({', '.join(used)})"
+    if modality == "image":
+        held = min(HELD_OUT, len(raw) // 4)
+        raw = ENCODE[modality](raw[: choice.samples + HELD_OUT], folder, None)
+        held_out, examples = raw[len(raw) - held :], raw[: len(raw) - held][: choice.samples]
+        return _Part(examples, held_out, {}, f"{len(examples)} examples of {name}", used)
+    limit = text_limit(folder, choice.max_length, getattr(config, "max_position_embeddings", None))
+    apart = min(HELD_OUT * _READ, len(raw) // 4)
+    kept, raw = raw[len(raw) - apart :], raw[: len(raw) - apart]
+    if choice.pack:
+        examples = mixed_examples(raw, choice.samples, modality, folder, limit, choice.seed)
+    else:
+        examples = ENCODE[modality](raw[: choice.samples], folder, limit)
+    words = [f"{len(examples)} examples of {name}"]
+    if modality == "text" and (how := pairing.words(isinstance(raw[0], tuple), len(used))):
+        words.append(how)
+    words += _tokens(examples)
+    if cut := count_cut([*raw[: choice.samples], *kept[:HELD_OUT]], folder, limit):
+        words.append(f"{cut} texts cut at {limit}")
+    by_length = examples_by_length(kept, modality, folder, limit, choice.seed) if kept else {}
+    held_out = ENCODE[modality](list(kept[:HELD_OUT]), folder, limit)
+    return _Part(examples, held_out, by_length, ", ".join(words), used)
+
+
+def _tokens(examples: Sequence[dict[str, Any]]) -> list[str]:
+    """Their lengths in words; empty where they are no texts."""
+    lengths = [len(example["input_ids"]) for example in examples if "input_ids" in example]
+    return [f"{min(lengths)} to {max(lengths)} tokens"] if lengths else []
 
 
 def finished_batches(
@@ -99,23 +169,14 @@ _PROBE_SEED = 20_200_629  # no calibration seed that anybody would choose
 
 
 def calibration_data(source: Source, model: PreTrainedModel, choice: CalibrationChoice) -> Data:
-    """Batches for a model, its inputs alone.
+    """Batches for a model, its inputs alone; see `load_data`.
 
     Raises:
         HeadsError: the choice is `none`, or see `load_data`.
     """
     if choice.source == NONE:
         raise HeadsError("inputs are needed: name data that `datasets` loads, or `random` for made ones")
-    return load_data(
-        None if choice.source == RANDOM else choice.source,
-        model.config,
-        source.folder,
-        columns=choice.columns,
-        label=choice.label,
-        samples=choice.samples,
-        seed=choice.seed,
-        generate=partial(continue_texts, model) if hasattr(model, "generate") else None,
-    )
+    return load_data(choice, model, source.folder, generate=_writer(model))
 
 
 def continue_texts(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -133,17 +194,32 @@ def labelled_batches(source: Source, model: PreTrainedModel, choice: Calibration
     """
     if choice.source in (RANDOM, NONE):
         raise HeadsError("labels are needed: name labelled data with --calibrate SRC, or take a rule without labels")
-    return load_labelled(
-        choice.source,
-        model,
-        source.folder,
-        columns=choice.columns,
-        label=choice.label,
-        samples=choice.samples,
-        seed=choice.seed,
-    )
+    return load_labelled(choice, model, source.folder)
 
 
 def probes(source: Source, model: PreTrainedModel) -> list[Batch]:
-    """The inputs that every conversion's drift is measured on: made from nothing, the same for ever."""
-    return calibration_data(source, model, CalibrationChoice(samples=HELD_OUT, seed=_PROBE_SEED)).batches
+    """The inputs that every conversion's drift is measured on: short, made from nothing, the same for ever."""
+    examples = probe_examples(model.config, source.folder, HELD_OUT, _PROBE_SEED)
+    return finished_batches(examples, model.config, _writer(model))
+
+
+def probes_by_length(source: Source, model: PreTrainedModel) -> dict[int, list[Batch]]:
+    """The same of 128 and 512 tokens, as far as the model goes: pairs where its class takes them, else half of them."""
+    pairs = pairing_of(model, None).usual or None
+    found = made_by_length(model.config, source.folder, pairs)
+    return {length: finished_batches(examples, model.config, _writer(model)) for length, examples in found.items()}
+
+
+def made_by_length(config: Any, folder: Path | str | None, pairs: bool | None) -> dict[int, list[dict[str, Any]]]:
+    """Made texts of 128 and 512 tokens, as far as the model goes; none of images.
+
+    Of an encoder-decoder 128 tokens alone, since the model has to write the targets token by token.
+    """
+    modality = adapter_of(config).modality
+    counts = {"text": {128: 8, 512: 4}, "text-to-text": {128: 4}}.get(modality, {})
+    made = {length: made_of_length(config, folder, length, n, _PROBE_SEED, pairs) for length, n in counts.items()}
+    return {length: examples for length, examples in made.items() if examples}
+
+
+def _writer(model: PreTrainedModel) -> Callable[[Batch], Tensor] | None:
+    return partial(continue_texts, model) if hasattr(model, "generate") else None

@@ -11,9 +11,8 @@ from transformers import AutoImageProcessor, AutoTokenizer
 from hf_heads.core.errors import HeadsError
 from hf_heads.io.checkpoints.json_files import read_json
 from hf_heads.io.checkpoints.sources import check_own_code
+from hf_heads.io.data.choice import MAX_LENGTH
 from hf_heads.io.data.reading import reason
-
-MAX_LENGTH = 128
 
 # Encoding: raw examples to dicts of lists (token ids) or tensors (pixels), one for each example.
 
@@ -33,27 +32,53 @@ def load_tokenizer(folder: Path | str | None) -> Any:
         raise HeadsError(f"no tokenizer can be loaded from '{folder}': {reason(error)}") from None
 
 
-def longest(tokenizer: Any, folder: Path | str | None) -> int:
-    """The most tokens of a text: `MAX_LENGTH`, or what the tokenizer or the model beside it takes if that is less."""
+def longest(tokenizer: Any, folder: Path | str | None, wanted: int | None = None, positions: int | None = None) -> int:
+    """The most tokens of a text: `wanted`, or what the model and its tokenizer take, up to `MAX_LENGTH`.
+
+    Args:
+        tokenizer: of the model.
+        folder: the model's, whose config says how many positions it has.
+        wanted: what somebody asked for; None takes all that fits.
+        positions: of a model in memory.
+
+    Raises:
+        HeadsError: more is wanted than fits.
+    """
     file = Path(folder or "") / "config.json"
-    positions = read_json(file, "config").get("max_position_embeddings") if file.is_file() else None
-    limits = (MAX_LENGTH, tokenizer.model_max_length, positions)
-    return min(limit for limit in limits if isinstance(limit, int) and limit > 0)
+    if positions is None and file.is_file():
+        positions = read_json(file, "config").get("max_position_embeddings")
+    limits = [limit for limit in (tokenizer.model_max_length, positions) if isinstance(limit, int) and limit > 0]
+    if wanted is not None and (most := min(limits, default=wanted)) < wanted:
+        raise HeadsError(f"texts of {wanted} tokens do not fit: the model takes {most}; lower --max-length")
+    return min([*limits, wanted or MAX_LENGTH])
 
 
-def encode_text(texts: list[str], folder: Path | str | None) -> list[dict[str, Any]]:
-    """Examples with `input_ids`."""
+def encode_text(texts: list[Any], folder: Path | str | None, limit: int | None = None) -> list[dict[str, Any]]:
+    """Examples with `input_ids` of texts; of pairs of texts, also with `token_type_ids` if the tokenizer has them.
+
+    Args:
+        texts: strings, or tuples of two, which become two segments of one sequence.
+        folder: where the tokenizer is.
+        limit: the most tokens, see `longest`; longer texts are cut, of pairs the longer one first.
+    """
+    if not texts:
+        return []
     tokenizer = load_tokenizer(folder)
-    encoded = tokenizer(texts, truncation=True, max_length=longest(tokenizer, folder))
-    return [{"input_ids": ids} for ids in encoded["input_ids"]]
+    limit = longest(tokenizer, folder, limit)
+    if isinstance(texts[0], str):
+        return [{"input_ids": ids} for ids in tokenizer(texts, truncation=True, max_length=limit)["input_ids"]]
+    first, second = zip(*texts, strict=True)
+    encoded = tokenizer(list(first), list(second), truncation=True, max_length=limit)
+    names = [name for name in ("input_ids", "token_type_ids") if name in encoded]
+    return [{name: encoded[name][index] for name in names} for index in range(len(texts))]
 
 
-def encode_pairs(pairs: list[Any], folder: Path | str | None) -> list[dict[str, Any]]:
+def encode_pairs(pairs: list[Any], folder: Path | str | None, limit: int | None = None) -> list[dict[str, Any]]:
     """Examples with `input_ids` of sources and `target_ids` of targets; without the latter where no pairs are."""
+    if not pairs or isinstance(pairs[0], str):
+        return encode_text(pairs, folder, limit)
     tokenizer = load_tokenizer(folder)
-    limit = longest(tokenizer, folder)
-    if isinstance(pairs[0], str):
-        return [{"input_ids": ids} for ids in tokenizer(pairs, truncation=True, max_length=limit)["input_ids"]]
+    limit = longest(tokenizer, folder, limit)
     sources, targets = zip(*pairs, strict=True)
     encoded = tokenizer(list(sources), text_target=list(targets), truncation=True, max_length=limit)
     return [
@@ -62,8 +87,8 @@ def encode_pairs(pairs: list[Any], folder: Path | str | None) -> list[dict[str, 
     ]
 
 
-def encode_images(images: list[Any], folder: Path | str | None) -> list[dict[str, Any]]:
-    """Examples with `pixel_values` (channels, height, width).
+def encode_images(images: list[Any], folder: Path | str | None, limit: int | None = None) -> list[dict[str, Any]]:
+    """Examples with `pixel_values` (channels, height, width); `limit` is a matter of texts.
 
     Raises:
         HeadsError: the folder has no image processor that can be loaded.
@@ -78,7 +103,7 @@ def encode_images(images: list[Any], folder: Path | str | None) -> list[dict[str
     return [{"pixel_values": processor(image, return_tensors="pt")["pixel_values"][0]} for image in images]
 
 
-ENCODE: dict[str, Callable[[list[Any], Path | str | None], list[dict[str, Any]]]] = {
+ENCODE: dict[str, Callable[[list[Any], Path | str | None, int | None], list[dict[str, Any]]]] = {
     "text": encode_text,
     "text-to-text": encode_pairs,
     "image": encode_images,

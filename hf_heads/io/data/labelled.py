@@ -14,7 +14,9 @@ from hf_heads.attention.hosts.table import adapter_of
 from hf_heads.core.batches import Batch
 from hf_heads.core.errors import HeadsError
 from hf_heads.io.data.batching import IGNORED, make_batches, with_targets
-from hf_heads.io.data.encoding import ENCODE, encode_images, encode_text, load_tokenizer, longest
+from hf_heads.io.data.choice import CalibrationChoice
+from hf_heads.io.data.encoding import ENCODE, encode_images, encode_text, load_tokenizer
+from hf_heads.io.data.pairs import Pairing, pairing_of
 from hf_heads.io.data.reading import Content, Table, read_examples, read_table, to_image
 from hf_heads.modeling.auto_classes import auto_classes
 
@@ -31,16 +33,7 @@ _LABEL_NAMES = {"label", "labels", "target", "class"}
 _MASKED_SHARE = 0.15
 
 
-def load_labelled(
-    source: str,
-    model: PreTrainedModel,
-    folder: Path,
-    *,
-    columns: Sequence[str] | None = None,
-    label: str | None = None,
-    samples: int = 512,
-    seed: int = 0,
-) -> list[Batch]:
+def load_labelled(choice: CalibrationChoice, model: PreTrainedModel, folder: Path) -> list[Batch]:
     """Batches with the `labels` that a model's own loss wants.
 
     What they are is a matter of the model's class:
@@ -54,32 +47,20 @@ def load_labelled(
         causal language model: the texts themselves, -100 at padding; the model shifts. Single tokens are dropped.
 
     Args:
-        source: what `datasets` loads (a hub id, a data file, a folder of images).
+        choice: what to read; when it names no column of labels, the one that is called so is taken, else the only one
+            with numbers. Its seed is that of masked tokens, too.
         model: converted or not.
         folder: where its tokenizer or image processor is.
-        columns: the columns to read, without the label; found when None.
-        label: the column of labels; when None, the one that is called so, else the only one with numbers.
-        samples: how many examples at most.
-        seed: of the choice of examples and of masked tokens.
 
     Raises:
         HeadsError: the model has no such loss, its architecture no adapter, or the data cannot be found or read, has
             no such column, no usable example, or labels that the model does not know.
     """
-    examples = labelled_examples(source, model, folder, columns=columns, label=label, samples=samples, seed=seed)
+    examples = labelled_examples(choice, model, folder)
     return [finish_labelled(batch, model) for batch in make_batches(examples, model.config)]
 
 
-def labelled_examples(
-    source: str,
-    model: PreTrainedModel,
-    folder: Path,
-    *,
-    columns: Sequence[str] | None = None,
-    label: str | None = None,
-    samples: int = 512,
-    seed: int = 0,
-) -> list[Example]:
+def labelled_examples(choice: CalibrationChoice, model: PreTrainedModel, folder: Path) -> list[Example]:
     """Encoded examples one by one, in the order in which they were drawn; see `load_labelled`.
 
     A batch that is made of them wants `finish_labelled` before the model takes it.
@@ -91,20 +72,17 @@ def labelled_examples(
             f"'{name}' has no loss that labels from a data set could feed; use a label-free rule such as "
             "gauss-newton, or pass batches with labels in Python"
         )
-    if samples < 1:
-        raise HeadsError(f"{samples} samples are not positive")
+    source, pairing = choice.single, pairing_of(model, choice.pairs)
     if kind in ("text-class", "image-class"):
         content: Content = "image" if kind == "image-class" else "text"
-        return _classified(source, model.config, folder, content, columns, label, samples, seed)
-    if label is not None:
-        raise HeadsError(f"'{name}' takes its labels from the texts; leave out the label column '{label}'")
+        return _classified(choice, model.config, folder, content, pairing)
+    if choice.label is not None:
+        raise HeadsError(f"'{name}' takes its labels from the texts; leave out the label column '{choice.label}'")
     modality = "text-to-text" if kind == "targets" else "text"
-    raw, used = read_examples(source, columns, modality, samples, seed)
-    if not raw:
-        raise HeadsError(f"no row of '{source}' has texts in both columns, {' and '.join(used)}")
-    examples = ENCODE[modality](raw, folder)
+    raw, _ = read_examples(source, choice.columns, modality, choice.samples, choice.seed, paired=pairing.of)
+    examples = ENCODE[modality](raw, folder, choice.max_length)
     if kind == "masked":
-        examples = _masked(examples, folder, seed)
+        examples = _masked(examples, folder, choice.seed)
     if kind == "causal":
         ids = [example["input_ids"] for example in examples]
         examples = [{"input_ids": text, "labels": text} for text in ids if len(text) > 1]
@@ -149,7 +127,7 @@ def _masked(examples: list[Example], folder: Path, seed: int) -> list[Example]:
         if chosen:
             inputs = [mask if place in chosen else token for place, token in enumerate(ids)]
             labels = [token if place in chosen else IGNORED for place, token in enumerate(ids)]
-            masked.append({"input_ids": inputs, "labels": labels})
+            masked.append({**example, "input_ids": inputs, "labels": labels})
     return masked
 
 
@@ -164,16 +142,8 @@ def _with_labels(batch: Batch, config: Any) -> Batch:
 # Classification.
 
 
-def _classified(
-    source: str,
-    config: Any,
-    folder: Path,
-    kind: Content,
-    columns: Sequence[str] | None,
-    label: str | None,
-    samples: int,
-    seed: int,
-) -> list[Example]:
+def _classified(choice: CalibrationChoice, config: Any, folder: Path, kind: Content, pairing: Pairing) -> list[Example]:
+    source, columns, label = choice.single, choice.columns, choice.label
     wanted = "regression" if config.num_labels == 1 else "single_label_classification"
     if config.problem_type not in (None, wanted):
         raise HeadsError(
@@ -182,11 +152,14 @@ def _classified(
         )
     if label is not None and label in (columns or ()):
         raise HeadsError(f"column '{label}' is the label; leave it out of --columns")
-    table = read_table(source, [*(columns or ()), *([] if label is None else [label])], samples, seed)
+    table = read_table(source, [*(columns or ()), *([] if label is None else [label])], choice.samples, choice.seed)
     label = label or _find_label(table, columns)
     used = table.of_kind(kind, columns, besides=label)
-    if kind == "text" and len(used) > 2:
-        raise HeadsError(f"'{source}' has {len(used)} text columns; name one, or two for pairs, with --columns a,b")
+    pairs = kind == "text" and pairing.of(source, used)
+    if kind == "text" and len(used) > 1 and not pairs:
+        raise HeadsError(
+            f"'{source}' has {len(used)} text columns and one label; name one with --columns, or read pairs"
+        )
     if kind == "image" and len(used) > 1:
         raise HeadsError(f"'{source}' has {len(used)} image columns; name one with --columns")
     labels = _read_labels(table, label, config)
@@ -203,16 +176,9 @@ def _classified(
     if kind == "image":
         examples = encode_images([to_image(value) for value in values[0]], folder)
     else:
-        examples = encode_text(values[0], folder) if len(used) == 1 else _encode_joined(values[0], values[1], folder)
+        texts = list(zip(*values, strict=True)) if pairs else values[0]
+        examples = encode_text(texts, folder, choice.max_length)
     return [{**example, "labels": labels[index]} for example, index in zip(examples, kept, strict=True)]
-
-
-def _encode_joined(first: list[str], second: list[str], folder: Path) -> list[Example]:
-    """Examples of two texts in one sequence, with the types that tell them apart if the tokenizer makes them."""
-    tokenizer = load_tokenizer(folder)
-    encoded = tokenizer(first, second, truncation=True, max_length=longest(tokenizer, folder))
-    names = [name for name in ("input_ids", "token_type_ids") if name in encoded]
-    return [{name: encoded[name][index] for name in names} for index in range(len(first))]
 
 
 def _find_label(table: Table, columns: Sequence[str] | None) -> str:

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from hf_heads.attention.hosts.table import adapter_of
 from hf_heads.core.errors import HeadsError
-from hf_heads.io.data.encoding import MAX_LENGTH, load_tokenizer
+from hf_heads.io.data.choice import MAX_LENGTH
+from hf_heads.io.data.encoding import load_tokenizer, longest
+from hf_heads.io.data.lengths import spread
 
 MADE = {
     "text": "sequences of random token ids",
@@ -19,37 +21,139 @@ MADE = {
 }
 
 
-def made_examples(config: Any, folder: Path | str | None, count: int, seed: int) -> list[dict[str, Any]]:
-    """Examples made from nothing, by the model's modality; see `MADE`."""
+def made_examples(
+    config: Any,
+    folder: Path | str | None,
+    count: int,
+    seed: int,
+    *,
+    pairs: bool | None = None,
+    max_length: int | None = None,
+) -> list[dict[str, Any]]:
+    """Examples made from nothing, by the model's modality; see `MADE`.
+
+    Texts have 4 to 32 tokens, some of them 64 to `max_length`. Where the model tells segments apart, every second one
+    has two, and half of the second segment's tokens are of the first; all or none has two where `pairs` says so.
+
+    Raises:
+        HeadsError: more tokens are asked for than the model takes.
+    """
     adapter = adapter_of(config)
     generator = torch.Generator().manual_seed(seed)
     if adapter.modality == "image":
         return [{"pixel_values": pixels} for pixels in _random_images(config, count, generator)]
-    return [{"input_ids": ids} for ids in _random_tokens(config, folder, count, generator)]
+    maker = _TokenMaker(config, folder, generator, max_length)
+    longest = maker.limit if adapter.modality == "text" else min(maker.limit, _LONGEST_TRANSLATED)
+    lengths = [length for length in spread(count, longest) if length > _SHORT[1]]
+    short: list[int | None] = [None] * (count - len(lengths))
+    two = maker.segments and adapter.modality == "text" and pairs is not False
+    examples = []
+    for index, length in enumerate([*short, *lengths]):
+        examples.append(maker.make(length, two and (pairs is True or index % 2 == 1)))
+    order = torch.randperm(count, generator=generator).tolist()  # so that those held out are of all lengths
+    return [examples[index] for index in order]
 
 
-def _random_tokens(config: Any, folder: Path | str | None, count: int, generator: torch.Generator) -> list[list[int]]:
-    """Uniformly random ordinary tokens of 4 to 32, inside the special tokens that the tokenizer puts around a text."""
-    try:
-        tokenizer = load_tokenizer(folder)
-        special = set(tokenizer.all_special_ids)
-        empty = tokenizer("")["input_ids"]
-    except HeadsError:  # a checkpoint without a tokenizer still has ids
-        special = {
-            value for value in (config.pad_token_id, config.bos_token_id, config.eos_token_id) if value is not None
+def made_of_length(
+    config: Any, folder: Path | str | None, length: int, count: int, seed: int, pairs: bool | None = None
+) -> list[dict[str, Any]]:
+    """Examples of one length in tokens, as `made_examples` makes them; none where the model takes fewer tokens."""
+    maker = _TokenMaker(config, folder, torch.Generator().manual_seed(seed), None)
+    if length > maker.limit:
+        return []
+    two = maker.segments and adapter_of(config).modality == "text" and pairs is not False
+    return [maker.make(length, two and (pairs is True or index % 2 == 1)) for index in range(count)]
+
+
+def probe_examples(config: Any, folder: Path | str | None, count: int, seed: int) -> list[dict[str, Any]]:
+    """Short single texts, or images: what figures called `random` are measured on, the same for ever."""
+    generator = torch.Generator().manual_seed(seed)
+    if adapter_of(config).modality == "image":
+        return [{"pixel_values": pixels} for pixels in _random_images(config, count, generator)]
+    maker = _TokenMaker(config, folder, generator, None)
+    return [maker.make(None, False) for _ in range(count)]
+
+
+_SHORT = (4, 32)  # tokens of a text of no length in particular, without the special ones
+_LONGEST_TRANSLATED = 64  # of sources to which the model writes the targets, token by token
+
+
+class _TokenMaker:
+    """Uniformly random ordinary tokens inside the special tokens that the tokenizer puts around a text, or a pair.
+
+    Attributes:
+        limit: the most tokens of an example, the special ones included.
+        segments: whether model and tokenizer tell two segments apart.
+    """
+
+    def __init__(
+        self, config: Any, folder: Path | str | None, generator: torch.Generator, max_length: int | None
+    ) -> None:
+        self.generator, self.segments = generator, False
+        self.around: list[list[int]] = [[], []]
+        positions = getattr(config, "max_position_embeddings", MAX_LENGTH)
+        try:
+            tokenizer = load_tokenizer(folder)
+        except HeadsError:  # a checkpoint without a tokenizer still has ids
+            values = (config.pad_token_id, config.bos_token_id, config.eos_token_id)
+            special = {value for value in values if value is not None}
+            self.limit = min(positions, max_length or MAX_LENGTH)
+            self.most = positions
+        else:
+            special = set(tokenizer.all_special_ids)
+            empty = tokenizer("")["input_ids"]
+            self.around = [empty[:-1] if len(empty) > 1 else [], empty[-1:]]
+            self.limit = longest(tokenizer, folder, max_length, positions)
+            self.most = positions - len(empty)
+            if (getattr(config, "type_vocab_size", None) or 0) > 1:
+                self._read_template(tokenizer)
+        self.ordinary = torch.tensor([token for token in range(config.vocab_size) if token not in special])
+
+    def _read_template(self, tokenizer: Any) -> None:
+        """What stands before, between and after two segments, and the types of it all, from a pair of one word each."""
+        word = next((one for one in tokenizer.get_vocab() if one.isalpha() and one.isascii()), "a")
+        encoded = tokenizer(word, word)
+        if not getattr(encoded, "is_fast", False) or "token_type_ids" not in encoded:
+            return
+        of_segment = encoded.sequence_ids(0)
+        if 0 not in of_segment or 1 not in of_segment:
+            return
+        first, second = of_segment.index(0), of_segment.index(1)
+        first_end = first + of_segment.count(0)
+        second_end = second + of_segment.count(1)
+        ids, types = encoded["input_ids"], encoded["token_type_ids"]
+        self.before, self.between, self.after = ids[:first], ids[first_end:second], ids[second_end:]
+        self.types = types[:first], types[first], types[first_end:second], types[second], types[second_end:]
+        self.segments = True
+
+    def make(self, length: int | None, two: bool) -> dict[str, Any]:
+        """An example of so many tokens, or of a random few, with one segment or two."""
+        around = len(self.before) + len(self.between) + len(self.after) if two else sum(map(len, self.around))
+        if length is None:
+            longest_short = min(_SHORT[1], self.most)
+            shortest = min(_SHORT[0], longest_short)
+            free = int(torch.randint(shortest, longest_short + 1, (), generator=self.generator))
+        else:
+            free = length - around
+        free = max(min(free, self.limit - around), 1)
+        ids = self.ordinary[torch.randint(len(self.ordinary), (free,), generator=self.generator)]
+        if not two or free < 2:
+            return {"input_ids": [*self.around[0], *ids.tolist(), *self.around[1]]}
+        # Half of the second segment's tokens are of the first, anywhere in it: attention may look for them.
+        first, second = ids[: (free + 1) // 2], ids[(free + 1) // 2 :]
+        taken = first[torch.randint(len(first), second.shape, generator=self.generator)]
+        second = torch.where(torch.rand(second.shape, generator=self.generator) < 0.5, taken, second)
+        before, first_type, between, second_type, after = self.types
+        return {
+            "input_ids": [*self.before, *first.tolist(), *self.between, *second.tolist(), *self.after],
+            "token_type_ids": [
+                *before,
+                *[first_type] * len(first),
+                *between,
+                *[second_type] * len(second),
+                *after,
+            ],
         }
-        empty = []
-    ordinary = torch.tensor([token for token in range(config.vocab_size) if token not in special])
-    limit = getattr(config, "max_position_embeddings", MAX_LENGTH) - len(empty)
-    longest = min(32, limit)
-    before = empty[:-1] if len(empty) > 1 else []
-    after = empty[-1:]
-    sequences = []
-    for _ in range(count):
-        length = int(torch.randint(min(4, longest), longest + 1, (), generator=generator))
-        ids = ordinary[torch.randint(len(ordinary), (length,), generator=generator)].tolist()
-        sequences.append([*before, *ids, *after])
-    return sequences
 
 
 def _random_images(config: Any, count: int, generator: torch.Generator) -> Tensor:

@@ -62,8 +62,8 @@ class Table:
         return used
 
 
-def read_table(source: str, columns: Sequence[str], count: int, seed: int) -> Table:
-    """Up to `count` rows of a data set, shuffled, that has all of `columns`.
+def read_table(source: str, columns: Sequence[str], count: int, seed: int, optional: bool = False) -> Table:
+    """Up to `count` rows of a data set, shuffled, that has all of `columns`, or none of them where they are `optional`.
 
     Raises:
         HeadsError: see `load_data`.
@@ -77,7 +77,8 @@ def read_table(source: str, columns: Sequence[str], count: int, seed: int) -> Ta
     if not names:
         raise HeadsError(f"the data '{source}' is empty")
     nested = [name for name in columns if name not in names and name.partition(".")[0] in names]
-    if unknown := [name for name in columns if name not in (*names, *nested)]:
+    unknown = [name for name in columns if name not in (*names, *nested)]
+    if unknown and not (optional and len(unknown) == len(columns)):
         raise HeadsError(f"'{source}' has no column '{unknown[0]}'. Columns: {', '.join(names)}")
     rows = _reading(source, lambda: list(dataset.shuffle(seed=seed, buffer_size=10_000).take(count)))
     if not rows:
@@ -107,24 +108,37 @@ def _inner(source: str, row: Any, name: str) -> Any:
 
 
 def read_examples(
-    source: str, columns: Sequence[str] | None, modality: str, count: int, seed: int, label: str | None = None
+    source: str,
+    columns: Sequence[str] | None,
+    modality: str,
+    count: int,
+    seed: int,
+    label: str | None = None,
+    paired: Callable[[str, Sequence[str]], bool] = lambda source, columns: False,
+    optional: bool = False,
 ) -> tuple[list[Any], list[str]]:
     """Up to `count` raw examples of a data set, shuffled, and the columns that they come from.
 
-    Texts are strings, text pairs tuples of two strings, images PIL images. The column `label` is not among those found.
+    Texts are strings, text pairs and translations tuples of two strings, images PIL images. The column `label` is not
+    among those found. `paired` says whether the texts of such columns are pairs; else they are so many single texts.
+    Where columns are `optional`, data that has none of them is read as if they were not named.
 
     Raises:
         HeadsError: see `load_data`.
     """
     if label is not None and label in (columns or ()):
         raise HeadsError(f"column '{label}' is the label; leave it out of --columns")
-    table = read_table(source, [*(columns or ()), *([] if label is None else [label])], count, seed)
+    table = read_table(source, [*(columns or ()), *([] if label is None else [label])], count, seed, optional)
+    columns = [name for name in columns or () if name in table.columns] or None
     kind: Content = "image" if modality == "image" else "text"
     used = table.of_kind(kind, columns, besides=label)
-    if modality == "text-to-text" and len(used) > 1:
-        if len(used) != 2:
-            raise HeadsError(f"'{source}' has {len(used)} text columns; name source and target with --columns a,b")
-        return [(row[used[0]], row[used[1]]) for row in table.rows if row[used[0]] and row[used[1]]], used
+    if modality == "text-to-text" and len(used) > 2:
+        raise HeadsError(f"'{source}' has {len(used)} text columns; name source and target with --columns a,b")
+    if (len(used) == 2 and modality == "text-to-text") or (modality == "text" and paired(source, used)):
+        found: list[Any] = [tuple(row[name] for name in used) for row in table.rows if all(row[name] for name in used)]
+        if not found:
+            raise HeadsError(f"no row of '{source}' has texts in both columns, {' and '.join(used)}")
+        return found, used
     found = [row[name] for row in table.rows for name in used if row[name]]
     if not found:
         raise HeadsError(f"column '{used[0]}' of '{source}' is empty")

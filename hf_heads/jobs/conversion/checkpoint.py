@@ -11,14 +11,14 @@ from transformers import PreTrainedModel
 
 from hf_heads.attention.spec import HeadsSpec
 from hf_heads.core.batches import Batch, Progress
-from hf_heads.core.vocabulary import NONE, RANDOM
+from hf_heads.core.vocabulary import NONE, RANDOM, of_length
 from hf_heads.io.checkpoints.files import check_apart, check_output
 from hf_heads.io.checkpoints.loading import find_device, load_source
 from hf_heads.io.checkpoints.precision import round_as_written
 from hf_heads.io.checkpoints.tensors import tensor_names
 from hf_heads.io.checkpoints.weights import Weights
 from hf_heads.io.checkpoints.writing import write_checkpoint
-from hf_heads.io.data.calibration import Data, calibration_data, labelled_batches, probes
+from hf_heads.io.data.calibration import Data, calibration_data, labelled_batches, probes, probes_by_length
 from hf_heads.io.data.choice import CalibrationChoice
 from hf_heads.jobs.conversion.convert import convert
 from hf_heads.jobs.conversion.planning import choose_blocks
@@ -74,8 +74,10 @@ def convert_checkpoint(
     dtype = None if request.dtype is None else getattr(torch, request.dtype)
     round_as_written(converted, names, weights, dtype=dtype)
     inputs = {RANDOM: probes(source, original)}
-    if choice.source != RANDOM and data is not None and data.held_out:
+    inputs |= {of_length(RANDOM, length): batches for length, batches in probes_by_length(source, original).items()}
+    if not choice.made and data is not None and data.held_out:
         inputs["held-out"] = data.held_out
+        inputs |= {of_length("held-out", length): batches for length, batches in data.by_length.items()}
     report.drift = {name: _measured(converted, original, batches) for name, batches in inputs.items()}
     if progress:
         progress("writing", 0, 1)

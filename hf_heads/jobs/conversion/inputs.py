@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -12,12 +13,15 @@ from transformers import PreTrainedModel
 from hf_heads.attention.hosts.table import adapter_of
 from hf_heads.core.batches import Batch
 from hf_heads.core.errors import HeadsError
-from hf_heads.core.vocabulary import NONE, RANDOM
+from hf_heads.core.vocabulary import NONE
 from hf_heads.io.data.calibration import continue_texts, finished_batches, load_data
+from hf_heads.io.data.choice import CalibrationChoice
 from hf_heads.io.data.encoding import ENCODE
+from hf_heads.io.data.lengths import count_cut, text_limit
 
-# `random` (made from nothing), `none` (the weights alone), what `datasets` loads, texts, or batches.
-Calibration = str | Path | Sequence[str] | Sequence[Batch] | None
+# `random` (made from nothing), `none` (the weights alone), what `datasets` loads, a choice that says more of it, texts,
+# pairs of texts (two segments, or source and target), or batches.
+Calibration = str | Path | CalibrationChoice | Sequence[str] | Sequence[tuple[str, str]] | Sequence[Batch] | None
 
 
 def check_model(model: object) -> None:
@@ -48,19 +52,30 @@ def calibration_batches(model: PreTrainedModel, given: Calibration, seed: int) -
     origin = model.name_or_path or None
     generate = partial(continue_texts, model) if hasattr(model, "generate") else None
     if isinstance(given, str | Path):
-        source = None if given == RANDOM else str(given)
-        data = load_data(source, model.config, origin, seed=seed, generate=generate)
+        given = CalibrationChoice(str(given), seed=seed)
+    if isinstance(given, CalibrationChoice):
+        if given.source == NONE:
+            return None, "none, weights only"
+        data = load_data(given, model, origin, generate=generate)
         return data.batches, data.description
     if isinstance(given, Tensor | Mapping) or not isinstance(given, Sequence):
         raise HeadsError(
             f"calibration is a {type(given).__name__}, expected batches: a list of what a tokenizer returns with "
-            "return_tensors='pt', or texts, a data file, 'random' or 'none'"
+            "return_tensors='pt', or texts, pairs of texts, a data file, 'random' or 'none'"
         )
     if not given:
         raise HeadsError("the calibration data is empty")
-    if all(isinstance(one, str) for one in given):
-        examples = ENCODE[adapter_of(model.config).modality](list(given), origin)
-        return finished_batches(examples, model.config, generate), f"{len(given)} given texts"
+    two = [isinstance(one, tuple | list) and [type(part) for part in one] == [str, str] for one in given]
+    if all(two) or all(isinstance(one, str) for one in given):
+        modality, what = adapter_of(model.config).modality, "pairs" if all(two) else "texts"
+        if modality == "image":
+            raise HeadsError(f"calibration is a list of {what}, and the model takes images: give batches, or a folder")
+        raw: list[Any] = [tuple(one) for one in given] if all(two) else list(given)
+        positions = getattr(model.config, "max_position_embeddings", None)
+        limit = text_limit(origin, None, positions)
+        cut = count_cut(raw, origin, limit)
+        said = f"{len(given)} given {what}" + (f", {cut} of them cut at {limit} tokens" if cut else "")
+        return finished_batches(ENCODE[modality](raw, origin, limit), model.config, generate), said
     batches: list[Batch] = []
     for index, batch in enumerate(given):
         if not isinstance(batch, Mapping) or not all(isinstance(value, Tensor) for value in batch.values()):

@@ -16,7 +16,7 @@ from hf_heads.attention.hosts.blocks import find_blocks
 from hf_heads.attention.hosts.table import adapter_of
 from hf_heads.core.batches import Batch, Progress
 from hf_heads.core.errors import HeadsError
-from hf_heads.core.vocabulary import RANDOM
+from hf_heads.core.vocabulary import RANDOM, of_length
 from hf_heads.io.checkpoints.files import check_apart, check_output
 from hf_heads.io.checkpoints.hidden import remove
 from hf_heads.io.checkpoints.loading import load_source
@@ -26,7 +26,7 @@ from hf_heads.io.checkpoints.sources import Source, resolve_source
 from hf_heads.io.checkpoints.tensors import tensor_names
 from hf_heads.io.checkpoints.weights import Weights
 from hf_heads.io.checkpoints.writing import write_checkpoint
-from hf_heads.io.data.calibration import probes
+from hf_heads.io.data.calibration import probes, probes_by_length
 from hf_heads.io.data.choice import CalibrationChoice
 from hf_heads.jobs.distillation.data import SAMPLES, HealingData, load_healing
 from hf_heads.jobs.distillation.settings import DistillSettings
@@ -128,6 +128,8 @@ def distill_checkpoint(
             one.to("cpu")  # type: ignore[arg-type]
         if main:
             inputs: dict[str, Sequence[Batch]] = {RANDOM: probes(pair.original, pair.teacher)}
+            longer = probes_by_length(pair.original, pair.teacher)
+            inputs |= {of_length(RANDOM, length): batches for length, batches in longer.items()}
             inputs["held-out"] = trainer.unlabelled
             whole = settings.train == "all"
             round_as_written(pair.student, names, weights, whole=whole)

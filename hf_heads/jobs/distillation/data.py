@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from hf_heads.io.data.batching import collate, make_batches, with_targets
 from hf_heads.io.data.calibration import CalibrationChoice, continue_texts
 from hf_heads.io.data.encoding import ENCODE
 from hf_heads.io.data.labelled import finish_labelled, labelled_examples
+from hf_heads.io.data.lengths import mixed_examples, text_limit
 from hf_heads.io.data.made import made_examples
+from hf_heads.io.data.pairs import pairing_of
 from hf_heads.io.data.reading import read_examples
 
 HELD_OUT = 256
@@ -69,46 +71,70 @@ def load_healing(
     config, modality = teacher.config, adapter_of(teacher.config).modality
     wanted = choice.samples + held_out
     if labels:
-        if choice.source == RANDOM:
+        if RANDOM in choice.sources:
             raise HeadsError("made data has no labels; name labelled data with --data SRC")
-        examples = labelled_examples(
-            choice.source,
-            teacher,
-            folder,
-            columns=choice.columns,
-            label=choice.label,
-            samples=wanted,
-            seed=choice.seed,
-        )
-        used = "labelled"
-    elif choice.source == RANDOM:
-        examples, used = made_examples(config, folder, wanted, choice.seed), "made from nothing"
+        examples = labelled_examples(replace(choice, samples=wanted), teacher, folder)
+        (examples, held), used = _apart(examples, held_out, choice.samples), "labelled"
+    elif choice.made:
+        pairs = True if choice.pairs is None and pairing_of(teacher, None).usual else choice.pairs
+        examples = made_examples(config, folder, wanted, choice.seed, pairs=pairs, max_length=choice.max_length)
+        (examples, held), used = _apart(examples, held_out, choice.samples), "made from nothing"
     else:
-        raw, columns = read_examples(choice.source, choice.columns, modality, wanted, choice.seed, choice.label)
-        raw = raw if modality == "image" else list(dict.fromkeys(raw))
-        if not raw:
-            raise HeadsError(f"no row of '{choice.source}' has texts in both columns, {' and '.join(columns)}")
-        examples, used = ENCODE[modality](raw, folder), ", ".join(columns)
+        examples, held, used = _read(choice, teacher, folder, held_out)
     if modality == "text-to-text" and "target_ids" not in examples[0]:
-        examples = own_targets(teacher, examples, progress)
+        written = own_targets(teacher, [*examples, *held], progress)
+        examples, held = written[: len(examples)], written[len(examples) :]
         used += ", targets by the original"
-    count = min(held_out, len(examples) // 10)
-    if count < 1:
-        raise HeadsError(f"{len(examples)} examples are too few to heal on; give 10 at least")
-    held, examples = examples[len(examples) - count :], examples[: min(len(examples) - count, choice.samples)]
 
     def finish(batch: Batch) -> Batch:
         if labels:
             return finish_labelled(batch, teacher)
         return with_targets(batch, config, None) if modality == "text-to-text" else batch
 
-    name = "random inputs" if choice.source == RANDOM else Path(choice.source).name
+    name = "random inputs" if choice.made else Path(choice.single).name
     return HealingData(
         examples,
         [finish(batch) for batch in make_batches(held, config)],
         lambda group: finish(collate(group, getattr(config, "pad_token_id", None) or 0)),
         f"{len(examples)} examples of {name} ({used}), seed {choice.seed}",
     )
+
+
+def _apart(examples: list[Any], held_out: int, samples: int) -> tuple[list[Any], list[Any]]:
+    """Up to `samples` of some examples, and up to `held_out` others; a tenth at most is held out.
+
+    Raises:
+        HeadsError: there are too few.
+    """
+    count = min(held_out, len(examples) // 10)
+    if count < 1:
+        raise HeadsError(f"{len(examples)} examples are too few to heal on; give 10 at least")
+    return examples[: min(len(examples) - count, samples)], examples[len(examples) - count :]
+
+
+def _read(
+    choice: CalibrationChoice, teacher: PreTrainedModel, folder: Path, held_out: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], str]:
+    """Examples to learn from, those held out, both of mixed lengths where asked for; and the columns."""
+    modality, pairing = adapter_of(teacher.config).modality, pairing_of(teacher, choice.pairs)
+    wanted = choice.samples + held_out
+    raw, columns = read_examples(
+        choice.single, choice.columns, modality, wanted, choice.seed, choice.label, paired=pairing.of
+    )
+    used = ", ".join(columns)
+    if modality == "image":
+        examples, held = _apart(ENCODE[modality](raw, folder, None), held_out, choice.samples)
+        return examples, held, used
+    raw = list(dict.fromkeys(raw))
+    limit = text_limit(folder, choice.max_length, getattr(teacher.config, "max_position_embeddings", None))
+    parts = []
+    for texts in _apart(raw, held_out, choice.samples):
+        if choice.pack:
+            parts.append(mixed_examples(texts, len(texts), modality, folder, limit, choice.seed))
+        else:
+            parts.append(ENCODE[modality](texts, folder, limit))
+    how = pairing.words(isinstance(raw[0], tuple), len(columns)) if modality == "text" else ""
+    return parts[0], parts[1], "; ".join(filter(None, [used, how, "mixed lengths" if choice.pack else ""]))
 
 
 def own_targets(

@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 
 from hf_heads.attention.hosts.blocks import find_blocks
 from hf_heads.attention.hosts.table import adapter_of
-from hf_heads.core.batches import Batch, Progress
+from hf_heads.core.batches import Progress
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.intervals import Estimate, paired_scores
 from hf_heads.io.checkpoints.loading import load_source
 from hf_heads.io.checkpoints.sources import Source
-from hf_heads.io.data.calibration import calibration_data
+from hf_heads.io.data.calibration import Data, calibration_data
 from hf_heads.jobs.evaluation.choices import Choices
 from hf_heads.jobs.evaluation.costs import (
     check_lengths,
@@ -32,7 +32,7 @@ from hf_heads.jobs.evaluation.costs import (
     measure_latency,
     measure_memory,
 )
-from hf_heads.jobs.evaluation.drift import measure_closely
+from hf_heads.jobs.evaluation.drift import measure_closely, measure_drift
 from hf_heads.jobs.evaluation.metrics import Task
 from hf_heads.jobs.evaluation.record import Comparison, Metric, ModelRow, Score
 from hf_heads.jobs.evaluation.sources import check_classes, check_configs, describe
@@ -84,7 +84,7 @@ def compare_checkpoints(
     task = make_task(
         choices.metric, models[0], original, replace(choices.data, samples=choices.samples), beams=choices.beams
     )
-    data = calibration_data(original, models[0], replace(choices.data, samples=choices.drift_samples))
+    data = calibration_data(original, models[0], replace(choices.data, samples=choices.drift_samples, pack=False))
     rows = describe(sources, models)
     cells = len(choices.batches) * (len(timed) + _generates(models[0])) if choices.latency else 0
     rivals = len(converted) + choices.control
@@ -99,7 +99,7 @@ def compare_checkpoints(
     if choices.control:
         rows.append(_control(rows[0], models[0], lengths))
         models.append(uniform_attention(models[0]))
-    rows = _judged(rows, models, choices, (data.batches, task), step)
+    rows = _judged(rows, models, choices, (data, task), step)
     metric = None
     if task is not None:
         metric = Metric(task.metric.name, task.metric.about, task.metric.higher_is_better, task.examples)
@@ -214,19 +214,24 @@ def _judged(
     rows: Sequence[ModelRow],
     models: Sequence[PreTrainedModel],
     choices: Choices,
-    inputs: tuple[Sequence[Batch], Task | None],
+    inputs: tuple[Data, Task | None],
     step: _Steps,
 ) -> list[ModelRow]:
     """The rows with the drift from the first model and, where there is a task, its scores."""
-    batches, task = inputs
+    data, task = inputs
     found, statistics = [rows[0]], []
     for index, (row, model) in enumerate(zip(rows, models, strict=True)):
         if index:
             step(f"drift of {row.name}")
-            drift, errors = measure_closely(model, models[0], batches)
+            drift, errors = measure_closely(model, models[0], data.batches)
             drift.check_finite(f"'{row.name}'")
             blocks = tuple(replace(block, drift=_finite(errors.get(block.name))) for block in row.blocks)
-            found.append(replace(row, drift=drift.to_dict(), blocks=blocks))
+            cosines = {}
+            for length, batches in data.by_length.items():
+                one = measure_drift(model, models[0], batches)
+                one.check_finite(f"'{row.name}'")
+                cosines[length] = one.cosine
+            found.append(replace(row, drift=drift.to_dict(), cosine_by_length=cosines, blocks=blocks))
         if task is not None:
             step(f"{task.metric.name} of {row.name}")
             statistics.append(task.measure(model))

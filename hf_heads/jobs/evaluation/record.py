@@ -150,6 +150,7 @@ class ModelRow:
         multiply_adds: of one forward pass of one example, by its length.
         latency, generation, peak_memory: at each batch and length; empty where they were not measured.
         drift: figures of `hf_heads.jobs.evaluation.drift.Drift` against the original; None of the original.
+        cosine_by_length: of the outputs on texts of so many tokens, by their number; empty where none were measured.
         score: of the task, None without one.
         blocks: a row for every attention block.
     """
@@ -169,6 +170,7 @@ class ModelRow:
     generation: tuple[Generation, ...] = ()
     peak_memory: tuple[Memory, ...] = ()
     drift: Mapping[str, float] | None = None
+    cosine_by_length: Mapping[int, float] = field(default_factory=dict)
     score: Score | None = None
     blocks: tuple[BlockRow, ...] = ()
 

@@ -60,13 +60,13 @@ def token_nll(batches: list[Batch], model: PreTrainedModel) -> Tensor:
 
 def masked_one_by_one(model: PreTrainedModel, source: Source, choice: CalibrationChoice) -> Task:
     """Whole texts as long as they have no more ordinary tokens than `choice.samples` together, one text at least."""
-    texts, _ = read_examples(choice.source, choice.columns, "text", choice.samples, choice.seed)
+    texts, _ = read_examples(choice.single, choice.columns, "text", choice.samples, choice.seed)
     tokenizer = load_tokenizer(source.folder)
     if tokenizer.mask_token_id is None:
         raise HeadsError(f"the tokenizer of '{source.given}' has no mask token, which pseudo-perplexity needs")
     special, count = set(tokenizer.all_special_ids), 0
     examples: list[dict[str, Any]] = []
-    for encoded in encode_text(texts, source.folder):
+    for encoded in encode_text(texts, source.folder, choice.max_length):
         ids = encoded["input_ids"]
         places = [place for place, token in enumerate(ids) if token not in special]
         if examples and len(examples) + len(places) > choice.samples:
@@ -98,7 +98,7 @@ def _masked_nll(batches: list[Batch], examples: int, model: PreTrainedModel) -> 
 def scored_pairs(choice: CalibrationChoice) -> tuple[list[tuple[str, str]], list[float]] | None:
     """Pairs of texts with a number each, or None where the data has no two columns of texts or none of numbers."""
     given = [*(choice.columns or ()), *([choice.label] if choice.label else [])]
-    table = read_table(choice.source, given, choice.samples, choice.seed)
+    table = read_table(choice.single, given, choice.samples, choice.seed)
     texts = table.of_kind("text", choice.columns, besides=choice.label)
     numbers = [choice.label] if choice.label else [name for name in table.columns if _numeric(table, name)]
     if len(texts) != 2 or not numbers:
@@ -127,7 +127,9 @@ def similarity(model: PreTrainedModel, source: Source, choice: CalibrationChoice
         )
     pairs, scores = found
     texts = [first for first, _ in pairs] + [second for _, second in pairs]
-    examples = [{**one, "index": index} for index, one in enumerate(encode_text(texts, source.folder))]
+    examples = [
+        {**one, "index": index} for index, one in enumerate(encode_text(texts, source.folder, choice.max_length))
+    ]
     batches = make_batches(examples, model.config)
     wanted = torch.tensor(scores, dtype=torch.float64)
     return Task(METRICS["spearman"], len(scores), partial(_cosines, batches, wanted))
@@ -150,13 +152,13 @@ def translation(model: PreTrainedModel, source: Source, choice: CalibrationChoic
     """BLEU of the translations that a text-to-text model writes."""
     if importlib.util.find_spec("sacrebleu") is None:
         raise HeadsError("bleu needs sacrebleu, which is not installed: pip install 'hf-heads[compare]'")
-    pairs, used = read_examples(choice.source, choice.columns, "text-to-text", choice.samples, choice.seed)
+    pairs, used = read_examples(choice.single, choice.columns, "text-to-text", choice.samples, choice.seed)
     if not pairs or isinstance(pairs[0], str):
         raise HeadsError(
             f"bleu needs source and target texts, and '{choice.source}' has {', '.join(used)}: name both with "
             "--columns a,b, or pass --metric none"
         )
-    encoded = encode_pairs([text for text, _ in pairs], source.folder)
+    encoded = encode_pairs([text for text, _ in pairs], source.folder, choice.max_length)
     batches = make_batches([{**one, "index": index} for index, one in enumerate(encoded)], model.config)
     tokenizer, references = load_tokenizer(source.folder), [text for _, text in pairs]
     return Task(METRICS["bleu"], len(pairs), partial(_ngrams, batches, references, tokenizer, beams))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from warnings import warn
@@ -13,14 +13,14 @@ from transformers import PreTrainedModel
 
 from hf_heads.core.errors import HeadsError, HeadsWarning
 from hf_heads.core.numbers import COSINE, Number
-from hf_heads.core.vocabulary import NONE
+from hf_heads.core.vocabulary import NONE, RANDOM, of_length
 from hf_heads.io.checkpoints.inspection import sizes
 from hf_heads.io.checkpoints.loading import load_source
 from hf_heads.io.checkpoints.record import read_record, recorded_source
 from hf_heads.io.checkpoints.sources import resolve_source
 from hf_heads.io.checkpoints.tensors import tensor_names
 from hf_heads.io.checkpoints.weights import Weights, digest
-from hf_heads.io.data.calibration import CalibrationChoice, calibration_data, probes
+from hf_heads.io.data.calibration import CalibrationChoice, calibration_data, probes, probes_by_length
 from hf_heads.jobs.evaluation.drift import Drift, measure_drift
 from hf_heads.modeling.configuration import HeadsConfig
 
@@ -30,7 +30,7 @@ class Verdict:
     """What a verification found.
 
     Attributes:
-        figures: drift and sizes by name.
+        figures: drift and sizes by name; the cosines of texts of other lengths as `cosine of 128 tokens`.
         failures: one line for everything that is not as it should be.
     """
 
@@ -54,7 +54,7 @@ def verify(
         against: the original; the one that the checkpoint's report names when None.
         data: inputs to compare on; made from nothing when None.
         expect: figures as in a recipe's `[expect]`.
-        min_cosine: fail below this.
+        min_cosine: fail where the cosine is below this, at any length.
         tolerance: fail where any output number differs by more than this.
 
     Raises:
@@ -78,12 +78,20 @@ def verify(
     verdict.failures += compare_digests(folder, record.get("sha256"))
     if record.get("distillation", {}).get("train") != "all":  # else every tensor was trained
         verdict.failures += compare_files(folder, model, original_source.folder, original)
-    inputs = probes(original_source, original)
-    if data is not None:
-        inputs = calibration_data(original_source, original, data).batches
+    if data is None:
+        inputs, by_length = probes(original_source, original), probes_by_length(original_source, original)
+    else:
+        found = calibration_data(original_source, original, replace(data, pack=False))
+        inputs, by_length = found.batches, found.by_length
     drift = measure_drift(model, original, inputs)
-    verdict.figures = {**drift.to_dict(), **sizes(model)}
+    longer = {length: measure_drift(model, original, batches) for length, batches in by_length.items()}
+    cosines = {of_length("cosine", length): one.cosine for length, one in longer.items()}
+    verdict.figures = {**drift.to_dict(), **cosines, **sizes(model)}
     _judge(verdict, drift, record if data is None else {}, expect or {}, min_cosine, tolerance)
+    for length, one in longer.items():
+        recorded = {} if data is not None else record
+        failed = _judge_one(one, of_length(RANDOM, length), recorded, min_cosine, tolerance)
+        verdict.failures += [f"texts of {length} tokens: {failure}" for failure in failed]
     return verdict
 
 
@@ -95,20 +103,29 @@ def _judge(
     min_cosine: float | None,
     tolerance: float | None,
 ) -> None:
-    if drift.overflow:
-        verdict.failures.append(f"the outputs of one of the two contain NaN or Inf: {drift.overflow}")
-    recorded = record.get("drift", {}).get("random", {}).get("cosine")
-    if recorded is not None and not abs(recorded - drift.cosine) <= 1e-3:
-        verdict.failures.append(f"cosine is {drift.cosine:.4f}, but {recorded:.4f} when the checkpoint was made")
-    if min_cosine is not None and not drift.cosine >= min_cosine:
-        verdict.failures.append(f"cosine {drift.cosine:.4f} is below {min_cosine}")
-    if tolerance is not None and not drift.max_difference <= tolerance:
-        verdict.failures.append(f"the largest difference {drift.max_difference:.3g} is above {tolerance:g}")
+    verdict.failures += _judge_one(drift, RANDOM, record, min_cosine, tolerance)
     for name, wanted in expect.items():
         found = verdict.figures.get(name)
         at_least = name in ("cosine", "agreement")
         if found is None or not (found >= wanted if at_least else found == wanted):
             verdict.failures.append(f"{name} is {found}, expected {'at least ' if at_least else ''}{wanted}")
+
+
+def _judge_one(
+    drift: Drift, inputs: str, record: Mapping[str, Any], min_cosine: float | None, tolerance: float | None
+) -> list[str]:
+    """What is wrong with the drift on some inputs, which the record may know under a name."""
+    failures = []
+    if drift.overflow:
+        failures.append(f"the outputs of one of the two contain NaN or Inf: {drift.overflow}")
+    recorded = record.get("drift", {}).get(inputs, {}).get("cosine")
+    if recorded is not None and not abs(recorded - drift.cosine) <= 1e-3:
+        failures.append(f"cosine is {drift.cosine:.4f}, but {recorded:.4f} when the checkpoint was made")
+    if min_cosine is not None and not drift.cosine >= min_cosine:
+        failures.append(f"cosine {drift.cosine:.4f} is below {min_cosine}")
+    if tolerance is not None and not drift.max_difference <= tolerance:
+        failures.append(f"the largest difference {drift.max_difference:.3g} is above {tolerance:g}")
+    return failures
 
 
 def compare_digests(folder: Path, written: Any) -> list[str]:

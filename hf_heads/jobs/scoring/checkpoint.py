@@ -30,7 +30,7 @@ def score_checkpoint(
     Raises:
         HeadsError: see `load_source`, `load_data`, `load_labelled` and `rank_heads`.
     """
-    choice = calibration or CalibrationChoice()
+    choice = replace(calibration or CalibrationChoice(), pack=False)
     if progress:
         progress("loading", 0, 1)
     model = load_source(source, device)
@@ -68,7 +68,7 @@ def ablate_checkpoint(
     Raises:
         HeadsError: see `load_source`, `load_data`, `load_labelled` and `ablate`.
     """
-    choice = calibration or CalibrationChoice()
+    choice = replace(calibration or CalibrationChoice(), pack=False)
     if progress:
         progress("loading", 0, 1)
     model = load_source(source, device)

@@ -28,7 +28,7 @@ from transformers import (
 
 import hf_heads
 from hf_heads import CollabSpec, HeadsError
-from hf_heads.io.data.labelled import kind_of, load_labelled
+from hf_heads.io.data.labelled import kind_of
 from tests.support.labelled import (
     PAD,
     WORD0,
@@ -38,6 +38,7 @@ from tests.support.labelled import (
     check_same,
     classifier,
     ids,
+    load_labelled,
     words,
 )
 from tests.support.tokenizers import save_tokenizer
@@ -160,9 +161,9 @@ def test_two_texts_are_a_pair_with_types(write: Write, tmp_path: Path):
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1, 1, 0], [1] * 7]
     assert batch["labels"].tolist() == [1, 0]
     check_loss(model, batches)
-    (single,) = load_labelled(source, model, tmp_path / "model", columns=["sentence2"])
+    (single,) = load_labelled(source, model, tmp_path / "model", columns=("sentence2",))
     assert "token_type_ids" not in single and single["input_ids"].tolist() == [[*ids(7), PAD], ids(2, 3)]
-    (swapped,) = load_labelled(source, model, tmp_path / "model", columns=["sentence2", "sentence1"])
+    (swapped,) = load_labelled(source, model, tmp_path / "model", columns=("sentence2", "sentence1"))
     assert swapped["input_ids"][0].tolist() == [*ids(2, 3), *ids(1)[1:], PAD]
 
 
@@ -211,7 +212,7 @@ def test_the_label_is_found(write: Write, tmp_path: Path, row: dict[str, Any], c
             "has 3 text columns; name one, or two for pairs, with --columns",
         ),
         ({"text": "", "label": 1}, {}, "column 'text' .* is empty"),
-        ({"text": "word1", "label": 1}, {"samples": 0}, "0 samples are not positive"),
+        ({"text": "word1", "label": 1}, {"samples": 0}, "samples is 0, expected a whole number from 1"),
     ],
 )
 def test_classes_that_cannot_be_read(

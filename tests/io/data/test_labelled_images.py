@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from hf_heads import HeadsError
-from hf_heads.io.data.labelled import load_labelled
 from tests.support.labelled import (
     check_loss,
     check_same,
+    load_labelled,
 )
 from tests.support.tokenizers import save_image_processor
 from tests.support.twins import TWINS
@@ -57,13 +57,13 @@ def test_images_in_a_table(tmp_path: Path):
     table.to_parquet(source)
     with pytest.raises(HeadsError, match="has 2 image columns; name one with --columns"):
         load_labelled(source, model, tmp_path)
-    batches = load_labelled(source, model, tmp_path, columns=["picture"])
+    batches = load_labelled(source, model, tmp_path, columns=("picture",))
     for batch in batches:
         red = batch["pixel_values"][:, 0, 0, 0] > batch["pixel_values"][:, 2, 0, 0]
         assert torch.equal(batch["labels"], torch.where(red, 2, 4))
     check_loss(model, batches)
     with pytest.raises(HeadsError, match=r"column 'caption' .* holds no image"):
-        load_labelled(source, model, tmp_path, columns=["caption"])
+        load_labelled(source, model, tmp_path, columns=("caption",))
     table.remove_columns("species").to_parquet(source)
     with pytest.raises(HeadsError, match="has no label column"):
         load_labelled(source, model, tmp_path)

@@ -12,7 +12,6 @@ from transformers import (
 )
 
 from hf_heads import HeadsError
-from hf_heads.io.data.labelled import load_labelled
 from tests.support.labelled import (
     CLS,
     MASK,
@@ -24,6 +23,7 @@ from tests.support.labelled import (
     check_loss,
     check_same,
     ids,
+    load_labelled,
     words,
 )
 from tests.support.tokenizers import save_marian_tokenizer
@@ -107,7 +107,7 @@ def test_translation_models_learn_the_targets(write: Write, tmp_path: Path):
         assert torch.equal(inputs[row, 1:length], labels[row, : length - 1])
         assert mask[row, :length].all() and not mask[row, length + 1 :].any()
     check_loss(model, batches)
-    named = load_labelled(source, model, tmp_path, columns=["en", "de"])
+    named = load_labelled(source, model, tmp_path, columns=("en", "de"))
     check_same(named, batches)
     unmasked = {name: value for name, value in batch.items() if name not in decoder}
     with torch.no_grad():  # the model shifts the labels into the same decoder inputs, padding aside

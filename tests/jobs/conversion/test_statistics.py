@@ -182,7 +182,7 @@ def test_a_folder_of_images_and_a_parquet_of_images(tmp_path: Path):
     table = datasets.Dataset.from_dict({"picture": [str(path) for path in sorted((tmp_path / "images").iterdir())]})
     table.cast_column("picture", datasets.Image()).to_parquet(tmp_path / "images.parquet")
     for source in ("images", "images.parquet"):
-        data = load_data(str(tmp_path / source), model.config, tmp_path / "model", samples=9)
+        data = load_data(CalibrationChoice(str(tmp_path / source), samples=9), model, tmp_path / "model")
         assert data.batches[0]["pixel_values"].shape[1:] == (3, 16, 16)
         assert sum(len(batch["pixel_values"]) for batch in [*data.batches, *data.held_out]) == 12
         hf_heads.convert(model, CollabSpec(rank=WIDTH), calibration=data.batches)
@@ -193,10 +193,10 @@ def test_pairs_for_translation(tmp_path: Path):
     save_marian_tokenizer(tmp_path)
     file = tmp_path / "pairs.jsonl"
     file.write_text('{"id": 1, "en": "one two three", "de": "eins zwei"}\n' * 12)
-    data = load_data(str(file), model.config, tmp_path, samples=9)
+    data = load_data(CalibrationChoice(str(file), samples=9), model, tmp_path)
     batch = data.batches[0]
     assert set(batch) == {"input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask"}
     assert (batch["decoder_input_ids"][:, 0] == model.config.decoder_start_token_id).all()
     assert (batch["decoder_attention_mask"][:, 0] == 1).all()
     with pytest.raises(HeadsError, match="source and target"):
-        load_data(str(file), model.config, tmp_path, columns=["en"], samples=9)
+        load_data(CalibrationChoice(str(file), ("en",), samples=9), model, tmp_path)

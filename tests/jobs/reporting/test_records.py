@@ -83,9 +83,9 @@ def test_records_of_earlier_versions_are_read_whole(path: Path):
 
 
 def known(record: Any) -> Any:
-    """A record without what is null: fields that came later are null in records of earlier versions."""
+    """A record without what is null or empty: what fields that came later are in records of earlier versions."""
     if isinstance(record, dict):
-        return {name: known(value) for name, value in record.items() if value is not None}
+        return {name: known(value) for name, value in record.items() if value not in (None, {})}
     return [known(one) for one in record] if isinstance(record, list) else record
 
 
