@@ -6,8 +6,8 @@ derived type is built, and registered through the public `register` of that Auto
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ class HeadsModel(PreTrainedModel):
         Raises:
             HeadsError: attention weights are missing, left over or of another shape than `config.json` says.
         """
-        load: Callable[..., Any] = partial(super().from_pretrained, *args, output_loading_info=True)
+        load: Callable[..., Any] = functools.partial(super().from_pretrained, *args, output_loading_info=True)
         try:
             model, info = load(**kwargs)
         except RuntimeError:
@@ -136,12 +136,23 @@ def model_class(native: type[PreTrainedModel]) -> type[HeadsModel]:
         "__qualname__": name,
         "__doc__": f"{native.__name__} with re-parametrized attention heads.",
         "config_class": config_class(adapter),
+        "__init__": _constructor(native),
     }
     made = _made[name] = type(name, (HeadsModel, native), namespace)
     # Renamings of checkpoint keys are looked up by class name, then by model type.
     for own, host in ((name, native.__name__), (PREFIX + adapter.model_type, adapter.model_type)):
         internals.rename_keys_like(own, host)
     return made
+
+
+def _constructor(native: type[PreTrainedModel]) -> Callable[..., None]:
+    """`HeadsModel`'s constructor with the signature of the host's, where its options are looked up."""
+
+    @functools.wraps(native.__init__)
+    def construct(self: HeadsModel, *args: Any, **kwargs: Any) -> None:
+        HeadsModel.__init__(self, *args, **kwargs)
+
+    return construct
 
 
 def attention_class(native: type[nn.Module], method: str) -> type[HeadsAttention]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import pickle
 import subprocess
@@ -20,6 +21,9 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertForSequenceClassification,
     BertModel,
+    MarianMTModel,
+    PreTrainedModel,
+    ViTModel,
 )
 
 import hf_heads
@@ -131,6 +135,19 @@ def test_classes_are_found_by_name():
         assert getattr(models, name).__name__ == name
     with pytest.raises(AttributeError):
         _ = models.HeadsNonsense
+
+
+@pytest.mark.parametrize("native", [BertModel, ViTModel, MarianMTModel])
+def test_constructors_show_the_options_of_the_host(native: type[PreTrainedModel]):
+    assert inspect.signature(model_class(native)) == inspect.signature(native)
+    assert inspect.signature(model_class(native).__init__) == inspect.signature(native.__init__)
+
+
+def test_an_option_of_the_hosts_constructor_is_taken_at_load(tmp_path: Path):
+    converted, _ = hf_heads.convert(TWINS["vit"].model(), CollabSpec(rank=10), calibration="none")
+    converted.save_pretrained(tmp_path)
+    model = model_class(ViTModel).from_pretrained(tmp_path, use_mask_token=True)
+    assert model.embeddings.mask_token is not None
 
 
 def test_tokenizers_load_from_a_converted_folder(folder: Path):
