@@ -87,19 +87,24 @@ class Command:
 
     def _fork(self, arguments: list[str], log: int) -> int:
         gc.freeze()  # or every fork would look through, and copy, all that was imported
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS[1:])  # a fork must not go on with what is ours to do
         if pid := os.fork():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS[1:])
             return pid
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(null, 0)
-        os.dup2(null, 1)
-        os.dup2(log, 2)
         try:
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, 0)
+            os.dup2(null, 1)
+            os.dup2(log, 2)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS[1:])
             code = main(arguments)
+        except KeyboardInterrupt:  # before the command line began, or after it ended
+            code = 128 + signal.SIGINT
         except BaseException:
-            code = 99  # such as an interrupt before the command line could catch it
+            code = 99
         os._exit(code)
 
     def finish(self, *more: str) -> int:
