@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO := out/all-MiniLM-L6-v2-collab-96
 RECIPE := conversions/all-MiniLM-L6-v2-collab-96.toml
 
-.PHONY: demo lint test test-all slow-test clean
+.PHONY: demo lint test test-all slow-test fuzz clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hf-heads convert --recipe $(RECIPE) --output $(DEMO) --overwrite
@@ -28,6 +28,10 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Damaged files by the thousand; the tests above read a few of each kind.
+fuzz: $(VENV)/.test
+	HF_HEADS_FUZZ=20000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz
 
 slow-test: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow

@@ -161,5 +161,5 @@ def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     else:
         print(printable({"markdown": to_markdown, "csv": to_csv}[options.format](found)), end="")
     if options.output and not options.json and options.format == "table":
-        print(f"written to {options.output}")
+        print(printable(f"written to {options.output}"))
     return 0

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_heads.core.errors import HeadsWarning
-from hf_heads.core.vocabulary import lowest_cosine, percent, printable
+from hf_heads.core.vocabulary import lowest_cosine, one_line, percent, printable
 from hf_heads.jobs.evaluation.record import Comparison
 from hf_heads.jobs.reporting.tables import notes, text_tables
 from hf_heads.methods.words import settings_text
@@ -72,7 +72,7 @@ def progress_bar(wanted: bool) -> Iterator[Callable[[str, int, int], None] | Non
         yield None
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
@@ -82,7 +82,7 @@ def progress_bar(wanted: bool) -> Iterator[Callable[[str, int, int], None] | Non
         task = bar.add_task("starting", total=None)
 
         def report(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total)
+            bar.update(task, description=one_line(what), completed=done, total=total)
 
         yield report
 

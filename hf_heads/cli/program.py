@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from hf_heads.cli.checks import add_inspect, add_list, add_verify
 from hf_heads.cli.compare import add_compare
@@ -17,7 +18,7 @@ from hf_heads.cli.report import add_report
 from hf_heads.cli.signals import Stopped, signals_stop
 from hf_heads.cli.studies import add_ablate, add_importance
 from hf_heads.core.errors import HeadsError
-from hf_heads.core.vocabulary import VERSION, printable, shortened
+from hf_heads.core.vocabulary import VERSION, one_line, shortened
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,13 +53,20 @@ _OF_STREAMS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)
 
 
 def _failed(text: str) -> int:
-    print(f"hf-heads: error: {printable(text)}", file=sys.stderr)
+    print(f"hf-heads: error: {one_line(text)}", file=sys.stderr)
     return 1
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors show wrong arguments without what would steer the terminal; commands get it as well."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(one_line(message))
 
 
 def build_parser(methods: bool = True) -> argparse.ArgumentParser:
     """The parser; the options of the methods are left out unless asked for: a method of another package may be slow."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="hf-heads",
         description="Re-parametrize the attention heads of pretrained Transformers checkpoints.",
         epilog="Every command explains itself with --help.",

@@ -49,6 +49,13 @@ def printable(text: str) -> str:
     )
 
 
+def one_line(text: str) -> str:
+    """Text as `printable` makes it, line ends and tabs too, and of at most 1,000 characters: the middle is left out."""
+    kept = text if len(text) <= 1_000 else f"{text[:700]} ... {text[-250:]}"
+    shown = printable(kept).replace("\n", "\\n").replace("\t", "\\t")
+    return shown if len(shown) <= 1_000 else f"{shown[:700]} ... {shown[-250:]}"
+
+
 def shortened(text: str) -> str:
     """Text of at most 80 characters, the middle left out."""
     return text if len(text) <= 80 else f"{text[:40]} ... {text[-35:]}"

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from hf_heads.core.errors import HeadsError
+import hf_heads
+from hf_heads.cli import console
+from hf_heads.core.errors import HeadsError, HeadsWarning
 from hf_heads.core.vocabulary import printable
 from hf_heads.io.checkpoints.weights import Weights
 from hf_heads.io.data.reading import Table
 from tests.support.cli import Run, check_refused
 from tests.support.files import write_rows
+from tests.support.twins import TWINS
 
 NONE = ("--to", "mhe", "--calibrate", "none")
 
@@ -77,6 +83,42 @@ def test_control_characters_do_not_reach_the_terminal(run: Run, bert_folder: Pat
     assert printable("é 漢\n\t\u202e\x9b") == "é 漢\n\t\\u202e\\x9b"
     found = run("convert", bert_folder, *NONE, "--output", tmp_path / name)
     assert found.code == 0 and "\x1b" not in found.out + found.err
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--rank", "\x1b[31m1\nx"), ("--to", "\x1b]0;a\x07"), ("\x1b[2J", "b\u202ec")], ids=repr
+)
+def test_wrong_arguments_are_shown_without_what_steers_the_terminal(run: Run, wrong: tuple[str, str]):
+    found = run("convert", "here", *wrong)
+    assert found.code == 2 and found.err.count("hf-heads") >= 2
+    assert not set(found.err) & set("\x1b\x07\u202e") and "\\x" in found.err.splitlines()[-1] + "\\x" * (
+        "\u202e" in wrong[1]
+    )
+
+
+def test_progress_and_warnings_show_names_without_what_steers_the_terminal(monkeypatch: pytest.MonkeyPatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "Console", partial(Console, file=screen, force_terminal=True, width=80))
+    with console.progress_bar(True) as report:
+        assert report is not None
+        report("timing \x1b]0;gone\x07 [red]name[/red]\nnext", 1, 2)
+    text = screen.getvalue()
+    assert "\x1b]0;" not in text and "\x07" not in text
+    assert "timing \\x1b]0;gone\\x07 [red]name[/red]\\nnext" in text
+    assert str(HeadsWarning("a\x1bb\nc")) == "a\\x1bb\\nc" and len(str(HeadsError("x" * 9999))) < 1010
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+@pytest.mark.parametrize("method", [None, "mhe"])
+def test_a_part_of_a_model_is_refused_as_such(run: Run, tmp_path: Path, part: str, method: str | None):
+    model = TWINS["marian"].model()
+    if method:
+        model, _ = hf_heads.convert(model, hf_heads.MheSpec(), calibration="none")
+    folder = tmp_path / "part"
+    model.get_submodule(f"model.{part}").save_pretrained(folder)
+    for call in (("inspect", folder), ("convert", folder, *NONE), ("verify", folder, "--against", folder)):
+        words = f"holds a Marian{part.capitalize()} alone, the {part} of a model: give the folder of the whole model"
+        check_refused(run(*call), words)
 
 
 def test_texts_beyond_the_positions_are_cut(run: Run, bert_folder: Path, tmp_path: Path):

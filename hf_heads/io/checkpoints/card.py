@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from hf_heads.core.vocabulary import METRICS, lowest_cosine, percent
 from hf_heads.io.checkpoints.card_metadata import metadata, method_names
 from hf_heads.io.checkpoints.files import write_file
+from hf_heads.io.checkpoints.record import check_complete
 from hf_heads.io.checkpoints.sources import Source
 from hf_heads.methods.registry import get_method
 from hf_heads.methods.words import settings_text
@@ -39,7 +40,12 @@ def write_card(folder: Path, source: Source, record: dict[str, Any], recipe: str
 
 
 def model_card(source: Source, record: dict[str, Any], recipe: str | None) -> str:
-    """The text of the model card; see `write_card`."""
+    """The text of the model card; see `write_card`.
+
+    Raises:
+        HeadsError: the record is not complete.
+    """
+    check_complete(record, source.given)
     healed = record.get("distillation")
     template = _environment().get_template("card.md.jinja")
     return template.render(

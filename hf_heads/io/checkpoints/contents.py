@@ -7,7 +7,8 @@ import re
 from pathlib import Path, PurePath
 
 from hf_heads.core.errors import HeadsError
-from hf_heads.core.vocabulary import REPORT
+from hf_heads.core.numbers import shown
+from hf_heads.core.vocabulary import REPORT, shortened
 from hf_heads.io.checkpoints.json_files import read_json
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -29,6 +30,7 @@ _COMPANIONS = re.compile(
 _TEMPLATES = "additional_chat_templates"
 _MODULE = re.compile(r"\d+_\w+")  # a folder of sentence-transformers, such as 1_Pooling
 _IN_MODULE = re.compile(r"[\w.-]+\.(json|txt|safetensors)|[\w.-]+\.model")
+_NAME = re.compile(r"[^/\\]{1,200}")
 _OWN = ("config.json", "README.md", STUB, REPORT, ".gitattributes")
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
 
@@ -103,8 +105,10 @@ def indexed_files(folder: Path) -> list[PurePath]:
     if not isinstance(entries, dict) or (path.is_file() and not entries):
         raise HeadsError(f"the index '{path}' has no weight_map from tensors to files")
     for tensor, name in entries.items():
-        if not isinstance(name, str) or PurePath(name).name != name or name in ("", ".."):
-            raise HeadsError(f"the index '{path}' places '{tensor}' in {name!r}, which is not a file of the folder")
+        if not (isinstance(name, str) and _NAME.fullmatch(name) and name not in (".", "..") and name.isprintable()):
+            raise HeadsError(
+                f"the index '{path}' places '{shortened(tensor)}' in {shown(name)}, which is not a file of the folder"
+            )
     return [PurePath(name) for name in sorted(set(entries.values()))]
 
 

@@ -11,7 +11,9 @@ from hf_heads.attention.hosts.blocks import find_blocks
 from hf_heads.attention.hosts.reading import host_shape
 from hf_heads.attention.hosts.table import adapter_of
 from hf_heads.core.errors import HeadsError
-from hf_heads.io.checkpoints.loading import read_config
+from hf_heads.io.checkpoints.json_files import read_json
+from hf_heads.io.checkpoints.loading import empty_model, read_config
+from hf_heads.io.checkpoints.plausible import check_sizes
 from hf_heads.io.checkpoints.sources import Source
 from hf_heads.io.checkpoints.tensors import tensor_names
 from hf_heads.io.checkpoints.weights import Weights
@@ -40,11 +42,12 @@ def inspect(source: Source) -> dict[str, Any]:
     weights = Weights(source.folder)
     config = read_config(source)
     adapter = adapter_of(config)
+    check_sizes(read_json(source.folder / "config.json", "config"), weights, source.given, lambda: 0)
     native_config = AutoConfig.for_model(adapter.model_type, **native_entries(config))
-    served = auto_classes(adapter)["AutoModel"]
-    with torch.device("meta"):
-        native = getattr(adapter.modeling, served)(native_config)
-        model = model_class(type(native))(config) if isinstance(config, HeadsConfig) else native
+    served = getattr(adapter.modeling, auto_classes(adapter)["AutoModel"])
+    native = model = empty_model(served, native_config, source.given)
+    if isinstance(config, HeadsConfig):
+        model = empty_model(model_class(served), config, source.given)
     names = tensor_names(model, weights)
     hosts = {block.name: host_shape(block.module, block.site, block.output) for block in find_blocks(native)}
     rows = []

@@ -15,6 +15,7 @@ from hf_heads.core.errors import HeadsError
 
 T = TypeVar("T")
 _SCALARS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+_BEYOND = 1e300  # no figure is as large, and what is made of it is still finite; NaN is not below either
 _SHOWN = 60  # characters of a value that an error shows
 
 
@@ -100,7 +101,10 @@ class _UnexpectedError(Exception):
 
 
 def _refuse(where: str, expected: str, found: object) -> NoReturn:
-    shown = json.dumps(found)
+    try:
+        shown = json.dumps(found)
+    except (ValueError, RecursionError):  # too many digits, or one thing in another hundreds of times
+        shown = f"a {type(found).__name__}"
     shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]} ..."
     raise _UnexpectedError(f"{where}: expected {expected}, found {shown}")
 
@@ -133,7 +137,7 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
     whole = isinstance(value, int) and kind is float
     if (isinstance(value, bool) and kind is not bool) or not (isinstance(value, kind) or whole):
         _refuse(where, _SCALARS[kind], value)
-    if kind is float and not math.isfinite(value):
+    if kind in (int, float) and not abs(value) < _BEYOND:
         _refuse(where, _SCALARS[kind], value)
     return kind(value)
 

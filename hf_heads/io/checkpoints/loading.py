@@ -10,9 +10,11 @@ from warnings import warn
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from hf_heads.attention.hosts.table import adapter_of
-from hf_heads.core.errors import HeadsError, HeadsWarning
+from hf_heads.attention.hosts.table import adapter_of, refusal
+from hf_heads.core.errors import HeadsError, HeadsWarning, reason
 from hf_heads.core.vocabulary import PREFIX
+from hf_heads.io.checkpoints.json_files import read_json
+from hf_heads.io.checkpoints.plausible import check_entries, check_sizes
 from hf_heads.io.checkpoints.precision import check_precision
 from hf_heads.io.checkpoints.sources import Source, check_own_code
 from hf_heads.io.checkpoints.weights import Weights
@@ -24,15 +26,39 @@ def read_config(source: Source) -> Any:
     """The config of a checkpoint, native or derived.
 
     Raises:
-        HeadsError: it cannot be read, or its `heads` section makes no sense.
+        HeadsError: it cannot be read, its `heads` section makes no sense, its sizes are none, or it is one of a part of
+            a model.
     """
+    entries = read_json(source.folder / "config.json", "config")
+    check_entries(entries, source.given)
     try:
-        return AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
     except HeadsError:
         raise
     except Exception as error:
         check_own_code(error, source.given)
         raise HeadsError(f"cannot read the config of '{source.given}': {' '.join(str(error).split())[:200]}") from None
+    made = (config.architectures or [""])[0].removeprefix("Heads")
+    if refusal(config) is None and made in (parts := dict(adapter_of(config).parts)):
+        raise HeadsError(
+            f"'{source.given}' holds a {made} alone, the {parts[made]} of a model: give the folder of the whole model"
+        )
+    return config
+
+
+def empty_model(cls: Any, config: Any, given: str) -> Any:
+    """A model without memory for its weights.
+
+    Raises:
+        HeadsError: the config makes none.
+    """
+    try:
+        with torch.device("meta"):
+            return cls(config)
+    except HeadsError:
+        raise
+    except Exception as error:
+        raise HeadsError(f"cannot make a model of the config of '{given}': {reason(error)}") from None
 
 
 def find_device(name: str) -> str:
@@ -59,12 +85,18 @@ def load_source(source: Source, device: str = "cpu") -> PreTrainedModel:
     """
     config = read_config(source)
     # Says which file is damaged, or quantized, before transformers says something longer.
-    check_precision(Weights(source.folder), source.given)
+    weights = check_precision(Weights(source.folder), source.given)
     adapter = adapter_of(config)
     served = auto_classes(adapter)
     architecture = (config.architectures or [""])[0].removeprefix("Heads")
     native = getattr(adapter.modeling, architecture if architecture in served.values() else served["AutoModel"])
     cls = model_class(native) if config.model_type.startswith(PREFIX) else native
+    entries = read_json(source.folder / "config.json", "config")
+
+    def count() -> int:
+        return sum(one.numel() for one in empty_model(cls, config, source.given).parameters())
+
+    check_sizes(entries, weights, source.given, count)
     model: Any = _load(cls, source)
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():

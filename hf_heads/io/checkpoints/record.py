@@ -4,26 +4,80 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hf_heads.core.errors import HeadsError
-from hf_heads.core.numbers import shown
 from hf_heads.core.vocabulary import REPORT
 from hf_heads.io.checkpoints.files import write_file
-from hf_heads.io.checkpoints.json_files import read_json, without_nan
+from hf_heads.io.checkpoints.json_files import as_record, read_json, without_nan
 
 _ELSEWHERE = r"(?:file://|~[\w.-]*|\.\.)?/"  # how a path begins that says where somebody's files are
 _QUOTED = re.compile(rf"""(["'])(?:{_ELSEWHERE})[^"'\n]*?([^"'/\n]+)/*\1""")
 _PATH = re.compile(rf"""(?<![\w:/.~<]){_ELSEWHERE}(?:[^\s"'`,;:|<>()\[\]{{}}/]+/+)*([^\s"'`,;:|<>()\[\]{{}}/]+)""")
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
-_EXPECTED: dict[str, tuple[Any, str]] = {
-    "source": (str | None, "text"),
-    "revision": (str | None, "text"),
-    "drift": (dict, "an object"),
-    "distillation": (dict, "an object"),
-    "blocks": (list, "a list"),
-}
+SIZES = ("attention_parameters", "model_parameters", "cache_per_token")
+_NEEDED = ("blocks", "calibration", "drift", *SIZES, *(f"{name}_before" for name in SIZES))  # by a model card
+_Figures = Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class _Block:
+    name: str
+    kind: str
+    method: str
+    heads: int
+    parameters: int
+    parameters_before: int
+    error: float | None = None
+    refit_gain: float | None = None
+
+
+@dataclass(frozen=True)
+class _Healing:
+    teacher: str
+    data: str
+    train: str
+    steps: int
+    seconds: float
+    before: _Figures
+    after: _Figures
+    losses: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class _Scored:
+    task: str
+    dataset: str
+    metric: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    original: float | None = None
+
+
+@dataclass(frozen=True)
+class _Report:
+    """What a report may hold, as far as it is read."""
+
+    source: str | None = None
+    revision: str | None = None
+    recipe: str | None = None
+    calibration: str = ""
+    calibration_choice: Mapping[str, Any] | None = None
+    blocks: tuple[_Block, ...] = ()
+    attention_parameters: int = 0
+    attention_parameters_before: int = 0
+    model_parameters: int = 0
+    model_parameters_before: int = 0
+    cache_per_token: int = 0
+    cache_per_token_before: int = 0
+    drift: Mapping[str, _Figures] = field(default_factory=dict)
+    distillation: _Healing = _Healing("", "", "", 0, 0.0, {}, {})
+    scores: tuple[_Scored, ...] = ()
+    measured: str | None = None
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -34,13 +88,22 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     path = folder / REPORT
     record = read_json(path, "report") if path.is_file() else {}
-    for name, (kinds, expected) in _EXPECTED.items():
-        if name in record and not isinstance(record[name], kinds):
-            raise HeadsError(f"the report '{path}' is damaged: {name} is {shown(record[name])}, expected {expected}")
-    for name, figures in record.get("drift", {}).items():
-        if not isinstance(figures, dict) or not all(isinstance(one, int | float | None) for one in figures.values()):
-            raise HeadsError(f"the report '{path}' is damaged: drift.{name} is {shown(figures)}, expected figures")
+    as_record(_Report, record, f"the report '{path}' is damaged")
     return record
+
+
+def check_complete(record: Mapping[str, Any], given: str) -> None:
+    """Refuse a report that lacks what a model card says; before work whose card would be made from it.
+
+    Args:
+        record: from `read_record`, or to be written.
+        given: what the user calls its checkpoint.
+
+    Raises:
+        HeadsError: names what is missing.
+    """
+    if missing := [name for name in _NEEDED if name not in record]:
+        raise HeadsError(f"the report of '{given}' says nothing of {missing[0]}: convert its original anew")
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:

@@ -8,11 +8,10 @@ from typing import Any
 
 from transformers import AutoImageProcessor, AutoTokenizer
 
-from hf_heads.core.errors import HeadsError
+from hf_heads.core.errors import HeadsError, reason
 from hf_heads.io.checkpoints.json_files import read_json
 from hf_heads.io.checkpoints.sources import check_own_code
 from hf_heads.io.data.choice import MAX_LENGTH
-from hf_heads.io.data.reading import reason
 
 # Encoding: raw examples to dicts of lists (token ids) or tensors (pixels), one for each example.
 

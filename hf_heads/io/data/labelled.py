@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from hf_heads.attention.hosts.table import adapter_of
 from hf_heads.core.batches import Batch
 from hf_heads.core.errors import HeadsError
+from hf_heads.core.numbers import shown
 from hf_heads.io.data.batching import IGNORED, make_batches, with_targets
 from hf_heads.io.data.choice import CalibrationChoice
 from hf_heads.io.data.encoding import ENCODE, encode_images, encode_text, load_tokenizer
@@ -204,6 +205,7 @@ def _read_labels(table: Table, label: str, config: Any) -> list[int | float | No
     """The label of every row: a class number, a float for a model with one label, None where there is none."""
     values = [row[label] for row in table.rows]
     values = [None if value != value else value for value in values]  # NaN
+    _check_kinds(values, table.source, label, config)
     names = table.classes.get(label, [])
     if config.num_labels == 1:
         unlabelled = all(value in (None, -1) for value in values)
@@ -211,6 +213,29 @@ def _read_labels(table: Table, label: str, config: Any) -> list[int | float | No
     if any(name in config.label2id for name in names):  # else the integers are all that there is
         values = [names[value] if isinstance(value, int) and value >= 0 else value for value in values]
     return [None if value in (None, -1) else _class(value, table.source, label, config) for value in values]
+
+
+def _check_kinds(values: list[Any], source: str, label: str, config: Any) -> None:
+    """Refuse a column with numbers in some rows and texts in others, also where both are written as texts."""
+    texts = [value for value in values if isinstance(value, str)]
+    unknown = [text for text in texts if text not in config.label2id and _is_number(text)]
+    numbers = [value for value in values if isinstance(value, int | float)] or (
+        unknown if len(unknown) < len(texts) else []
+    )
+    words = [text for text in texts if text not in unknown] or texts
+    if numbers and words:
+        raise HeadsError(
+            f"column '{label}' of '{source}' holds numbers in some rows ({shown(numbers[0])}) and texts in others "
+            f"({shown(words[0])}); make all labels of one kind"
+        )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _number(value: Any, source: str, label: str) -> float:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hf_heads.core.errors import HeadsError
+from hf_heads.core.errors import HeadsError, reason
+from hf_heads.core.numbers import shown
 
 Content = Literal["text", "image"]
 _FORMATS = {
@@ -20,6 +23,8 @@ _FORMATS = {
     ".parquet": ("parquet", {}),
     ".txt": ("text", {}),
 }
+_DEEPEST = 100  # lists and objects in one another, in a line of JSON
+_BLANK = b"\xef\xbb\xbf \t\r\n"  # what may stand before a value, with the mark at the start of a file
 _IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
 # Reading.
@@ -155,11 +160,14 @@ def _open(source: str, datasets: Any) -> Any:
                 raise HeadsError(f"'{source}' is no {', '.join(_FORMATS)} file")
             if not path.stat().st_size:
                 raise HeadsError(f"the data '{source}' is empty")
+            _check_json(path)
             builder, options = _FORMATS[path.suffix]
             return datasets.load_dataset(builder, data_files=str(path), split="train", streaming=True, **options)
         if special := next((one for one in (path, *_below(path)) if one.exists() and not _plain(one)), None):
             raise HeadsError(f"'{special}' is not a regular file and cannot be read as data")
         if path.is_dir():
+            for file in path.rglob("*"):
+                _check_json(file)
             images = any(file.suffix.lower() in _IMAGE_ENDINGS for file in path.rglob("*"))
             if images:
                 return datasets.load_dataset("imagefolder", data_dir=str(path), split="train", streaming=True)
@@ -173,6 +181,53 @@ def _open(source: str, datasets: Any) -> Any:
         raise
     except Exception as error:
         raise HeadsError(f"cannot load '{source}' as data: {reason(error)}") from None
+
+
+def _check_json(path: Path) -> None:
+    """Refuse the rows at which Arrow's reader of JSON ends the process: null ones, and those nested without end.
+
+    Raises:
+        HeadsError: names the first such row of a .json or .jsonl file, or the file where it begins like a list and is
+            none.
+    """
+    if path.suffix not in (".json", ".jsonl") or not path.is_file():
+        return
+    with path.open("rb") as file:
+        if file.read(1_000).lstrip(_BLANK).startswith(b"["):
+            _check_list(path)
+            return
+        file.seek(0)
+        for number, line in enumerate(file, 1):
+            if line.lstrip(_BLANK).startswith(b"null"):
+                raise HeadsError(f"line {number} of '{path}' is null, expected an object: leave it out")
+            if line.count(b"[") + line.count(b"{") > _DEEPEST and _depth(line) > _DEEPEST:
+                raise HeadsError(f"line {number} of '{path}' nests more than {_DEEPEST} values in one another")
+
+
+def _check_list(path: Path) -> None:
+    """See `_check_json`; `datasets` makes lines of the rows in such a file, all of which it reads at once."""
+    content = path.read_bytes()
+    if content.count(b"[") + content.count(b"{") > _DEEPEST and _depth(content) > _DEEPEST:
+        raise HeadsError(f"'{path}' nests more than {_DEEPEST} values in one another")
+    try:
+        rows = json.loads(content)
+    except ValueError as error:
+        raise HeadsError(f"'{path}' is not valid JSON: {error}") from None
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict | str):
+            raise HeadsError(f"row {number} of '{path}' is {shown(row)}, expected an object")
+
+
+def _depth(line: bytes) -> int:
+    """How many lists and objects a line of JSON opens in one another."""
+    depth = deepest = 0
+    for found in re.finditer(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', line):
+        if found[0] in (b"[", b"{"):
+            depth += 1
+            deepest = max(deepest, depth)
+        elif not found[0].startswith(b'"'):
+            depth -= 1
+    return deepest
 
 
 def _below(path: Path) -> Iterable[Path]:
@@ -190,11 +245,6 @@ def _reading(source: str, read: Callable[[], list[Any]]) -> list[Any]:
         return read()
     except Exception as error:
         raise HeadsError(f"cannot read '{source}': {reason(error)}") from None
-
-
-def reason(error: Exception) -> str:
-    """An error's kind and the first line of its message."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"[:240]
 
 
 def _kind(value: Any) -> Content | Literal["other"]:

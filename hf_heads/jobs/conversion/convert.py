@@ -15,7 +15,7 @@ from hf_heads.core.batches import Batch, Progress
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.statistics import BlockStatistics
 from hf_heads.core.vocabulary import NONE, RANDOM
-from hf_heads.jobs.conversion.inputs import Calibration, calibration_batches, check_model
+from hf_heads.jobs.conversion.inputs import Calibration, calibration_batches, check_model, checked_batches
 from hf_heads.jobs.conversion.installing import block_called, install, load_weights
 from hf_heads.jobs.conversion.planning import choose_blocks, order_heads, plan_blocks
 from hf_heads.jobs.conversion.refit import refit_output
@@ -61,7 +61,8 @@ def convert(
 
     Raises:
         HeadsError: no model of transformers, no adapter, settings that do not fit, weights that are not finite,
-            calibration data that is empty, cannot be read or never reaches a block.
+            calibration data that is empty, cannot be read or never reaches a block, batches that the model does not
+            take.
     """
     started = time.perf_counter()
     check_model(model)
@@ -72,6 +73,8 @@ def convert(
             raise HeadsError(f"the weights of {block.name} contain NaN or Inf; this checkpoint is damaged")
     wanted = calibration if any(one.uses_data() for _, one in chosen.values()) else NONE
     batches, report.calibration = calibration_batches(model, wanted, seed)
+    if labelled is not None:
+        labelled = checked_batches(model, labelled, "labelled")
     if batches is not None:
         if labelled is None and all("labels" in batch for batch in batches):
             labelled = batches

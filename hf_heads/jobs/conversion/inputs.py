@@ -76,18 +76,30 @@ def calibration_batches(model: PreTrainedModel, given: Calibration, seed: int) -
         cut = count_cut(raw, origin, limit)
         said = f"{len(given)} given {what}" + (f", {cut} of them cut at {limit} tokens" if cut else "")
         return finished_batches(ENCODE[modality](raw, origin, limit), model.config, generate), said
+    return checked_batches(model, list(given), "calibration"), "given batches"
+
+
+def checked_batches(model: PreTrainedModel, given: Sequence[object], what: str) -> list[Batch]:
+    """Batches of a model's forward arguments.
+
+    Args:
+        model: who is to take them.
+        given: from a user.
+        what: the argument is called, for the errors.
+
+    Raises:
+        HeadsError: one is no dict of tensors, or has more tokens than the model positions.
+    """
     batches: list[Batch] = []
     for index, batch in enumerate(given):
         if not isinstance(batch, Mapping) or not all(isinstance(value, Tensor) for value in batch.values()):
             raise HeadsError(
-                f"calibration[{index}] is a {type(batch).__name__}, expected a batch: a dict of tensors by the names "
+                f"{what}[{index}] is a {type(batch).__name__}, expected a batch: a dict of tensors by the names "
                 "of the model's arguments, as a tokenizer returns with return_tensors='pt'"
             )
         positions = getattr(model.config, "max_position_embeddings", None)
         ids = batch.get("input_ids")
         if positions is not None and ids is not None and ids.shape[-1] > positions:
-            raise HeadsError(
-                f"calibration[{index}] has {ids.shape[-1]} tokens, the model {positions} positions: cut it"
-            )
+            raise HeadsError(f"{what}[{index}] has {ids.shape[-1]} tokens, the model {positions} positions: cut it")
         batches.append(batch)
-    return batches, "given batches"
+    return batches

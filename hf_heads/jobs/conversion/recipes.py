@@ -74,6 +74,10 @@ def load_recipe(path: str | Path) -> Recipe:
         entries = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise HeadsError(f"the recipe '{path}' is not valid TOML: {error}") from None
+    except (ValueError, RecursionError, AttributeError) as error:  # what tomllib makes of odd numbers, depths and keys
+        if isinstance(error, HeadsError):
+            raise
+        raise HeadsError(f"the recipe '{path}' cannot be read as TOML: {error}") from None
     try:
         return _read(entries, text)
     except HeadsError as error:

@@ -21,7 +21,7 @@ from hf_heads.io.checkpoints.files import check_apart, check_output
 from hf_heads.io.checkpoints.hidden import remove
 from hf_heads.io.checkpoints.loading import load_source
 from hf_heads.io.checkpoints.precision import round_as_written
-from hf_heads.io.checkpoints.record import read_record, recorded_source
+from hf_heads.io.checkpoints.record import check_complete, read_record, recorded_source
 from hf_heads.io.checkpoints.sources import Source, resolve_source
 from hf_heads.io.checkpoints.tensors import tensor_names
 from hf_heads.io.checkpoints.weights import Weights
@@ -162,6 +162,7 @@ class _Pair:
 def _load_pair(source: Source, teacher: str | None) -> _Pair:
     """Load both models; refuses what cannot be healed, before any data is read."""
     before = read_record(source.folder)
+    check_complete(before, source.given)
     given = teacher or recorded_source(source.folder, before, "--teacher")
     original = resolve_source(given, None if teacher else before.get("revision"))
     pair = _Pair(load_source(source), load_source(original), original, before)

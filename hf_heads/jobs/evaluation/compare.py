@@ -32,7 +32,7 @@ from hf_heads.jobs.evaluation.costs import (
     measure_latency,
     measure_memory,
 )
-from hf_heads.jobs.evaluation.drift import measure_closely, measure_drift
+from hf_heads.jobs.evaluation.drift import check_outputs, measure_closely, measure_drift
 from hf_heads.jobs.evaluation.metrics import Task
 from hf_heads.jobs.evaluation.record import Comparison, Metric, ModelRow, Score
 from hf_heads.jobs.evaluation.sources import check_classes, check_configs, describe
@@ -64,8 +64,8 @@ def compare_checkpoints(
 
     Raises:
         HeadsError: checkpoints that do not belong together or cannot be loaded, lengths that they do not take, or
-            data that lacks what the metric needs; all of it before anything is measured. Later, a model whose outputs
-            are not finite.
+            data that lacks what the metric needs, a model whose outputs are not finite; all of it before anything is
+            measured.
     """
     choices = choices or Choices()
     if choices.data.source == "none":
@@ -85,6 +85,8 @@ def compare_checkpoints(
         choices.metric, models[0], original, replace(choices.data, samples=choices.samples), beams=choices.beams
     )
     data = calibration_data(original, models[0], replace(choices.data, samples=choices.drift_samples, pack=False))
+    for source, model in zip(sources, models, strict=True):
+        check_outputs(model, data.batches, f"'{source.given}'")
     rows = describe(sources, models)
     cells = len(choices.batches) * (len(timed) + _generates(models[0])) if choices.latency else 0
     rivals = len(converted) + choices.control

@@ -62,6 +62,19 @@ class Drift:
 
 
 @torch.no_grad()
+def check_outputs(model: PreTrainedModel, batches: Sequence[Batch], name: str) -> None:
+    """Refuse a model that gives no numbers, before it is measured for long.
+
+    Raises:
+        HeadsError: says so of the model called `name`.
+    """
+    with _evaluating(model):
+        for batch in batches:
+            if not torch.isfinite(_rows(main_output(model, batch)[0], batch)).all():
+                raise HeadsError(f"the outputs of {name} contain NaN or Inf")
+
+
+@torch.no_grad()
 def measure_drift(model: PreTrainedModel, original: PreTrainedModel, batches: Sequence[Batch]) -> Drift:
     """Run both models on the same batches; both are left in the mode in which they were."""
     sums = _Sums()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 
 from hf_heads.core.batches import Batch, main_output, mean_pool
 from hf_heads.core.errors import HeadsError
+from hf_heads.core.numbers import shown
 from hf_heads.io.checkpoints.sources import Source
 from hf_heads.io.data.batching import IGNORED, make_batches
 from hf_heads.io.data.calibration import CalibrationChoice
@@ -109,7 +111,13 @@ def scored_pairs(choice: CalibrationChoice) -> tuple[list[tuple[str, str]], list
             "--label"
         )
     rows = [row for row in table.rows if all(row[name] for name in texts) and row[numbers[0]] is not None]
-    return [(row[texts[0]], row[texts[1]]) for row in rows], [float(row[numbers[0]]) for row in rows]
+    scores = [row[numbers[0]] for row in rows]
+    if wrong := [one for one in scores if not isinstance(one, int | float) or not math.isfinite(one)]:
+        raise HeadsError(
+            f"column '{numbers[0]}' of '{choice.source}' holds {shown(wrong[0])}, which is no number: name the scores "
+            "with --label"
+        )
+    return [(row[texts[0]], row[texts[1]]) for row in rows], [float(one) for one in scores]
 
 
 def _numeric(table: Table, column: str) -> bool:

@@ -9,7 +9,7 @@ from hf_heads.core.errors import HeadsError
 from hf_heads.core.vocabulary import REPORT
 from hf_heads.io.checkpoints.card import write_card
 from hf_heads.io.checkpoints.card_metadata import task_of
-from hf_heads.io.checkpoints.record import published, read_record, write_record
+from hf_heads.io.checkpoints.record import check_complete, published, read_record, write_record
 from hf_heads.io.checkpoints.sources import Source
 from hf_heads.jobs.evaluation.record import Comparison
 from hf_heads.jobs.reporting.tables import to_markdown
@@ -19,13 +19,14 @@ def check_cards(converted: Sequence[Source]) -> None:
     """Refuse checkpoints whose card is not ours to write.
 
     Raises:
-        HeadsError: names the first that no conversion has left a report in.
+        HeadsError: names the first that no conversion has left a report in, or only a damaged one.
     """
     for source in converted:
         if not (source.folder / REPORT).is_file():
             raise HeadsError(
                 f"'{source.given}' has no {REPORT}: hf-heads did not make its card; leave out --write-cards"
             )
+        check_complete(read_record(source.folder), source.given)
 
 
 def write_cards(found: Comparison, original: Source, converted: Sequence[Source], dataset: str) -> None:

@@ -52,6 +52,9 @@ def test_made_data_is_the_default_for_other_modalities(kind: str):
     assert "random" in report.calibration and torch.isfinite(logits(converted, TWINS[kind].inputs())).all()
 
 
+LONG = torch.ones(1, 41, dtype=torch.long)
+
+
 def bert() -> PreTrainedModel:
     return TWINS["bert"].model()
 
@@ -79,6 +82,18 @@ def bert() -> PreTrainedModel:
         (lambda: hf_heads.convert(bert(), CollabSpec(rank=8), calibration=[]), "the calibration data is empty"),
         (lambda: hf_heads.convert(bert(), CollabSpec(rank=8), calibration=["text"]), "where its tokenizer is"),
         (lambda: hf_heads.convert(bert(), CollabSpec(rank=8), calibration="no.jsonl"), "'no.jsonl' does not exist"),
+        (
+            lambda: hf_heads.convert(bert(), CollabSpec(rank=8), calibration=[{"input_ids": LONG}]),
+            "calibration[0] has 41 tokens, the model 40 positions: cut it",
+        ),
+        (
+            lambda: hf_heads.convert(bert(), CollabSpec(rank=8), calibration="none", labelled=[{"input_ids": LONG}]),
+            "labelled[0] has 41 tokens, the model 40 positions: cut it",
+        ),
+        (
+            lambda: hf_heads.convert(bert(), CollabSpec(rank=8), calibration="none", labelled=[LONG]),
+            "labelled[0] is a Tensor, expected a batch",
+        ),
         (lambda: hf_heads.find_blocks("bert-base-uncased"), "find_blocks takes a model of transformers, not str"),
         (
             lambda: hf_heads.rank_heads(nn.Linear(2, 2), "weights"),

@@ -148,12 +148,16 @@ def test_compare_an_embedder(run: Run, embedder: Path, pairs: Path, tmp_path: Pa
     assert read_comparison(output).reference.name == "embedder"
 
 
-def test_a_model_that_overflows_is_refused_by_name(run: Run, embedder: Path, tmp_path: Path):
+def test_a_model_that_overflows_is_refused_by_name_before_it_is_timed(
+    run: Run, embedder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     half = converted(run, embedder, "half", "pruned", "--keep", 0.5)
     weights = load_file(half / "model.safetensors")
     save_file({name: value * 1e30 for name, value in weights.items()}, half / "model.safetensors", {"format": "pt"})
     output = tmp_path / "found.json"
-    quick = ("compare", embedder, half, *FAST, "--no-latency", "--no-control", "--drift-samples", 8)
+    for name in ("count_multiply_adds", "measure_memory", "measure_latency"):
+        monkeypatch.setattr(f"hf_heads.jobs.evaluation.compare.{name}", lambda *_: pytest.fail("too late"))
+    quick = ("compare", embedder, half, *FAST, "--no-control", "--drift-samples", 8)
     check_refused(run(*quick, "--output", output), "the outputs of 'half'", "NaN or Inf")
     assert not output.exists()
     check_refused(run("convert", half, "--to", "pruned", "--keep", 1, "--output", tmp_path / "again"), "NaN or Inf")
