@@ -160,4 +160,4 @@ def test_balancing_changes_no_function(spec: HeadsSpec, monkeypatch: pytest.Monk
     plain, _ = hf_heads.convert(model, spec, blocks="*layer.0*", calibration=[batch], refit=False)
     apart = [not torch.equal(one, other) for one, other in zip(balanced.parameters(), plain.parameters(), strict=True)]
     assert any(apart)
-    assert (logits(balanced, batch) - logits(plain, batch)).abs().max() < 1e-9
+    assert (logits(balanced, batch) - logits(plain, batch)).abs().max() < 1e-7
