@@ -9,6 +9,8 @@ The data are two folders with one subfolder of images per class, or two parquet 
 
 An interrupted run goes on with --resume. The result is an ordinary checkpoint: after `import hf_heads`,
 `AutoModelForImageClassification.from_pretrained` loads it.
+
+With `--rank R` the model is converted once it is trained, on its own training images; give an original as --model.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import ClassLabel, Dataset, Image, load_dataset
 from transformers import (
     AutoImageProcessor,
@@ -29,7 +32,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-import hf_heads  # noqa: F401  lets the Auto classes load converted checkpoints; nothing else here is special
+import hf_heads  # lets the Auto classes load converted checkpoints
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -44,6 +47,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--save-steps", type=int, default=500, metavar="N", help="a checkpoint every N steps")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
+    parser.add_argument("--rank", type=int, metavar="R", help="convert to collab of this rank once it is trained")
+    parser.add_argument(
+        "--factors",
+        default="slow",
+        choices=("slow", "frozen", "free"),
+        help="how a converted model trains what its heads share (default slow; an original has nothing of it)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --output")
     options = parser.parse_args(arguments)
@@ -60,6 +70,11 @@ def read(train: str, dev: str) -> tuple[Dataset, Dataset]:
     kind, below = ("imagefolder", "/**") if Path(train).is_dir() else ("parquet", "")
     rows = load_dataset(kind, data_files={"train": train + below, "dev": dev + below}, split=["train", "dev"])
     return tuple(part.cast_column("image", Image()) for part in rows)
+
+
+def batched(numbers: range, size: int) -> list[range]:
+    """Consecutive numbers in parts of a size."""
+    return [numbers[begin : begin + size] for begin in range(0, len(numbers), size)]
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
@@ -93,8 +108,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         images = [image.convert("RGB") for image in rows["image"]]
         return {**processor(images, return_tensors="np"), "labels": rows["label"]}
 
+    if options.factors == "frozen":
+        hf_heads.freeze_factors(model)
+    share = {"share": 1.0} if options.factors == "free" else {}
+    groups = hf_heads.parameter_groups(model, options.learning_rate, **share)
+
     trainer = Trainer(
         model=model,
+        optimizers=(torch.optim.AdamW(groups), None),
         args=TrainingArguments(
             output_dir=options.output,
             num_train_epochs=options.epochs,
@@ -116,10 +137,17 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     )
     before = trainer.evaluate()["eval_accuracy"]  # with --resume: of the checkpoint
     trainer.train(resume_from_checkpoint=options.checkpoint)
-    trainer.save_model()  # the image processor as well
     scores = {"accuracy_before": before, **trainer.evaluate()}
-    after = scores["eval_accuracy"]
-    print(f"accuracy {before:.4f} before, {after:.4f} after, on {len(dev)} images, saved to {options.output}")
+    after = f"{scores['eval_accuracy']:.4f} after"
+    if options.rank:
+        rows = train.shuffle(seed=options.seed).select(range(min(256, len(train)))).with_transform(pixels)
+        batches = [trainer.data_collator([rows[at] for at in part]) for part in batched(range(len(rows)), 32)]
+        hf_heads.convert(model, hf_heads.CollabSpec(rank=options.rank), calibration=batches, inplace=True)
+        scores["accuracy_trained"] = scores["eval_accuracy"]
+        scores.update(trainer.evaluate())
+        after += f", {scores['eval_accuracy']:.4f} converted"
+    trainer.save_model()  # the image processor as well
+    print(f"accuracy {before:.4f} before, {after}, on {len(dev)} images, saved to {options.output}")
     return scores
 
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset, load_dataset
 from transformers import (
     AutoModelForSequenceClassification,
@@ -31,7 +32,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-import hf_heads  # noqa: F401  lets the Auto classes load converted checkpoints; nothing else here is special
+import hf_heads  # lets the Auto classes load converted checkpoints
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -46,6 +47,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--save-steps", type=int, default=500, metavar="N", help="a checkpoint every N steps")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
+    parser.add_argument(
+        "--factors",
+        default="slow",
+        choices=("slow", "frozen", "free"),
+        help="how a converted model trains what its heads share (default slow; an original has nothing of it)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --output")
     options = parser.parse_args(arguments)
@@ -86,8 +93,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
 
     train, dev = train.map(tokens, batched=True), dev.map(tokens, batched=True)
 
+    if options.factors == "frozen":
+        hf_heads.freeze_factors(model)
+    share = {"share": 1.0} if options.factors == "free" else {}
+    groups = hf_heads.parameter_groups(model, options.learning_rate, **share)
+
     trainer = Trainer(
         model=model,
+        optimizers=(torch.optim.AdamW(groups), None),
         args=TrainingArguments(
             output_dir=options.output,
             num_train_epochs=options.epochs,

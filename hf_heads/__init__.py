@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from hf_heads.jobs.distillation.trainer import DistillTrainer
     from hf_heads.jobs.evaluation.choices import Choices
     from hf_heads.jobs.evaluation.compare import compare_checkpoints
+    from hf_heads.jobs.finetuning.callback import ConvertCallback
+    from hf_heads.jobs.finetuning.factors import freeze_factors, parameter_groups
     from hf_heads.jobs.scoring.ablation import ablate
     from hf_heads.jobs.scoring.masks import head_mask
     from hf_heads.jobs.scoring.ranking import rank_heads
@@ -47,6 +49,7 @@ _PLACES = {
     "Choices": "jobs.evaluation.choices",
     "CollabSpec": "methods.settings.collab",
     "ConversionRequest": "jobs.conversion.request",
+    "ConvertCallback": "jobs.finetuning.callback",
     "DistillSettings": "jobs.distillation.settings",
     "DistillTrainer": "jobs.distillation.trainer",
     "HeadsSpec": "attention.spec",
@@ -60,10 +63,12 @@ _PLACES = {
     "convert_checkpoint": "jobs.conversion.checkpoint",
     "distill_checkpoint": "jobs.distillation.checkpoint",
     "find_blocks": "attention.hosts.blocks",
+    "freeze_factors": "jobs.finetuning.factors",
     "head_mask": "jobs.scoring.masks",
     "heads_config": "jobs.conversion.planning",
     "load_recipe": "jobs.conversion.recipes",
     "load_scores": "jobs.scoring.scores",
+    "parameter_groups": "jobs.finetuning.factors",
     "prune_heads": "compat",
     "rank_heads": "jobs.scoring.ranking",
     "resolve_source": "io.checkpoints.sources",
@@ -75,6 +80,7 @@ __all__ = [
     "Choices",
     "CollabSpec",
     "ConversionRequest",
+    "ConvertCallback",
     "DistillSettings",
     "DistillTrainer",
     "HeadsError",
@@ -92,12 +98,14 @@ __all__ = [
     "distill_checkpoint",
     "extend",
     "find_blocks",
+    "freeze_factors",
     "head_mask",
     "heads_config",
     "load_recipe",
     "load_scores",
     "methods",
     "models",
+    "parameter_groups",
     "prune_heads",
     "rank_heads",
     "resolve_source",

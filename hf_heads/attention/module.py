@@ -68,6 +68,11 @@ class HeadsAttention(nn.Module):
             return value
         return linear(self.shape.key_width, width, bias=self.shape.bias)
 
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """Names of the parameters and submodules that several heads share, which training has to move with care."""
+        return ()
+
     # What a method brings.
 
     def build(self, shape: AttentionShape) -> None:

@@ -10,6 +10,7 @@ from hf_heads.attention.hosts.reading import read_value_output
 from hf_heads.attention.module import HeadsAttention
 from hf_heads.core.decompositions import SharedFactors, cp, tucker
 from hf_heads.core.dense import AttentionShape, DenseAttention
+from hf_heads.core.gauge import gauge
 from hf_heads.core.statistics import BlockStatistics
 from hf_heads.core.whitening import content_bias, whitened_factors
 from hf_heads.methods.base import Converted
@@ -20,6 +21,10 @@ class CollabAttention(HeadsAttention):
     """Attention over one shared key per position; queries are the shared query, reweighted for each head."""
 
     spec: ResolvedCollab
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        return ("shared_query", "shared_key", "mixing")
 
     def build(self, shape: AttentionShape) -> None:
         rank, heads = self.spec.rank, shape.heads
@@ -73,12 +78,14 @@ def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: Resolve
     core = factors.core
     if (weights := statistics.head_weights) is not None:
         core = core / weights.view(-1, *[1] * (core.ndim - 1))
-    unwhitened = SharedFactors(
-        statistics.query.square_root()[1] @ factors.query,
+    u, core, v = gauge(
+        statistics.query.square_root()[1] @ factors.query / dense.scale,
         core,
         statistics.key.square_root()[1] @ factors.key,
-        factors.error,
+        dense,
+        statistics,
     )
+    unwhitened = SharedFactors(u * dense.scale, core, v, factors.error)
     return Converted(weights_from_factors(dense, statistics, unwhitened), factors.error)
 
 

@@ -15,6 +15,7 @@ from hf_heads.attention.hosts.reading import read_output
 from hf_heads.attention.module import HeadsAttention
 from hf_heads.core.decompositions import cp, shared_basis
 from hf_heads.core.dense import AttentionShape, DenseAttention, split_heads
+from hf_heads.core.gauge import balance, reach, rms
 from hf_heads.core.grouping import balanced_groups, captured_energy
 from hf_heads.core.statistics import BlockStatistics
 from hf_heads.core.whitening import score_factors
@@ -32,6 +33,12 @@ class MheAttention(HeadsAttention):
 
     replaces: ClassVar[tuple[str, ...]] = ("query", "key", "value")
     spec: ResolvedMhe
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        sides = {"query": self.spec.groups_qk, "key": self.spec.groups_qk, "value": self.spec.groups_v}
+        of = [side for side, groups in sides.items() if groups < self.shape.heads]
+        return (*(f"shared_{side}" for side in of), *(f"{side}_embedding" for side in of))
 
     def build(self, shape: AttentionShape) -> None:
         groups_qk, groups_v = self.spec.groups_qk, self.spec.groups_v
@@ -187,16 +194,17 @@ def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: Resolve
     lost = torch.einsum("he,hed->d", full, whitened.dense.output.cpu())
     kept = (mean @ value).view(spec.groups_v, -1).repeat_interleave(len(order) // spec.groups_v, 0)
     output_bias = whitened.dense.output_bias.cpu() + lost - torch.einsum("he,hed->d", kept, output)
-    query = torch.cat(queries, -1)  # (query_width + 1, groups * d)
+    query, key = torch.cat(queries, -1), torch.cat(keys, -1)  # (query_width + 1, groups * d), (key_width, groups * d)
+    query, key, embedding = _balanced(dense, statistics, spec, query, key, torch.cat(embeddings))
     nothing = torch.zeros(len(order), whitened.width, dtype=torch.float64)
     weights = {
         "shared_query.weight": query[:-1].T,
         "shared_query.bias": query[-1],
-        "shared_key.weight": torch.cat(keys, -1).T,
+        "shared_key.weight": key.T,
         "shared_key.bias": torch.zeros(spec.groups_qk * whitened.width, dtype=torch.float64),
         "shared_value.weight": value.T,
         "shared_value.bias": torch.zeros(spec.groups_v * whitened.width, dtype=torch.float64),
-        "query_embedding": torch.cat(embeddings),
+        "query_embedding": embedding,
         "key_embedding": nothing,
         "value_embedding": nothing,
         "output.weight": output.flatten(0, 1).T,
@@ -204,6 +212,23 @@ def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: Resolve
     }
     squares = torch.tensor([*score_errors, *value_errors], dtype=torch.float64).square()
     return Converted(weights, float(squares.mean().sqrt()), dataclasses.replace(spec, order=tuple(order)))
+
+
+def _balanced(
+    dense: DenseAttention, statistics: BlockStatistics, spec: ResolvedMhe, query: Tensor, key: Tensor, embedding: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and query embeddings at the scale at which steps of training go equally far on both sides."""
+    each = spec.heads // spec.groups_qk
+    shared, spread = (one.T.unflatten(0, (spec.groups_qk, -1)).mT.repeat_interleave(each, 0) for one in (query, key))
+    weight, bias, sizes = shared[:, :-1], shared[:, -1], rms(spread, statistics.key)
+    if spec.variant == "mul":
+        own = 1 + embedding
+        weight, bias, sizes = weight * own[:, None], bias * own, sizes * own.abs()
+    else:
+        bias = bias + embedding
+    by_key = rms(weight, statistics.query, bias).sum(-1).mean()
+    c = balance(sizes.sum(-1).mean(), by_key, reach(dense, statistics))
+    return query * c, key / c, embedding if spec.variant == "mul" else embedding * c
 
 
 def _parts(order: Sequence[int], groups: int) -> list[list[int]]:

@@ -282,10 +282,14 @@ def test_images_may_lie_in_folders_and_give_the_classes_their_names(tmp_path: Pa
             image.save(folder / f"{index}.png")
     source, output = save_model(CASES["classify_images_vit"], tmp_path / "source"), tmp_path / "output"
     options = ["--model", source, "--output", output, "--train", tmp_path / "train", "--dev", tmp_path / "dev"]
-    load_example("classify_images_vit").main([*map(str, options), "--max-steps", "1", "--samples", "8"])
+    scores = load_example("classify_images_vit").main(
+        [*map(str, options), "--max-steps", "1", "--samples", "8", "--rank", "12"]
+    )
+    assert {"accuracy_before", "accuracy_trained", "eval_accuracy"} <= set(scores)
     loaded = AutoModelForImageClassification.from_pretrained(output)
     assert loaded.config.id2label == dict(enumerate(names))
     assert loaded.classifier.out_features == 3
+    assert {spec.rank for spec in loaded.config.block_specs().values()} == {12}
 
 
 def test_the_lines_in_the_docstring_are_commands_that_exist(example: ModuleType):
@@ -343,3 +347,54 @@ def test_gaussian_keys_learns_and_tells_how_far_its_keys_are_apart(kind: str, tm
     assert scores["apart_after"] > (2 * scores["apart_before"] if kind == "mgk" else 0.3)
     loaded = AutoModelForSequenceClassification.from_pretrained(output)
     assert {spec.method for spec in loaded.config.block_specs().values()} == {"mgk"}
+
+
+@pytest.mark.parametrize("method", ["collab", "low-rank", "mhe", "pruned"])
+def test_fine_tune_then_convert_learns_made_up_pairs(method: str, tmp_path: Path):
+    output = tmp_path / "output"
+    scores = load_example("fine_tune_then_convert").main(["--to", method, "--groups", "2", "--output", str(output)])
+    assert scores["before"] > 0.9
+    assert scores["after"] >= scores["before"] - 0.1
+    assert scores["parameters"] < 1
+    loaded = AutoModelForSequenceClassification.from_pretrained(output)
+    assert {spec.method for spec in loaded.config.block_specs().values()} == {method}
+    inputs = dict(AutoTokenizer.from_pretrained(output)("old red", "new blue", return_tensors="pt"))
+    assert set(inputs["token_type_ids"].unique().tolist()) == {0, 1}
+    assert logits(loaded, inputs).shape == (1, 2)
+
+
+@pytest.mark.parametrize("ending", [".tsv", ".csv", ".jsonl"])
+def test_fine_tune_then_convert_reads_files_like_those_of_glue(ending: str, tmp_path: Path):
+    source, output = tmp_path / "source", tmp_path / "output"
+    save_model(CASES["finetune_sst2"], source, converted=False)
+    rows = [{"index": n, "s1": "good ab" if n % 2 else "bad ab", "s2": "cd", "label": n % 2 / 2} for n in range(16)]
+    for name in ("train", "dev"):
+        path, split = tmp_path / f"{name}{ending}", {".tsv": "\t", ".csv": ","}.get(ending)
+        lines = [json.dumps(row) for row in rows]
+        if split:
+            lines = [split.join(rows[0]), *(split.join(str(one) for one in row.values()) for row in rows)]
+        path.write_text("\n".join(lines) + "\n")
+    files = ["--train", str(tmp_path / f"train{ending}"), "--dev", str(tmp_path / f"dev{ending}")]
+    example = load_example("fine_tune_then_convert")
+    given = ["--model", str(source), *files, "--epochs", "1", "--batch-size", "8", "--regression"]
+    scores = example.main([*given, "--output", str(output)])
+    assert -1 <= scores["after"] <= 1
+    loaded = AutoModelForSequenceClassification.from_pretrained(output)
+    assert loaded.config.num_labels == 1
+    with pytest.raises(SystemExit):
+        example.main([*given, "--output", str(output)])  # it exists
+
+
+@pytest.mark.parametrize("factors", ["slow", "frozen", "free"])
+def test_factors_that_heads_share_learn_as_they_are_told(factors: str, tmp_path: Path):
+    source, output, train = tmp_path / "source", tmp_path / "output", tmp_path / "train.jsonl"
+    save_model(CASES["finetune_sst2"], source)
+    save_sentences(train, 16, 0)
+    settings = ["--max-steps", "3", "--batch-size", "8", "--learning-rate", "0.01", "--factors", factors]
+    files = ["--train", str(train), "--dev", str(train), "--output", str(output)]
+    load_example("finetune_sst2").main(["--model", str(source), *files, *settings])
+    before, after = load_file(source / "model.safetensors"), load_file(output / "model.safetensors")
+    names = [name for name in before if "shared_key" in name]
+    moved = max(float((after[name] - before[name]).abs().max()) for name in names)
+    least, most = {"slow": (1e-4, 3.1e-3), "frozen": (0.0, 0.0), "free": (3.1e-3, 3.1e-2)}[factors]
+    assert least <= moved <= most

@@ -26,6 +26,11 @@ class MgkAttention(HeadsAttention):
     running_prior: Tensor
     _prior_used: Tensor | None = None  # by the last forward in training, before it moved the running ones
 
+    @property
+    def shared(self) -> tuple[str, ...]:
+        sides = {"component_query": self.spec.queries, "component_value": self.spec.values}
+        return tuple(name for name, which in sides.items() if self.spec.merge > 1 and which == "shared")
+
     def build(self, shape: AttentionShape) -> None:
         spec, heads = self.spec, shape.heads
         keys = spec.components if spec.mixture == "mgk" else 1

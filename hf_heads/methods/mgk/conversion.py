@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from hf_heads.core.decompositions import shared_basis
-from hf_heads.core.dense import DenseAttention, merge_heads
+from hf_heads.core.dense import DenseAttention, merge_heads, split_heads
 from hf_heads.core.errors import HeadsError
+from hf_heads.core.gauge import balance, reach, rms
 from hf_heads.core.grouping import balanced_groups
 from hf_heads.core.statistics import BlockStatistics
 from hf_heads.core.whitening import score_factors
@@ -32,6 +33,8 @@ def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: Resolve
     if spec.merge == 1:
         return Converted({**constants, **_unmerged(dense, spec)}, 0.0 if _exact(spec) else None)
     weights, error, order = _merged(dense, statistics, spec)
+    if spec.queries == "shared":
+        constants["norm_coefficient"] = constants["norm_coefficient"] * _balance(dense, statistics, spec, weights) ** 2
     return Converted({**constants, **weights}, error, dataclasses.replace(spec, order=tuple(order)))
 
 
@@ -142,6 +145,23 @@ def _merged(
         errors.append((max(apart, 0.0) / spec.merge / max(float(gram.trace()), 1e-300)) ** 0.5)
     squares = torch.tensor(errors or [1.0], dtype=torch.float64).square()
     return weights, float(squares.mean().sqrt()), order
+
+
+def _balance(
+    dense: DenseAttention, statistics: BlockStatistics, spec: ResolvedMgk, weights: dict[str, Tensor]
+) -> float:
+    """Scale shared queries, and keys by the inverse, so that steps of training go equally far on both sides.
+
+    Changes `weights`; returns what queries were multiplied by. The coefficient of the keys' norms takes its square.
+    """
+    query, query_bias = split_heads(weights["component_query.weight"], spec.heads), weights["component_query.bias"]
+    by_key = rms(query, statistics.query, query_bias.view(spec.heads, -1)).sum(-1).mean()
+    key = split_heads(weights["component_key.weight"], spec.heads * spec.merge)
+    factor = balance(rms(key, statistics.key).sum(-1).mean(), by_key, reach(dense, statistics))
+    for side, by in (("query", factor), ("key", 1 / factor)):
+        for leaf in ("weight", "bias"):
+            weights[f"component_{side}.{leaf}"] = weights[f"component_{side}.{leaf}"] * by
+    return float(factor)
 
 
 def _balancing_bias(

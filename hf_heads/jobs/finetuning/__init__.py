@@ -1,0 +1,1 @@
+"""Training a converted model, and converting one while it is trained."""

@@ -1,0 +1,133 @@
+"""Fine-tunes a converted MiniLM on MRPC: the Trainer's own optimizer, parameter groups, frozen factors, at three rates.
+
+Converted first, on pairs of the training data without their labels; the original is fine-tuned beside it. A run that is
+in --work already is not repeated, so that a study can be made in pieces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+import hf_heads
+from hf_heads.io.checkpoints.sources import Source
+from studies.shared.inputs import read_jsonl, source_of
+from studies.shared.running import Timer, add_folders, save, shown
+
+WAYS = ("plain", "groups", "frozen")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_folders(parser, "data", "work")
+    parser.add_argument("--models", nargs="+", default=["original", "96"], metavar="R", help="original, or a rank")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="of training converted models")
+    parser.add_argument("--rates", nargs="+", type=float, default=[3e-5, 1e-4, 3e-4])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the new classifier and of the order")
+    parser.add_argument("--epochs", type=float, default=3)
+
+
+class Pairs:
+    """MRPC as the model's tokenizer reads it, two segments each."""
+
+    def __init__(self, source: Source, folder: Path) -> None:
+        self.source = source
+        self.tokenizer = AutoTokenizer.from_pretrained(source.folder)
+        self.collate = DataCollatorWithPadding(self.tokenizer)
+        self.train, self.dev = (self._read(folder / f"mrpc-{part}.jsonl") for part in ("train", "dev"))
+
+    def _read(self, path: Path) -> list[dict[str, Any]]:
+        rows = read_jsonl(str(path))
+        return [
+            {**self.tokenizer(row["sentence1"], row["sentence2"], truncation=True), "labels": row["label"]}
+            for row in rows
+        ]
+
+    def calibration(self, count: int = 512) -> list[dict[str, torch.Tensor]]:
+        """Batches of the first pairs of the training data, without labels."""
+        rows = [{name: value for name, value in row.items() if name != "labels"} for row in self.train[:count]]
+        rows.sort(key=lambda row: len(row["input_ids"]))
+        return [dict(self.collate(rows[begin : begin + 32])) for begin in range(0, count, 32)]
+
+    def classifier(self, model: str, seed: int) -> PreTrainedModel:
+        """The original or a converted MiniLM with a new classifier, which is the same for both."""
+        set_seed(seed)
+        made = AutoModelForSequenceClassification.from_pretrained(self.source.folder, num_labels=2, dtype="float32")
+        if model == "original":
+            return made
+        return hf_heads.convert(made, hf_heads.CollabSpec(rank=int(model)), calibration=self.calibration())[0]
+
+    def scores(self, logits: torch.Tensor) -> dict[str, float]:
+        """Accuracy, Matthews correlation and area under the curve, all in percent."""
+        labels = torch.tensor([row["labels"] for row in self.dev])
+        guess, margin = logits.argmax(1), (logits[:, 1] - logits[:, 0]).double()
+        both = torch.stack([guess, labels]).double()
+        ranks = margin.argsort().argsort().double() + 1
+        yes = int(labels.sum())
+        area = (float(ranks[labels == 1].sum()) - yes * (yes + 1) / 2) / (yes * (len(labels) - yes))
+        return {
+            "accuracy": 100 * float((guess == labels).double().mean()),
+            "matthews": 100 * float(torch.corrcoef(both)[0, 1].nan_to_num(0.0)),
+            "area": 100 * area,
+        }
+
+
+def train(pairs: Pairs, model: PreTrainedModel, way: str, rate: float, seed: int, options: argparse.Namespace) -> Any:
+    """Fine-tune a model in place, and return the Trainer."""
+    optimizer = None
+    if way == "groups":
+        optimizer = torch.optim.AdamW(hf_heads.parameter_groups(model, rate), lr=rate)
+    if way == "frozen":
+        hf_heads.freeze_factors(model)
+    set_seed(seed)
+    arguments = TrainingArguments(
+        output_dir=str(options.work / "trainer"),
+        num_train_epochs=options.epochs,
+        per_device_train_batch_size=32,
+        per_device_eval_batch_size=64,
+        learning_rate=rate,
+        train_sampling_strategy="group_by_length",  # a third of the time goes into padding otherwise
+        seed=seed,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    trainer = Trainer(
+        model, arguments, pairs.collate, pairs.train, optimizers=(optimizer, None), processing_class=pairs.tokenizer
+    )
+    trainer.train()
+    return trainer
+
+
+def run(options: argparse.Namespace) -> None:
+    pairs = Pairs(source_of("minilm", options), options.data / "glue")
+    options.work.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for seed in options.seeds:
+        for rate in options.rates:
+            for name in options.models:
+                for way in ("plain",) if name == "original" else options.ways:
+                    kept = options.work / f"finetune-{name}-{way}-{rate:g}-{seed}.json"
+                    if not kept.is_file():
+                        model = pairs.classifier(name, seed)
+                        with Timer() as timer:
+                            trainer = train(pairs, model, way, rate, seed, options)
+                        logits = torch.as_tensor(trainer.predict(pairs.dev).predictions)
+                        row = {"model": name, "way": way, "rate": rate, "seed": seed, **pairs.scores(logits)}
+                        kept.write_text(json.dumps({**row, "seconds": timer.seconds}))
+                    rows.append(shown(json.loads(kept.read_text())))
+    save("finetune_rates", {"examples": len(pairs.dev), "epochs": options.epochs, "rows": rows}, options)
