@@ -32,7 +32,7 @@ import hf_heads
 from hf_heads import CollabSpec, HeadsSpec, LowRankSpec, MgkSpec, MheSpec, PrunedSpec
 from hf_heads.attention.hosts.blocks import find_blocks
 from tests.support.files import save_checkpoint
-from tests.support.matrix import only
+from tests.support.matrix import each, only
 from tests.support.tokenizers import save_image_processor, save_tokenizer
 from tests.support.twins import HEADS, TWINS, WIDTH, bert_config, logits, randomize
 
@@ -65,16 +65,6 @@ SETTINGS: dict[str, HeadsSpec] = {
     "mgk-linear": MgkSpec(kernel="linear", shift=0.5),
 }
 LONGEST = 160  # on both sides of the length from which fused attention is faster
-
-
-@pytest.fixture(params=METHODS)
-def method(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture(params=SETTINGS)
-def settings(request: pytest.FixtureRequest) -> HeadsSpec:
-    return SETTINGS[request.param]
 
 
 # What takes seconds each: the methods whose attention is written anew, and priors that move while they are used. The
@@ -193,10 +183,11 @@ def test_onnx_runtime_gives_torchs_outputs_for_any_batch_and_any_length(spec: He
 # Training.
 
 
-def test_gradient_checkpointing_changes_no_gradient_and_no_state(settings: HeadsSpec):
+@only("collab", "mhe", "mgk-em", "mgk-linear", spec=SETTINGS)
+def test_gradient_checkpointing_changes_no_gradient_and_no_state(spec: HeadsSpec):
     found = []
     for checkpointing in (False, True):
-        model = small_bert(settings).train()
+        model = small_bert(spec).train()
         nn_dropout_off(model)
         model.config.use_cache = False
         if checkpointing:
@@ -263,7 +254,7 @@ def check_lora(model: PreTrainedModel, inputs: dict[str, Tensor], config: Any, i
     assert largest(logits(merged, inputs) - wanted) < 1e-4
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@each(host=HOSTS.keys(), method=METHODS.keys())
 def test_lora_on_the_readmes_names(host: str, method: str, tmp_path: Path):
     peft = pytest.importorskip("peft", reason="LoRA is PEFT's")
     own, value = HOSTS[host]
@@ -293,8 +284,9 @@ def test_lora_on_mixing_vectors_and_embeddings(spec: HeadsSpec, names: list[str]
 # Quantization.
 
 
-def test_dynamic_int8_keeps_the_outputs_and_a_fraction_of_the_size(settings: HeadsSpec):
-    model = small_bert(settings)
+@only("collab", "mhe", "mgk", "mgk-linear", spec=SETTINGS)
+def test_dynamic_int8_keeps_the_outputs_and_a_fraction_of_the_size(spec: HeadsSpec):
+    model = small_bert(spec)
     quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
     inputs = texts(3, 9)
     cosine = torch.cosine_similarity(logits(quantized, inputs), logits(model, inputs), dim=-1)
