@@ -102,9 +102,11 @@ def load_data(
 
 def _made(choice: CalibrationChoice, config: Any, folder: Path | str | None, pairing: Pairing) -> _Part:
     pairs = (pairing.usual or None) if choice.pairs is None else choice.pairs
-    examples = made_examples(
-        config, folder, choice.samples + HELD_OUT, choice.seed, pairs=pairs, max_length=choice.max_length
-    )
+    count = choice.samples + HELD_OUT
+    if choice.pack or choice.pairs:
+        examples = made_examples(config, folder, count, choice.seed, pairs=pairs, max_length=choice.max_length)
+    else:
+        examples = probe_examples(config, folder, count, choice.seed)
     held_out, examples = examples[choice.samples :], examples[: choice.samples]
     words = [f"{choice.samples} {MADE[adapter_of(config).modality]}"]
     if adapter_of(config).modality == "text" and any("token_type_ids" in example for example in examples):

@@ -30,7 +30,7 @@ class CalibrationChoice:
             checkpoint's class takes them, see `hf_heads.io.data.pairs`.
         max_length: the most tokens of a text; when None, what the model takes, up to 512.
         pack: join and cut a part of the texts to a mixture of lengths up to that, see `hf_heads.io.data.lengths`; else
-            all stay as they are. What is only measured on stays as it is in any case.
+            all stay as they are, and made ones are short. What is only measured on stays as it is in any case.
 
     Raises:
         HeadsError: a value of the wrong kind, or columns of no data.

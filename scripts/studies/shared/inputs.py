@@ -65,8 +65,8 @@ def load(name: str, options: argparse.Namespace) -> tuple[Source, PreTrainedMode
 def calibration(
     source: Source, model: PreTrainedModel, options: argparse.Namespace, path: str = "random", samples: int = 512
 ) -> list[Batch]:
-    """Batches to calibrate on; made from nothing without a path."""
-    choice = CalibrationChoice(path, samples=samples, seed=options.seed)
+    """Batches to calibrate on, texts as they are; short and made from nothing without a path."""
+    choice = CalibrationChoice(path, samples=samples, seed=options.seed, pack=False)
     return calibration_data(source, model, choice).batches
 
 
