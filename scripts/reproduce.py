@@ -1,8 +1,8 @@
 """Makes the documents' figures again: runs the study behind each table, then fills the tables.
 
 Without names all of them, which takes hours on two cores; NAME is that of a table between the documents' markers
-(heal_stsb, mhe, pruned, ...). DIR of --data holds stsb/, sst2/, multi30k/, cifar10/ and text/, that of --models a
-Marian and a ViT; see FILES and MODELS in studies/shared/inputs.py. --list shows the commands and runs none.
+(heal_stsb, mhe, pruned, ...). DIR of --data holds stsb/, sst2/, glue/, multi30k/, cifar10/ and text/, that of
+--models a Marian and a ViT; see FILES and MODELS in studies/shared/inputs.py. --list shows the commands and runs none.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import tables
 # The study behind each table, the folders that it needs, and its options where the defaults do not serve.
 COMMANDS = {
     "methods": "stsb DATA",
+    "lengths": "lengths DATA WORK",
+    "roads": "roads DATA WORK",
     "architectures": "architectures DATA MODELS",
     "latency": "latency",
     "ways": "ways",

@@ -64,6 +64,35 @@ def calibration(results: Row) -> list[str]:
     return table(["calibrated on (collab, R = 96)", "drop of Spearman", "cosine"], body)
 
 
+def lengths(results: Row) -> list[str]:
+    """Cosine to the original by length and on pairs, for each calibration and method."""
+    named = {"texts": "texts of many lengths", "made": "made data (default)", "pairs": "MRPC pairs"}
+    inputs = ["16", "64", "128", "256", "512", "stsb", "mrpc", "rte"]
+    head = [*(f"{length} tokens" for length in inputs[:5]), "STS-B", "MRPC pairs", "RTE pairs"]
+    body = (
+        [f"{row['method']}, {named[row['calibration']]}", *(f"{row[name]:.3f}" for name in inputs)]
+        for row in results["rows"]
+    )
+    return table(["cosine of pooled embeddings", *head], body)
+
+
+def roads(results: Row) -> list[str]:
+    """Task scores by method and road: the mean over seeds, and how many there are."""
+    rows = results["rows"]
+    lines = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        for method in dict.fromkeys(row["method"] for row in rows):
+            cells = [f"{task}, {method}"]
+            for road in ("fine-tuned", "after", "after, one epoch more", "before"):
+                found = [
+                    row["score"] for row in rows if (row["task"], row["method"], row["road"]) == (task, method, road)
+                ]
+                cells.append(f"{sum(found) / len(found):.2f} ({len(found)})" if found else "")
+            lines.append(cells)
+    head = ["score (seeds)", "fine-tuned", "then converted", "and one more epoch", "converted, then fine-tuned"]
+    return table(head, lines)
+
+
 def architectures(results: Row) -> list[str]:
     """A table for the Marian and one for the ViT."""
     named = {"data": "its own data", "random": "made data (default)", "white": "white noise", "none": "weights alone"}
@@ -291,6 +320,8 @@ def healed(results: Row) -> list[str]:
 TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "methods": ("stsb", methods),
     "calibration": ("stsb", calibration),
+    "lengths": ("lengths", lengths),
+    "roads": ("roads", roads),
     "architectures": ("architectures", architectures),
     "latency": ("latency", latency),
     "ways": ("ways", ways),

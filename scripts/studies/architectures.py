@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
     for name, (share, columns) in STUDIED.items():
         source, model = load(name, options)
         score = scorer(name, source, model, options)
-        own = CalibrationChoice(files(name, options).train, columns, seed=options.seed)
+        own = CalibrationChoice(files(name, options).train, columns, seed=options.seed, pack=False)
         held_out = calibration_data(source, model, replace(own, seed=options.seed + 1)).held_out
         calibrations = {
             "data": calibration_data(source, model, own).batches,

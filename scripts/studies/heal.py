@@ -92,7 +92,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def checkpoints(source: Source, options: argparse.Namespace, minutes: float) -> list[Source]:
     """Every setting one shot and, where something was lost, healed, below --work."""
     study, work = STUDIES[options.task], options.work / options.task
-    data = CalibrationChoice(files(options.task, options).train, study.columns, seed=options.seed)
+    data = CalibrationChoice(files(options.task, options).train, study.columns, seed=options.seed, pack=False)
     folders: list[Source] = []
     for name, spec in study.specs.items():
         shot, healed = work / name, work / f"{name}-healed"

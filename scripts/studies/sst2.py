@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     data, source = files("sst2", options), source_of("minilm", options)
-    choice = CalibrationChoice(data.train, ("sentence",), seed=options.seed)
+    choice = CalibrationChoice(data.train, ("sentence",), seed=options.seed, pack=False)
     rows = []
     for label, spec in SPECS.items():
         folder = source.folder
