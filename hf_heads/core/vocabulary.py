@@ -52,6 +52,10 @@ JOBS = {
     "first": "the first token",
 }
 SINKS = ("special", "first")  # where heads look that have nothing to look for
+OBJECTIVES = {
+    "scores": "squared errors of the scores between all tokens, as the data spreads them",
+    "attention": "then the divergence of the attention maps, with tokens that repeat among the inputs",
+}
 REPORT = "heads_report.json"
 RANDOM, NONE = "random", "none"  # what may stand where the name of a data set can
 

@@ -7,7 +7,7 @@ token elsewhere, at the token before, or at what followed the last time (Olsson 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -228,10 +228,8 @@ def special_ids(model: PreTrainedModel) -> frozenset[int]:
     names = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
     by_config = (getattr(model.config, name, None) for name in names)
     found = {one for one in by_config if isinstance(one, int)}
-    try:
+    with suppress(HeadsError):  # a model without a tokenizer has its config
         found |= set(load_tokenizer(model.name_or_path or None).all_special_ids)
-    except HeadsError:
-        pass  # a model without a tokenizer has its config
     return frozenset(found)
 
 
