@@ -131,6 +131,12 @@ def _weights(query: Tensor, key: Tensor, scaling: float, bias: Tensor | None, ad
     return scores.softmax(-1, dtype=torch.float32)
 
 
+def shared_scores(query: Tensor, key: Tensor, scaling: float, bias: Tensor | None) -> Tensor:
+    """Scores before mask and softmax, (batch, heads, target, source); shapes as in `attend`."""
+    scores = _fold(query * scaling, key.mT)
+    return scores if bias is None else scores + bias
+
+
 def _in_pieces(
     query: Tensor, key: Tensor, value: Tensor, scaling: float, bias: Tensor | None, additive: Tensor | None
 ) -> Tensor:

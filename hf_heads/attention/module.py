@@ -10,7 +10,7 @@ from transformers import Cache
 
 from hf_heads.attention.hosts.reading import host_shape
 from hf_heads.attention.hosts.table import AttentionSite, Kind
-from hf_heads.attention.kernels import Conditions, attend
+from hf_heads.attention.kernels import Conditions, attend, shared_scores
 from hf_heads.core.dense import AttentionShape, DenseAttention
 
 if TYPE_CHECKING:
@@ -111,6 +111,23 @@ class HeadsAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Attention itself, by default softmax attention, see `attend`."""
         return attend(query, key, value, self.scaling, bias, conditions)
+
+    def scores(self, hidden_states: Tensor, memory: Tensor) -> Tensor:
+        """Scores before mask and softmax, where the attention is plain softmax attention.
+
+        Args:
+            hidden_states: (batch, target, query_width)
+            memory: (batch, source, key_width)
+
+        Returns:
+            (batch, heads, target, source)
+        """
+        key, _, bias = self.unpack_memory(*self.project_memory(memory))
+        return shared_scores(self.project_query(hidden_states), key, self.scaling, bias)
+
+    def fixed(self, name: str) -> Tensor | None:
+        """Which entries of a parameter a refinement must leave as they are, True there; None where all may change."""
+        return None
 
     def finish_context(self, context: Tensor) -> Tensor:
         """What is done to the heads' contexts (batch, heads, target, any width) before the output projection."""

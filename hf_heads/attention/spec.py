@@ -139,6 +139,22 @@ class HeadsSpec:
         """The sizes of the new block, from those of the host's."""
         return dataclasses.replace(shape, heads=shape.heads if self.heads is None else self.heads)
 
+    def keep_exact(self, heads: tuple[int, ...], shape: AttentionShape, where: str) -> HeadsSpec:
+        """These (resolved) settings, with some of the block's heads left exactly as they are.
+
+        Args:
+            heads: by their places in the block as it is before the conversion.
+            shape: the block's sizes.
+            where: the block's name, for messages.
+
+        Raises:
+            HeadsError: the method cannot, or not at this size; the message says what to do.
+        """
+        raise HeadsError(
+            f"{self.method} cannot leave single heads exact (collab and pruned can): leave {where} out with "
+            f"blocks '!{where}', or drop keep-heads"
+        )
+
     def refits(self) -> bool:
         """Whether the output projection is refitted after conversion, unless the caller forbids it."""
         return True

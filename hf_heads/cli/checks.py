@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_heads.attention.hosts.table import REFUSED, architectures
+from hf_heads.cli.heads import inspect_heads
 from hf_heads.cli.options import SOURCE, add_calibration, add_command, calibration_choice, number, print_json
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.numbers import COSINE, Number
@@ -24,9 +25,20 @@ def add_inspect(commands: Any) -> None:
     """Add the command inspect."""
     command = add_command(commands, "inspect", _inspect, "show what every attention block of a checkpoint is")
     command.add_argument("source", metavar="DIR_OR_ID", help=SOURCE)
+    command.add_argument(
+        "--heads", action="store_true", help="load the model and show its heads with a job: where they look"
+    )
+    command.add_argument(
+        "--plot", metavar="FILE", help="with --heads: draw a map for each job there (.png, .svg, .pdf)"
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace pictures that exist")
 
 
 def _inspect(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    if options.heads:
+        return inspect_heads(options)
+    if options.plot:
+        parser.error("inspect: --plot draws what --heads finds: give --heads as well")
     # rich, torch and transformers take seconds to import: only who runs the command waits for them.
     from hf_heads.cli.console import make_console, make_table, quiet
 

@@ -114,6 +114,9 @@ def print_report(record: dict[str, Any], output: Path) -> None:
         console.print(f"{f'drift, {inputs}':26} {figures}", markup=False)
     if lowest := lowest_cosine(record["drift"]):
         console.print(f"{'lowest cosine':26} {lowest[1]:.4g}, {lowest[0]}", markup=False, style="bold")
+    if jobs := record.get("jobs"):
+        left = ", ".join(f"{row['job']} {row['before']:.2f} -> {row['after']:.2f}" for row in jobs)
+        console.print(f"{'heads with a job':26} {left}")
     console.print(f"{'calibration':26} {record['calibration']}", markup=False, highlight=False)
     console.print(f"written to {output} in {record['seconds']:.0f} s", markup=False, highlight=False)
 

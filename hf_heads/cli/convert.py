@@ -23,6 +23,7 @@ from hf_heads.cli.options import (
     push,
 )
 from hf_heads.core.numbers import Number
+from hf_heads.core.vocabulary import OBJECTIVES
 from hf_heads.io.checkpoints.files import check_output
 from hf_heads.jobs.conversion.recipes import load_recipe
 from hf_heads.jobs.conversion.request import DTYPES, ConversionRequest, default_output
@@ -50,6 +51,18 @@ def add_convert(commands: Any, methods: bool) -> None:
         "--blocks",
         metavar="PATTERN",
         help="shell patterns of the blocks to convert, comma-separated; !PATTERN leaves out",
+    )
+    command.add_argument(
+        "--keep-heads",
+        metavar="LIST",
+        help="heads to leave exact, as encoder.layer.1:7,encoder.layer.2:9 (`inspect --heads` shows which have a job) "
+        "[collab, pruned]",
+    )
+    command.add_argument(
+        "--objective",
+        choices=tuple(OBJECTIVES),
+        help="what errors of scores are weighed by: scores (the default), for the task at hand; attention, for what "
+        "will be fine-tuned",
     )
     command.add_argument("--recipe", metavar="FILE", help="a TOML recipe (see conversions/) that says all of this")
     command.add_argument("--no-refit", action="store_true", help="leave the output projections as they are")
@@ -116,9 +129,12 @@ def _convert(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     return 0
 
 
+_PLAIN = ("source", "revision", "blocks", "keep_heads", "objective", "device", "dtype")
+
+
 def _request(options: argparse.Namespace, parser: argparse.ArgumentParser) -> ConversionRequest:
     """The request that the options make, on top of the recipe's if there is one."""
-    given = {name: getattr(options, name) for name in ("source", "revision", "blocks", "device", "dtype")}
+    given = {name: getattr(options, name) for name in _PLAIN}
     given["refit"] = False if options.no_refit else None
     changes = {name: value for name, value in given.items() if value is not None}
     settings = {name: value for name in _method_options() if (value := getattr(options, name)) is not None}

@@ -38,6 +38,25 @@ LOSSES = {
     "attention": "KL of the attention maps, head by head (runs both models in eager)",
     "task": "the student's own loss on labels",
 }
+JOBS = {
+    "matching": "the same token in the other of two texts",
+    "same": "the same token elsewhere (in the same text; in a decoder, earlier)",
+    "previous": "the token before",
+    "next": "the token behind",
+    "induction": "the token behind an earlier occurrence of the same one",
+    "self": "a patch itself",
+    "left": "the patch to the left",
+    "right": "the patch to the right",
+    "up": "the patch above",
+    "down": "the patch below",
+    "special": "separators and other special tokens",
+    "first": "the first token",
+}
+SINKS = ("special", "first")  # where heads look that have nothing to look for
+OBJECTIVES = {
+    "scores": "squared errors of the scores between all tokens, as the data spreads them",
+    "attention": "then the divergence of the attention maps, with tokens that repeat among the inputs",
+}
 REPORT = "heads_report.json"
 RANDOM, NONE = "random", "none"  # what may stand where the name of a data set can
 

@@ -47,6 +47,8 @@ class Method:
         title: one line that says what it does.
         paper: where it comes from.
         reason_against: by model type, why the method cannot be used there.
+        scores: parameters of the module that make its scores, which may be refined to the original's attention maps;
+            none where the attention is no softmax of `HeadsAttention.scores`.
     """
 
     spec: type[HeadsSpec]
@@ -55,6 +57,7 @@ class Method:
     title: str
     paper: str
     reason_against: Mapping[str, str] = field(default_factory=dict)
+    scores: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -75,6 +78,7 @@ class About:
         self,
         attention: type[HeadsAttention],
         from_dense: Callable[[DenseAttention, BlockStatistics, Any], Converted],
+        scores: tuple[str, ...] = (),
     ) -> Method:
         """The method, complete."""
-        return Method(self.spec, attention, from_dense, self.title, self.paper, self.reason_against)
+        return Method(self.spec, attention, from_dense, self.title, self.paper, self.reason_against, scores)

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from hf_heads.attention.hosts.reading import read_value_output
+from hf_heads.attention.kernels import shared_scores
 from hf_heads.attention.module import HeadsAttention
-from hf_heads.core.decompositions import SharedFactors, cp, tucker
+from hf_heads.core.decompositions import SharedFactors, cp, squared_norm, tucker
 from hf_heads.core.dense import AttentionShape, DenseAttention
 from hf_heads.core.gauge import gauge
 from hf_heads.core.statistics import BlockStatistics
@@ -54,6 +55,22 @@ class CollabAttention(HeadsAttention):
         shared, bias = key[..., :-heads], key[..., -heads:]
         return shared, value, bias.transpose(1, 3).squeeze(-1)[:, :, None]
 
+    def scores(self, hidden_states: Tensor, memory: Tensor) -> Tensor:
+        key, content = self.shared_key(memory)[:, None], self.content_bias(memory).mT[:, :, None]
+        return shared_scores(self.project_query(hidden_states), key, self.scaling, content)
+
+    def fixed(self, name: str) -> Tensor | None:
+        exact = list(self.spec.exact or ())
+        if not exact:
+            return None
+        parameter = self.get_parameter(name)
+        fixed = torch.zeros_like(parameter, dtype=torch.bool)
+        if name in ("mixing", "content_bias.weight"):
+            fixed[exact] = True
+        else:
+            fixed[: len(exact) * self.shape.head_dim] = True
+        return fixed
+
     def to_dense(self, output: nn.Linear) -> DenseAttention:
         mixing = self.mixing.detach()
         heads, rank = mixing.shape[:2]
@@ -74,7 +91,10 @@ class CollabAttention(HeadsAttention):
 def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: ResolvedCollab) -> Converted:
     """Shared factors, mixing and content bias of a block, from its weights and what the data says about its inputs."""
     query, key = whitened_factors(dense, statistics)
-    factors = cp(query, key, spec.rank) if spec.form == "cp" else tucker(query, key, (spec.rank, spec.rank))
+    if spec.exact:
+        factors = _with_exact_heads(query, key, spec.rank, spec.exact)
+    else:
+        factors = cp(query, key, spec.rank) if spec.form == "cp" else tucker(query, key, (spec.rank, spec.rank))
     core = factors.core
     if (weights := statistics.head_weights) is not None:
         core = core / weights.view(-1, *[1] * (core.ndim - 1))
@@ -87,6 +107,29 @@ def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: Resolve
     )
     unwhitened = SharedFactors(u * dense.scale, core, v, factors.error)
     return Converted(weights_from_factors(dense, statistics, unwhitened), factors.error)
+
+
+def _with_exact_heads(query: Tensor, key: Tensor, rank: int, exact: tuple[int, ...]) -> SharedFactors:
+    """CP whose first columns are the factors of some heads; the others share the rest, and may use these."""
+    heads, _, head_dim = query.shape
+    others = [head for head in range(heads) if head not in exact]
+    own = [factor[list(exact)].transpose(0, 1).flatten(1) for factor in (query, key)]
+    balance = (own[1].norm(dim=0) / own[0].norm(dim=0).clamp_min(1e-150)).sqrt().clamp_min(1e-150)
+    u, v = own[0] * balance, own[1] / balance
+    if others:
+        rest = cp(query[others], key[others], rank - u.shape[1])
+        u, v = torch.cat([u, rest.query], 1), torch.cat([v, rest.key], 1)
+    # The best mixing for given columns: m_h = [(U^T U) o (V^T V)]^-1 diag(U^T A_h B_h^T V).
+    gram = (u.T @ u) * (v.T @ v)
+    wanted = torch.einsum("wr,hwd,hvd,vr->hr", u, query, key, v)
+    ridge = 1e-10 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    mixing = torch.linalg.solve(gram + ridge, wanted.T).T
+    for place, head in enumerate(exact):
+        mixing[head] = 0.0
+        mixing[head, place * head_dim : (place + 1) * head_dim] = 1.0
+    norm = squared_norm(query, key)
+    lost = norm - 2 * (mixing * wanted).sum() + ((mixing @ gram) * mixing).sum()
+    return SharedFactors(u, mixing, v, float((lost.clamp_min(0) / norm.clamp_min(1e-300)).sqrt()))
 
 
 def weights_from_factors(
@@ -103,6 +146,8 @@ def weights_from_factors(
     }
 
 
-METHOD = ABOUT.method(CollabAttention, from_dense)
+METHOD = ABOUT.method(
+    CollabAttention, from_dense, ("shared_query.weight", "shared_key.weight", "mixing", "content_bias.weight")
+)
 
 __all__ = ["METHOD", "CollabAttention", "CollabSpec", "from_dense", "weights_from_factors"]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_heads.attention.hosts.reading import read_value_output
+from hf_heads.attention.kernels import shared_scores
 from hf_heads.attention.module import HeadsAttention
 from hf_heads.core.decompositions import low_rank
 from hf_heads.core.dense import AttentionShape, DenseAttention, split_heads
@@ -31,6 +32,10 @@ class LowRankAttention(HeadsAttention):
     def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         key = self.narrow_key(memory).unflatten(-1, (self.shape.heads, -1)).transpose(1, 2)
         return key, self.split_value(memory)
+
+    def scores(self, hidden_states: Tensor, memory: Tensor) -> Tensor:
+        key = self.narrow_key(memory).unflatten(-1, (self.shape.heads, -1)).transpose(1, 2)
+        return shared_scores(self.project_query(hidden_states), key, self.scaling, None)
 
     def to_dense(self, output: nn.Linear) -> DenseAttention:
         heads = self.shape.heads
@@ -64,6 +69,6 @@ def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: Resolve
     return Converted(weights, error)
 
 
-METHOD = ABOUT.method(LowRankAttention, from_dense)
+METHOD = ABOUT.method(LowRankAttention, from_dense, ("narrow_query.weight", "narrow_query.bias", "narrow_key.weight"))
 
 __all__ = ["METHOD", "LowRankAttention", "LowRankSpec", "from_dense"]

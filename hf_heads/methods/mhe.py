@@ -282,6 +282,8 @@ def _widened(matrix: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(matrix, (0, width - matrix.shape[-1]))
 
 
-METHOD = ABOUT.method(MheAttention, from_dense)
+METHOD = ABOUT.method(
+    MheAttention, from_dense, ("shared_query.weight", "shared_query.bias", "shared_key.weight", "query_embedding")
+)
 
 __all__ = ["METHOD", "MheAttention", "MheSpec", "from_dense", "group_heads"]

@@ -25,6 +25,7 @@ from hf_heads.jobs.conversion.planning import choose_blocks
 from hf_heads.jobs.conversion.report import Report
 from hf_heads.jobs.conversion.request import ConversionRequest
 from hf_heads.jobs.evaluation.drift import measure_drift
+from hf_heads.jobs.scoring.probe import jobs_left, probe_heads
 from hf_heads.modeling.blocks import share_weights
 
 
@@ -67,6 +68,8 @@ def convert_checkpoint(
         seed=choice.seed,
         blocks=request.blocks,
         refit=request.refit,
+        keep_heads=request.keep_heads,
+        objective=request.objective,
         inplace=True,
         progress=progress,
     )
@@ -79,6 +82,7 @@ def convert_checkpoint(
         inputs["held-out"] = data.held_out
         inputs |= {of_length("held-out", length): batches for length, batches in data.by_length.items()}
     report.drift = {name: _measured(converted, original, batches) for name, batches in inputs.items()}
+    report.jobs = jobs_left(converted, probe_heads(original), probe_heads(converted))
     if progress:
         progress("writing", 0, 1)
     report.seconds = time.perf_counter() - started

@@ -6,22 +6,28 @@ import copy
 import time
 from collections.abc import Sequence
 from functools import partial
+from typing import cast
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_heads.attention.module import HeadsAttention
 from hf_heads.attention.spec import HeadsSpec
 from hf_heads.core.batches import Batch, Progress
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.statistics import BlockStatistics
-from hf_heads.core.vocabulary import NONE, RANDOM
+from hf_heads.core.vocabulary import NONE, OBJECTIVES, RANDOM
 from hf_heads.jobs.conversion.inputs import Calibration, calibration_batches, check_model, checked_batches
 from hf_heads.jobs.conversion.installing import block_called, install, load_weights
+from hf_heads.jobs.conversion.keeping import KeptHeads, kept_heads
 from hf_heads.jobs.conversion.planning import choose_blocks, order_heads, plan_blocks
+from hf_heads.jobs.conversion.refine import refine, take_samples
 from hf_heads.jobs.conversion.refit import refit_output
+from hf_heads.jobs.conversion.repeats import made_repeats
 from hf_heads.jobs.conversion.report import BlockReport, Report
 from hf_heads.jobs.conversion.statistics import statistics_of
 from hf_heads.jobs.conversion.stepping import Stepper
+from hf_heads.jobs.scoring.probe import special_ids
 from hf_heads.methods.registry import get_method
 from hf_heads.modeling.blocks import block_size, block_specs, read_block, share_weights
 from hf_heads.modeling.classes import adopt, set_specs
@@ -36,6 +42,8 @@ def convert(
     seed: int = 0,
     blocks: str | None = None,
     refit: bool = True,
+    keep_heads: KeptHeads | None = None,
+    objective: str = "scores",
     inplace: bool = False,
     progress: Progress | None = None,
 ) -> tuple[PreTrainedModel, Report]:
@@ -53,6 +61,10 @@ def convert(
         seed: of everything random besides the data.
         blocks: comma-separated shell patterns of the blocks to convert; a leading `!` leaves out. None takes all.
         refit: refit output projections to the original's outputs, where cross-validation says that it helps.
+        keep_heads: heads to leave exact, as `encoder.layer.1:7,encoder.layer.2:9` or a mapping from blocks to heads.
+            Collab gives each its own part of the rank, pruned never removes them, other methods refuse.
+        objective: what errors of scores are weighed by, see `hf_heads.core.vocabulary.OBJECTIVES`: `scores`, or
+            `attention` for what is fine-tuned on tasks that match, copy or compare.
         inplace: change `model` itself instead of a copy; an error on the way leaves it partly converted.
         progress: called with (what, done, total).
 
@@ -62,12 +74,15 @@ def convert(
     Raises:
         HeadsError: no model of transformers, no adapter, settings that do not fit, weights that are not finite,
             calibration data that is empty, cannot be read or never reaches a block, batches that the model does not
-            take.
+            take; heads to keep that do not exist or that the method cannot keep.
     """
     started = time.perf_counter()
     check_model(model)
-    report = Report(model_parameters_before=_count(model))
+    if objective not in OBJECTIVES:
+        raise HeadsError(f"objective is {objective!r}, expected one of {', '.join(OBJECTIVES)}")
+    report = Report(model_parameters_before=_count(model), objective=objective)
     chosen = choose_blocks(model, spec, blocks)
+    report.kept_heads = kept = kept_heads(keep_heads, {name: block for name, (block, _) in chosen.items()})
     for block, _ in chosen.values():
         if not read_block(block).finite():
             raise HeadsError(f"the weights of {block.name} contain NaN or Inf; this checkpoint is damaged")
@@ -86,16 +101,20 @@ def convert(
     for one in (original, converted):
         one.eval()
     ranking = partial(order_heads, original, batches, labelled, seed, progress)
-    specs = plan_blocks(original, chosen, batches, ranking, progress)
+    specs = plan_blocks(original, chosen, batches, ranking, progress, kept)
+    if objective == "scores" or batches is None:
+        repeats = None
+    else:
+        repeats = made_repeats(batches, model.config, special_ids(model), seed)
     done = block_specs(converted)
     with (
-        Stepper(converted, batches or (), list(chosen)) as here,
+        Stepper(converted, batches or (), list(chosen), repeats or ()) as here,
         Stepper(original, batches or (), list(chosen)) as there,
     ):
         for index, name in enumerate(chosen):
             if progress:
                 progress(f"converting {name}", index, len(chosen))
-            report.blocks.append(_convert_block(here, there, name, specs[name], refit))
+            report.blocks.append(_convert_block(here, there, name, specs[name], refit, repeats is not None))
             done = {**done, name: report.blocks[-1].spec}
     set_specs(converted, done)
     converted.train(training)
@@ -110,7 +129,9 @@ def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _convert_block(here: Stepper, there: Stepper, name: str, spec: HeadsSpec, refit: bool) -> BlockReport:
+def _convert_block(
+    here: Stepper, there: Stepper, name: str, spec: HeadsSpec, refit: bool, refined_to_maps: bool
+) -> BlockReport:
     """Convert one block of a model in place.
 
     Args:
@@ -119,6 +140,7 @@ def _convert_block(here: Stepper, there: Stepper, name: str, spec: HeadsSpec, re
         name: of the block.
         spec: its settings.
         refit: refit its output projection.
+        refined_to_maps: refine its scores to the original's attention maps before that.
     """
     model = here.model
     block = block_called(model, name)
@@ -129,11 +151,21 @@ def _convert_block(here: Stepper, there: Stepper, name: str, spec: HeadsSpec, re
         if not here.batches or not spec.uses_data()
         else statistics_of(block, dense, here.at(name))
     )
-    made = get_method(spec.method).from_dense(dense, statistics, spec)
+    method = get_method(spec.method)
+    made = method.from_dense(dense, statistics, spec)
     spec = made.spec or spec
-    block = install(model, name, spec, made.weights)
-    gain = None
+    samples = None
     lossless = made.error is not None and made.error <= 1e-6
+    if refined_to_maps and here.batches and method.scores and not lossless:
+        samples = take_samples(block, dense, [list(here.at(name)), list(here.at(name, more=True))])
+    block = install(model, name, spec, made.weights)
+    gain: float | None = None
+    divergences: tuple[float | None, float | None] = None, None
+    if samples is not None:
+        refined = refine(cast(HeadsAttention, block.module), method.scores, samples, getattr(spec, "order", None))
+        if refined is not None:
+            load_weights(block, refined.weights)
+            divergences = refined.after, refined.before
     if refit and spec.refits() and here.batches and not lossless:
         fitted = refit_output(block, here.at(name), block_called(there.model, name), there.at(name))
         if fitted is not None:
@@ -141,4 +173,4 @@ def _convert_block(here: Stepper, there: Stepper, name: str, spec: HeadsSpec, re
             gain = fitted.gain
     parameters, cache = block_size(block)
     sizes = parameters, parameters_before, cache, cache_before
-    return BlockReport(name, block.kind, spec, *sizes, made.error, gain)
+    return BlockReport(name, block.kind, spec, *sizes, made.error, gain, *divergences)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
@@ -17,6 +18,7 @@ from hf_heads.core.dense import DenseAttention
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.statistics import BlockStatistics, Moments
 from hf_heads.jobs.conversion.installing import install
+from hf_heads.jobs.conversion.keeping import last
 from hf_heads.jobs.conversion.statistics import statistics_of
 from hf_heads.jobs.conversion.stepping import Stepper
 from hf_heads.jobs.scoring.ranking import rank_heads
@@ -100,8 +102,14 @@ def plan_blocks(
     calibration: Sequence[Batch] | None,
     ranking: RankHeads,
     progress: Progress | None,
+    kept: Mapping[str, tuple[int, ...]] | None = None,
 ) -> dict[str, HeadsSpec]:
-    """Resolved settings of every block; settings that spread a total over blocks see all their blocks at once."""
+    """Resolved settings of every block; settings that spread a total over blocks see all their blocks at once.
+
+    Heads of `kept` are removed last, and left exact where the method can.
+    """
+    kept = kept or {}
+
     groups: dict[HeadsSpec, list[str]] = {}
     for name, (_, spec) in chosen.items():
         groups.setdefault(spec, []).append(name)
@@ -121,8 +129,17 @@ def plan_blocks(
                     trial = partial(_trial, original, name, dense, statistics, wanted)
                 before = block_specs(original).get(name)
                 profiles[name] = BlockProfile(dense.shape, dense, statistics, before, trial)
-        planned.update(spec.plan(profiles, ranking))
+        planned.update(spec.plan(profiles, partial(_kept_last, ranking, kept)))
+    for name, heads in kept.items():
+        planned[name] = planned[name].keep_exact(heads, block_shape(blocks[name]), name)
     return planned
+
+
+def _kept_last(
+    ranking: RankHeads, kept: Mapping[str, tuple[int, ...]], names: Sequence[str], **how: Any
+) -> list[tuple[str, int]]:
+    """The order of a ranking in which heads that are to be kept go last."""
+    return last(ranking(names, **how), kept)
 
 
 def order_heads(

@@ -8,6 +8,8 @@ paper = "arXiv:2006.16362"
 [heads]                                   # the settings of a method
 method = "collab"
 rank = 96
+keep_heads = "encoder.layer.1:1"          # heads to leave exact, optional
+objective = "attention"                   # or "scores", the default: what errors of scores are weighed by, optional
 
 [[heads.only]]                            # other settings for some blocks; the first match counts, optional
 blocks = "decoder.*"
@@ -101,6 +103,8 @@ def _read(entries: dict[str, Any], text: str) -> Recipe:
         base=entries["base"],
         calibration=_calibration(_table(entries, "calibration")),
         blocks=heads.get("blocks"),
+        keep_heads=heads.get("keep_heads"),
+        objective=heads.get("objective", "scores"),
         text=text,
         paper=entries["paper"],
         expect=expect,
@@ -117,7 +121,7 @@ def _specs(heads: Mapping[str, Any]) -> dict[str, HeadsSpec]:
         if not isinstance(entry, dict) or not isinstance(entry.get("blocks"), str):
             raise HeadsError("an entry of heads.only names no blocks")
         specs[entry["blocks"]] = _spec(entry, {"blocks"})
-    return {**specs, "*": _spec(heads, {"blocks", "only"})}
+    return {**specs, "*": _spec(heads, {"blocks", "keep_heads", "objective", "only"})}
 
 
 def _spec(entries: Mapping[str, Any], besides: set[str]) -> HeadsSpec:

@@ -20,6 +20,9 @@ class BlockReport:
         cache, cache_before: numbers per token in a key-value cache.
         error: relative error of the decomposition in the norm that it minimised; None where it is lossy without one.
         refit_gain: share of the output's squared error that the refit removed on data it was not fitted to, or None.
+        divergence, divergence_before: KL from the original's attention maps, nats for each query and head, on
+            sequences that the refinement was not fitted to, after it and before; equal where it did not help and was
+            left out; None where it was not tried.
     """
 
     name: str
@@ -31,6 +34,8 @@ class BlockReport:
     cache_before: int
     error: float | None
     refit_gain: float | None
+    divergence: float | None = None
+    divergence_before: float | None = None
 
 
 @dataclass
@@ -43,6 +48,9 @@ class Report:
     calibration: str = "none"
     seconds: float = 0.0
     drift: dict[str, dict[str, float]] = field(default_factory=dict)
+    objective: str = "scores"
+    jobs: list[dict[str, Any]] = field(default_factory=list)
+    kept_heads: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON and the model card."""
@@ -60,4 +68,7 @@ class Report:
             "calibration": self.calibration,
             "seconds": round(self.seconds, 1),
             "drift": self.drift,
+            "objective": self.objective,
+            "jobs": self.jobs,
+            "kept_heads": {name: list(heads) for name, heads in self.kept_heads.items()},
         }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hf_heads.attention.spec import HeadsSpec, by_pattern
 from hf_heads.core.errors import HeadsError
+from hf_heads.core.vocabulary import OBJECTIVES
 from hf_heads.io.checkpoints.sources import Source, resolve_source, short_name
 from hf_heads.io.data.choice import CalibrationChoice
 
@@ -25,6 +26,8 @@ class ConversionRequest:
         calibration: what to calibrate on.
         blocks: which blocks to convert, see `hf_heads.convert`; None takes all.
         refit: refit output projections.
+        keep_heads: heads to leave exact, `BLOCK:HEAD` separated by commas, see `hf_heads.convert`; None keeps none.
+        objective: what errors of scores are weighed by, one of `OBJECTIVES`.
         device: where to compute: auto, cpu, cuda, cuda:1, ...
         dtype: of the weights written, one of `DTYPES`; as in the source when None.
         text: of the recipe that asks for this, for the model card.
@@ -40,6 +43,8 @@ class ConversionRequest:
     calibration: CalibrationChoice = field(default_factory=CalibrationChoice)
     blocks: str | None = None
     refit: bool = True
+    keep_heads: str | None = None
+    objective: str = "scores"
     device: str = "auto"
     dtype: str | None = None
     text: str | None = None
@@ -54,9 +59,11 @@ class ConversionRequest:
             raise HeadsError(f"refit is {self.refit!r}, expected True or False")
         if not isinstance(self.device, str):
             raise HeadsError(f"device is {self.device!r}, expected a name: auto, cpu, cuda, cuda:1, ...")
+        if self.objective not in OBJECTIVES:
+            raise HeadsError(f"objective is {self.objective!r}, expected one of {', '.join(OBJECTIVES)}")
         if self.dtype not in (None, *DTYPES):
             raise HeadsError(f"dtype is {self.dtype!r}, expected one of {', '.join(DTYPES)}, or None for the source's")
-        for name in ("revision", "base", "blocks", "text"):
+        for name in ("revision", "base", "blocks", "keep_heads", "text"):
             if not isinstance(getattr(self, name), str | None):
                 raise HeadsError(f"{name} is {getattr(self, name)!r}, expected text")
 

@@ -53,7 +53,7 @@ def statistics_of(block: Block, dense: DenseAttention, stops: Iterable[Stop]) ->
         query.update(token_rows(hidden_states, query_mask))
         if block.kind == "cross":
             key.update(token_rows(memory, key_mask))
-        allowed = _allowed(block, hidden_states, memory, key_mask)
+        allowed = allowed_keys(block, hidden_states, memory, key_mask)
         scores = dense.scores(hidden_states, memory).masked_fill(~allowed, -torch.inf)
         weights = scores.softmax(-1).nan_to_num(0.0)
         found = head_energy(dense, gram, weights, memory), scores.logsumexp(-1).nan_to_num(0.0, neginf=0.0)
@@ -74,7 +74,7 @@ def statistics_of(block: Block, dense: DenseAttention, stops: Iterable[Stop]) ->
     return BlockStatistics(query, key, energy / query.weight, alike / query.weight, sums, cross)
 
 
-def _allowed(block: Block, hidden_states: Tensor, memory: Tensor, key_mask: Tensor | None) -> Tensor:
+def allowed_keys(block: Block, hidden_states: Tensor, memory: Tensor, key_mask: Tensor | None) -> Tensor:
     """Which key a query may see, (batch or 1, 1, target or 1, source)."""
     target, source = hidden_states.shape[1], memory.shape[1]
     allowed = torch.ones(1, 1, target, source, dtype=torch.bool, device=memory.device)

@@ -57,10 +57,13 @@ class Stepper:
         model: in evaluation mode; its blocks may be replaced while batches wait there.
         batches: keyword arguments of its forward.
         names: of the blocks at which to stop, in the order in which they run.
+        more: other batches, which are asked for apart.
     """
 
-    def __init__(self, model: PreTrainedModel, batches: Sequence[Batch], names: Sequence[str]) -> None:
-        self.model, self.batches = model, batches
+    def __init__(
+        self, model: PreTrainedModel, batches: Sequence[Batch], names: Sequence[str], more: Sequence[Batch] = ()
+    ) -> None:
+        self.model, self.batches, self.more = model, batches, more
         self.order = {name: place for place, name in enumerate(names)}
         self.paths = {block.name: block.path for block in find_blocks(model) if block.name in self.order}
 
@@ -74,16 +77,19 @@ class Stepper:
         self._stopping = [self.model.get_submodule(path) for path in self.paths.values()]
         for name, module in zip(self.paths, self._stopping, strict=True):
             module.forward = partial(self._stop, name)
-        self._runs = [greenlet(partial(self._run, batch)) for batch in self.batches]
+        self._all = [*self.batches, *self.more]
+        self._runs = [greenlet(partial(self._run, batch)) for batch in self._all]
         self._stops: list[Stop | None] = [None] * len(self._runs)
         return self
 
-    def at(self, name: str) -> Iterator[Stop]:
-        """Every batch at a block, brought there one by one; batches that never reach it are left out.
+    def at(self, name: str, more: bool = False) -> Iterator[Stop]:
+        """Every batch, or every other batch, at a block, brought there one by one; without those that never reach it.
 
         Blocks may be asked for again as long as none after them was.
         """
-        for index, run in enumerate(self._runs):
+        first = len(self.batches)
+        for index in range(first, len(self._runs)) if more else range(first):
+            run = self._runs[index]
             while not run.dead and (
                 self._stops[index] is None or self.order[self._stops[index].name] < self.order[name]  # type: ignore[union-attr]
             ):
@@ -99,7 +105,7 @@ class Stepper:
     def _stop(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """What stands for the forward of a block: waits, then runs what is in the block's place by then."""
         index = self._runs.index(getcurrent())
-        stop = Stop(name, self.batches[index], {**dict(zip(_NAMES, args, strict=False)), **kwargs})
+        stop = Stop(name, self._all[index], {**dict(zip(_NAMES, args, strict=False)), **kwargs})
         getcurrent().parent.switch(stop)
         return call_block(self.model.get_submodule(self.paths[name]), stop)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import MISSING, dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from hf_heads.attention.spec import HeadsSpec, option
+from hf_heads.core.errors import HeadsError
 from hf_heads.methods.base import About
 from hf_heads.methods.settings.ranks import RankSpec
 
@@ -22,10 +24,14 @@ class CollabSpec(RankSpec):
 
     Attributes:
         rank: R, width of the shared space; heads * head_dim is lossless.
+        exact: heads whose scores are left as they are; each takes head_dim of the rank for itself.
         form: cp (a mixing vector per head) or tucker (a mixing matrix per head).
     """
 
     method: ClassVar[str] = "collab"
+    exact: tuple[int, ...] | None = option(
+        None, "heads left exact, each by head_dim of the rank", command=False, stored=False
+    )
     form: str = option("cp", "how heads mix the shared space", choices=("cp", "tucker"))
 
     @classmethod
@@ -36,6 +42,19 @@ class CollabSpec(RankSpec):
         # Beyond the inputs' width the Tucker factors would have more columns than rows and say nothing more.
         limit = min(shape.query_width, shape.key_width) if self.form == "tucker" else rank
         return super().at_rank(min(rank, limit), shape)
+
+    def keep_exact(self, heads: tuple[int, ...], shape: AttentionShape, where: str) -> HeadsSpec:
+        if self.form != "cp":
+            raise HeadsError(f"form {self.form} cannot leave single heads exact; take form cp")
+        assert self.rank is not None  # these are the settings of one block
+        others = shape.heads - len(heads)
+        least = len(heads) * shape.head_dim + bool(others)
+        if self.rank < least:
+            raise HeadsError(
+                f"rank {self.rank} is too small to leave {len(heads)} heads of {where} exact: each takes "
+                f"{shape.head_dim} of it, and the others need some; rank {least} is the least, or keep fewer heads"
+            )
+        return dataclasses.replace(self, exact=heads)
 
 
 @dataclass(frozen=True, kw_only=True)

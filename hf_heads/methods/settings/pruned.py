@@ -93,6 +93,13 @@ class PrunedSpec(HeadsSpec):
             specs[name] = self.settle(heads=len(kept), keep=None, kept=kept, places=tuple(places))
         return specs
 
+    def keep_exact(self, heads: tuple[int, ...], shape: AttentionShape, where: str) -> HeadsSpec:
+        if gone := [head for head in heads if head not in (self.places or ())]:
+            raise HeadsError(
+                f"head {gone[0]} of {where} is to be kept, but these settings remove it: keep more heads, or name fewer"
+            )
+        return self  # heads that stay are exact
+
     def refits(self) -> bool:
         return self.repair
 
