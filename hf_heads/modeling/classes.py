@@ -234,6 +234,7 @@ def replace_block(model: PreTrainedModel, block: Block, spec: HeadsSpec) -> Head
         module = made(block.module, block.site, block.kind, block.output, spec)
     module.train(block.module.training)
     model.set_submodule(block.path, module)
+    internals.forget_captures(model)
     width = module.shape.heads * module.shape.value_dim
     if block.output.in_features != width:
         with torch.device(reference.device), _default_dtype(reference.dtype):

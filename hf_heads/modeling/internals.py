@@ -46,6 +46,15 @@ def become(model: PreTrainedModel, made: type[PreTrainedModel]) -> None:
     _CAN_RECORD_REGISTRY[model] = model._can_record_outputs
 
 
+def forget_captures(model: PreTrainedModel) -> None:
+    """Have a model put the hooks that record its outputs on anew: modules that were exchanged since have none."""
+    for module in model.modules():
+        module.__dict__.pop("_output_capturing_hooks_installed", None)
+        for key, hook in list(module._forward_hooks.items()):
+            if getattr(hook, "__module__", "") == "transformers.utils.output_capturing":
+                del module._forward_hooks[key]
+
+
 def initialize(model: PreTrainedModel, module: nn.Module) -> None:
     """Start a module's parameters as `model` starts those of its class, once more where that was done before."""
     module._is_hf_initialized = False  # type: ignore[assignment]

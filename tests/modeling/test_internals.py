@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertModel, PreTrainedModel, ViTModel
 
+import hf_heads
+from hf_heads import CollabSpec
 from hf_heads.modeling import internals
 from tests.support.twins import TWINS, bert_config
 
@@ -34,6 +36,15 @@ def test_a_model_that_becomes_another_class_records_that_classes_outputs():
     assert type(model) is Mine
     inputs = {name: value[:1, :4] for name, value in TWINS["bert"].inputs().items()}
     assert not model(**inputs, output_hidden_states=True).hidden_states  # of `Other` there is none in the model
+
+
+def test_outputs_that_were_recorded_before_a_conversion_are_recorded_after_it():
+    model, inputs = TWINS["bert"].model(), {name: value[:1, :4] for name, value in TWINS["bert"].inputs().items()}
+    before = model(**inputs, output_attentions=True, output_hidden_states=True)
+    after = hf_heads.convert(model, CollabSpec(rank=8), calibration="none")[0]
+    for one in (after, model, model):
+        found = one(**inputs, output_attentions=True, output_hidden_states=True)
+        assert [len(found.attentions), len(found.hidden_states)] == [len(before.attentions), len(before.hidden_states)]
 
 
 def test_a_module_is_initialized_again():

@@ -16,9 +16,10 @@ blocks = "decoder.*"
 method = "collab"
 rank = 64
 
-[calibration]                             # optional
-source = "random"
+[calibration]                             # optional; any entry of CalibrationChoice
+source = "random"                         # or several: ["train.jsonl", "texts.txt"]
 samples = 512
+pairs = true                              # two text columns are two segments; what the checkpoint takes if left out
 
 [expect]                                  # what `hf-heads verify` recomputes, optional
 attention_parameters = 2217984            # exactly
@@ -133,8 +134,9 @@ def _spec(entries: Mapping[str, Any], besides: set[str]) -> HeadsSpec:
 
 def _calibration(entries: dict[str, Any]) -> CalibrationChoice:
     _only(entries, {item.name for item in fields(CalibrationChoice)}, "[calibration]")
-    if isinstance(entries.get("columns"), list):
-        entries["columns"] = tuple(entries["columns"])
+    for name in ("columns", "source"):
+        if isinstance(entries.get(name), list):
+            entries[name] = tuple(entries[name])
     return CalibrationChoice(**entries)
 
 

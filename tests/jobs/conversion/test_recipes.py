@@ -126,3 +126,14 @@ def test_a_recipe_may_name_the_heads_of_every_block(tmp_path: Path):
     recipe = load_recipe(path)
     _, report = hf_heads.convert(TWINS["bert"].model(), recipe.specs, calibration="none")
     assert [block.spec.kept for block in report.blocks] == [(0, 3), ()]
+
+
+def test_calibration_on_several_sources_and_pairs(tmp_path: Path):
+    head = "base='x'\npaper='p'\n[heads]\nmethod='collab'\nrank=3\n[calibration]\n"
+    (tmp_path / "r.toml").write_text(head + "source=['a.txt', 'random']\npairs=true\nmax_length=64\npack=false\n")
+    found = load_recipe(tmp_path / "r.toml").calibration
+    assert (found.sources, found.pairs, found.max_length, found.pack) == (("a.txt", "random"), True, 64, False)
+    for wrong in ("pairs='yes'", "max_length=0", "source=['a', 1]", "source=[]", "pack=1"):
+        (tmp_path / "r.toml").write_text(head + wrong)
+        with pytest.raises(HeadsError, match=wrong.partition("=")[0].replace("source", "data")):
+            load_recipe(tmp_path / "r.toml")
