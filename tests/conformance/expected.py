@@ -25,9 +25,15 @@ FAILURES = (
         "loads a file without any weight; ours refuse a checkpoint that lacks attention weights",
     ),
     Failure(
-        "test_attention_outputs|test_beam_search_generate_dict_outputs_use_cache|test_sample_generate_dict_output",
-        "counts as many attention maps as config.num_attention_heads; pruned blocks return those that they keep",
+        "test_attention_outputs",
+        "counts as many attention maps as the model tester has heads; pruned blocks return those that they keep",
         methods="pruned",
+    ),
+    Failure(
+        "test_reverse_loading_mapping",
+        "wants a weight for each name that transformers changes for a ViT; methods replace some of these projections",
+        hosts="vit",
+        methods="(?!pruned).*",
     ),
 )
 

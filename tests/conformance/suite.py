@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import sys
 import unittest
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +28,8 @@ HOSTS = {
     "marian": ("models.marian.test_modeling_marian", "MarianModelTest"),
     "marian-decoder": ("models.marian.test_modeling_marian", "MarianStandaloneDecoderModelTest"),
 }
+COMMON = "tests.test_modeling_common"
+ATTENTION_CHECKS = ("_check_attentions_for_generate", "_check_encoder_attention_for_generate")
 CONFIG_MAKERS = ("get_config", "prepare_config_and_inputs")  # of a model tester; the first one that there is
 
 
@@ -64,7 +68,9 @@ def derived_test(
     namespace: dict[str, Any] = {
         "setUp": _set_up(native, spec),
         "all_model_classes": tuple(_ours(one) for one in native.all_model_classes),
+        "subTest": _sub_test,
         "_check_past_key_values_for_generate": check_cache,
+        **{name: _of_kept_heads(getattr(native, name)) for name in ATTENTION_CHECKS if hasattr(native, name)},
         "__module__": __name__,
         "__doc__": None,
     }
@@ -74,6 +80,13 @@ def derived_test(
             test = pytest.mark.xfail(reason=reason, strict=True)(test)
         namespace[name] = test if dealt(number) else pytest.mark.full(test)
     return type(f"Test_{host}_{method}".replace("-", "_"), (native,), namespace)
+
+
+@contextmanager
+def _sub_test(self: Any, *_: Any, **__: Any) -> Iterator[None]:
+    """One of a test's classes; what fails ends the test, so that it is held against the native class's."""
+    with suppress(unittest.SkipTest):
+        yield
 
 
 def check_cache(self: Any, batch_size: int, past_key_values: Any, seq_length: int | None, config: Any) -> None:
@@ -95,6 +108,20 @@ def check_cache(self: Any, batch_size: int, past_key_values: Any, seq_length: in
         self.assertEqual(layer.keys[0, :, 0].numel() + layer.values[0, :, 0].numel(), numbers)
 
 
+def _of_kept_heads(check: Callable[..., None]) -> Callable[..., None]:
+    """A check of attention maps that counts the heads which blocks have, not those that the host's config names."""
+
+    def kept(value: Any) -> Any:
+        if not isinstance(value, PreTrainedConfig):
+            return value
+        (heads,) = {spec.heads for spec in value.block_specs().values()}
+        value = copy.deepcopy(value)
+        value.num_attention_heads = heads
+        return value
+
+    return lambda self, *args, **kwargs: check(self, *map(kept, args), **{key: kept(kwargs[key]) for key in kwargs})
+
+
 def _ours(native: type) -> Any:
     return getattr(models, f"Heads{native.__name__}")
 
@@ -110,7 +137,10 @@ def _set_up(native: Any, spec: HeadsSpec) -> Callable[[Any], None]:
 
     def set_up(self: Any) -> None:
         patches = [mock.patch.dict(vars(module), renamed)]
-        for user in (module, sys.modules["tests.test_modeling_common"]):
+        if hasattr(common := sys.modules[COMMON], "UNSHIFTED_LM_HEADS"):  # by name as well
+            names = set(common.UNSHIFTED_LM_HEADS)
+            patches.append(mock.patch.object(common, "UNSHIFTED_LM_HEADS", names | {f"Heads{one}" for one in names}))
+        for user in (module, common):
             if hasattr(user, "get_values"):
                 patches.append(mock.patch.object(user, "get_values", functools.partial(_values, user.get_values)))
         for patch in patches:
