@@ -91,7 +91,12 @@ def write(factory: pytest.TempPathFactory, file: tuple[str, bytes]) -> str:
     return str(put(folder, f"rows-{os.urandom(4).hex()}{file[0]}", file[1]))
 
 
-@fuzz(0.04, case=cases)
+@fuzz(
+    0.04,
+    ((".jsonl", b"null\n" + lines(ROWS)), None, None),  # Arrow ended the process
+    ((".json", b"[null, " + json.dumps(ROWS).encode()[1:]), None, None),
+    case=cases,
+)
 def test_labelled(tmp_path_factory: pytest.TempPathFactory, case: Any):
     (file, used, label), path = case, write(tmp_path_factory, case[0])
     model = classes(1 + 2 * (len(file[1]) % 2))
@@ -112,7 +117,7 @@ def test_calibration(tmp_path_factory: pytest.TempPathFactory, case: Any):
     refused(lambda: load_data(path, config, whole("bert"), columns=used, label=label, samples=8))
 
 
-@fuzz(0.02, case=cases)
+@fuzz(0.02, ((".tsv", b"first\tsecond\tscore\nword0\tword1\tword2\n"), None, "score"), case=cases)  # ValueError
 def test_pairs(tmp_path_factory: pytest.TempPathFactory, case: Any):
     (_, used, label), path = case, write(tmp_path_factory, case[0])
     refused(lambda: scored_pairs(CalibrationChoice(path, used, label)))

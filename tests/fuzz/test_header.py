@@ -77,5 +77,7 @@ def test_loading(file: tuple[str, bytes]):
 @fuzz(0.005, least=2, file=files)
 def test_commands(capsys: pytest.CaptureFixture[str], file: tuple[str, bytes]):
     with replaced(file[0], WHOLE, file[1]) as folder:
-        command = ("inspect", folder) if len(file[1]) % 2 else ("verify", folder, "--against", whole("bert"))
+        command = (
+            ("inspect", folder) if len(file[1]) % 2 else ("verify", folder, "--against", whole("bert"))
+        )  # of another architecture mostly
         commanded(capsys, *command)

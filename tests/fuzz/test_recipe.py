@@ -56,7 +56,12 @@ recipes = st.one_of(
 )
 
 
-@fuzz(0.14, content=recipes)
+@fuzz(
+    0.14,
+    b"a=" + b"[" * 100_000,  # RecursionError
+    f'base = "a"\npaper = "b"\nsource = {[0] * 500}\n[heads]\nmethod = "mhe"\n'.encode(),  # a line of 1,500 characters
+    content=recipes,
+)
 def test_reading(tmp_path_factory: pytest.TempPathFactory, content: bytes):
     path = put(tmp_path_factory.getbasetemp(), "recipe.toml", content)
     refused(lambda: load_recipe(path))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 from hypothesis import strategies as st
 
+from hf_heads.core.errors import HeadsError
 from hf_heads.core.vocabulary import REPORT
 from hf_heads.io.checkpoints.card import model_card
 from hf_heads.io.checkpoints.record import read_record, recorded_source
@@ -29,6 +33,7 @@ HEALED = {
     "before": {"step": 0, "drift": 0.2, "cosine": 0.99},
     "after": {"step": 8, "drift": 0.1, "cosine": 0.995},
 }
+BLOCK = {"name": "a", "kind": "self", "method": "mhe", "heads": 4, "parameters": 1, "parameters_before": 2}
 SCORED = {"task": "x", "dataset": "y", "metric": "accuracy", "value": 0.5, "low": 0.4, "high": None, "original": 0.6}
 
 
@@ -64,6 +69,38 @@ def test_reading(content: tuple[str, bytes]):
 def test_cards(content: tuple[str, bytes]):
     with replaced(content[0], REPORT, content[1]) as folder:
         refused(lambda: card(Source(str(folder), folder)))
+
+
+FOUND: list[dict[str, Any]] = [
+    {"recipe": ["a"]},
+    {"calibration": None},
+    {"blocks": [{**BLOCK, "refit_gain": []}]},
+    {"blocks": [{**BLOCK, "parameters": {}}]},
+    {"blocks": [{**BLOCK, "parameters": None}]},
+    {"blocks": [{name: value for name, value in BLOCK.items() if name != "name"}]},
+    {"blocks": [{name: value for name, value in BLOCK.items() if name != "method"}]},
+    {"blocks": [BLOCK, {**BLOCK, "method": True}]},
+    {"distillation": {"teacher": "x"}},
+    {"distillation": {**HEALED, "steps": {}}},
+    {"calibration_choice": [1]},
+    {"model_parameters": 10**400},
+    {"drift": None},
+]
+
+
+@pytest.mark.parametrize("change", FOUND, ids=lambda one: str(one)[:60])
+def test_what_cards_once_stumbled_over(change: dict[str, Any]):
+    content = json.dumps({**entries("bert-mhe", REPORT), **change}).encode()
+    with (
+        replaced("bert-mhe", REPORT, content) as folder,
+        pytest.raises(HeadsError, match=r"the report '.*' is damaged: "),
+    ):
+        card(Source(str(folder), folder))
+
+
+def test_a_report_that_lacks_what_a_card_needs():
+    with replaced("bert-mhe", REPORT, b"{}") as folder, pytest.raises(HeadsError, match="says nothing of blocks"):
+        card(Source(str(folder), folder))
 
 
 @fuzz(0.005, least=2, content=reports)

@@ -33,7 +33,7 @@ def scores() -> dict[str, Any]:
 files = st.deferred(lambda: json_files(scores()))
 
 
-@fuzz(0.08, content=files)
+@fuzz(0.08, b'{"format": "' + b"x" * 5000 + b'"}', content=files)  # a line of 5,000 characters
 def test_loading(tmp_path_factory: pytest.TempPathFactory, content: bytes):
     path = put(tmp_path_factory.getbasetemp(), "scores.json", content)
     found = refused(lambda: load_scores(path, model()))

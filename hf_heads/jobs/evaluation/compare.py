@@ -86,7 +86,7 @@ def compare_checkpoints(
     )
     data = calibration_data(original, models[0], replace(choices.data, samples=choices.drift_samples, pack=False))
     for source, model in zip(sources, models, strict=True):
-        check_outputs(model, data.batches, f"'{source.given}'")
+        check_outputs(model, data.batches, f"'{source.name}'")
     rows = describe(sources, models)
     cells = len(choices.batches) * (len(timed) + _generates(models[0])) if choices.latency else 0
     rivals = len(converted) + choices.control

@@ -22,6 +22,7 @@ from hf_heads.io.checkpoints.tensors import tensor_names
 from hf_heads.io.checkpoints.weights import Weights, digest
 from hf_heads.io.data.calibration import CalibrationChoice, calibration_data, probes, probes_by_length
 from hf_heads.jobs.evaluation.drift import Drift, measure_drift
+from hf_heads.jobs.evaluation.sources import check_classes, check_configs
 from hf_heads.modeling.configuration import HeadsConfig
 
 
@@ -58,7 +59,8 @@ def verify(
         tolerance: fail where any output number differs by more than this.
 
     Raises:
-        HeadsError: one of the two cannot be loaded, the data is `none`, or a limit is no finite number.
+        HeadsError: one of the two cannot be loaded, they are of different architectures, sizes or classes, the data is
+            `none`, or a limit is no finite number.
     """
     for name, limit, number in (("min_cosine", min_cosine, COSINE), ("tolerance", tolerance, Number(0))):
         if limit is not None:
@@ -71,7 +73,9 @@ def verify(
         resolve_source(str(folder)),
         resolve_source(given, None if against else record.get("revision")),
     )
+    check_configs([original_source, source])
     model, original = load_source(source), load_source(original_source)
+    check_classes([original_source, source], [original, model])
     if not isinstance(model.config, HeadsConfig):
         raise HeadsError(f"'{folder}' has no converted attention heads")
     verdict = Verdict()
