@@ -221,7 +221,7 @@ def test_truncated_and_corrupted_files(run: Run, bert_folder: Path, tmp_path: Pa
     save_file(tensors, file, metadata={"format": "pt"})
     check_refused(convert_none(run, bert_folder, tmp_path / "out"), "layer.0.attention.self.key.weight", "missing")
     (bert_folder / "config.json").write_text("{ this is no JSON")
-    check_refused(convert_none(run, bert_folder, tmp_path / "out"), "cannot read the config")
+    check_refused(convert_none(run, bert_folder, tmp_path / "out"), "config.json", "is not valid JSON")
     assert leftovers(tmp_path) == ["tiny-bert"]
 
 

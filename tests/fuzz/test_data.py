@@ -100,21 +100,20 @@ def write(factory: pytest.TempPathFactory, file: tuple[str, bytes]) -> str:
 def test_labelled(tmp_path_factory: pytest.TempPathFactory, case: Any):
     (file, used, label), path = case, write(tmp_path_factory, case[0])
     model = classes(1 + 2 * (len(file[1]) % 2))
-    refused(lambda: load_labelled(path, model, whole("bert"), columns=used, label=label))
+    refused(lambda: load_labelled(CalibrationChoice(path, used, label), model, whole("bert")))
 
 
 @fuzz(0.02, case=cases)
 def test_labelled_language(tmp_path_factory: pytest.TempPathFactory, case: Any):
     (file, used, _), path = case, write(tmp_path_factory, case[0])
     name = ("bert", "marian")[len(file[1]) % 2]
-    refused(lambda: load_labelled(path, language(name), whole(name), columns=used))
+    refused(lambda: load_labelled(CalibrationChoice(path, used), language(name), whole(name)))
 
 
 @fuzz(0.03, case=cases)
 def test_calibration(tmp_path_factory: pytest.TempPathFactory, case: Any):
     (_, used, label), path = case, write(tmp_path_factory, case[0])
-    config = language("bert").config
-    refused(lambda: load_data(path, config, whole("bert"), columns=used, label=label, samples=8))
+    refused(lambda: load_data(CalibrationChoice(path, used, label, samples=8), language("bert"), whole("bert")))
 
 
 @fuzz(0.02, ((".tsv", b"first\tsecond\tscore\nword0\tword1\tword2\n"), None, "score"), case=cases)  # ValueError

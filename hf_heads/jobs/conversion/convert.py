@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import cast
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_heads.attention.hosts.blocks import Block
 from hf_heads.attention.module import HeadsAttention
 from hf_heads.attention.spec import HeadsSpec
 from hf_heads.core.batches import Batch, Progress
@@ -83,9 +84,7 @@ def convert(
     report = Report(model_parameters_before=_count(model), objective=objective)
     chosen = choose_blocks(model, spec, blocks)
     report.kept_heads = kept = kept_heads(keep_heads, {name: block for name, (block, _) in chosen.items()})
-    for block, _ in chosen.values():
-        if not read_block(block).finite():
-            raise HeadsError(f"the weights of {block.name} contain NaN or Inf; this checkpoint is damaged")
+    _check_finite(chosen)
     wanted = calibration if any(one.uses_data() for _, one in chosen.values()) else NONE
     batches, report.calibration = calibration_batches(model, wanted, seed)
     if labelled is not None:
@@ -123,6 +122,12 @@ def convert(
     report.model_parameters = _count(converted)
     report.seconds = time.perf_counter() - started
     return converted, report
+
+
+def _check_finite(chosen: Mapping[str, tuple[Block, HeadsSpec]]) -> None:
+    for block, _ in chosen.values():
+        if not read_block(block).finite():
+            raise HeadsError(f"the weights of {block.name} contain NaN or Inf; this checkpoint is damaged")
 
 
 def _count(model: nn.Module) -> int:

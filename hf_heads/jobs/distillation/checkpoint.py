@@ -162,11 +162,11 @@ class _Pair:
 def _load_pair(source: Source, teacher: str | None) -> _Pair:
     """Load both models; refuses what cannot be healed, before any data is read."""
     before = read_record(source.folder)
-    check_complete(before, source.given)
     given = teacher or recorded_source(source.folder, before, "--teacher")
     original = resolve_source(given, None if teacher else before.get("revision"))
     pair = _Pair(load_source(source), load_source(original), original, before)
     _check_pair(source, pair)
+    check_complete(before, source.given)
     return pair
 
 

@@ -102,9 +102,7 @@ def compare_checkpoints(
         rows.append(_control(rows[0], models[0], lengths))
         models.append(uniform_attention(models[0]))
     rows = _judged(rows, models, choices, (data, task), step)
-    metric = None
-    if task is not None:
-        metric = Metric(task.metric.name, task.metric.about, task.metric.higher_is_better, task.examples)
+    metric = None if task is None else _metric(task)
     packages = ["hf-heads", "transformers", "torch", *(["sacrebleu"] if task and task.metric.name == "bleu" else [])]
     return Comparison(
         original=original.public,
@@ -151,6 +149,10 @@ def _lengths(
     limit = min(longest_input(model) or max(LENGTHS) for model in models)
     fitting = [length for length in LENGTHS if length <= limit] or [limit]
     return fitting, [length for length in fitting if length <= _LONGEST_TIMED]
+
+
+def _metric(task: Task) -> Metric:
+    return Metric(task.metric.name, task.metric.about, task.metric.higher_is_better, task.examples)
 
 
 # The rows.

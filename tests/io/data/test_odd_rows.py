@@ -9,10 +9,9 @@ import pytest
 
 from hf_heads.core.errors import HeadsError
 from hf_heads.io.data.choice import CalibrationChoice
-from hf_heads.io.data.labelled import load_labelled
 from hf_heads.io.data.reading import read_examples
 from hf_heads.jobs.evaluation.scores import scored_pairs
-from tests.support.labelled import classifier
+from tests.support.labelled import classifier, load_labelled
 from tests.support.tokenizers import save_tokenizer
 
 ROW = '{"text": "word1", "label": 1}'

@@ -40,13 +40,13 @@ def test_a_run_that_ends_well_leaves_nothing(work: Work, tmp_path: Path):
 def test_a_run_that_fails_can_be_resumed_where_there_is_a_checkpoint(error: type, work: Work, tmp_path: Path):
     with pytest.raises(error), work.held():
         work.start()
-        raise error
+        raise error("stopped")
     assert leftovers(tmp_path) == []
     with pytest.raises(error) as raised, work.held():
         work.start()
         save(work, 5)
         save(work, 10)
-        raise error
+        raise error("stopped")
     assert error is not KeyboardInterrupt or "--resume" in str(raised.value)
     assert work.resumed().name == "checkpoint-10"
     with pytest.raises(HeadsError, match="pass --resume to go on with it, or --overwrite"):
