@@ -68,9 +68,13 @@ def lengths(results: Row) -> list[str]:
     """Cosine to the original by length and on pairs, for each calibration and method."""
     named = {"texts": "texts of many lengths", "made": "made data (default)", "pairs": "MRPC pairs"}
     inputs = ["16", "64", "128", "256", "512", "stsb", "mrpc", "rte"]
+    attention = ", `--objective attention`"
     head = [*(f"{length} tokens" for length in inputs[:5]), "STS-B", "MRPC pairs", "RTE pairs"]
     body = (
-        [f"{row['method']}, {named[row['calibration']]}", *(f"{row[name]:.3f}" for name in inputs)]
+        [
+            f"{row['method']}{attention * (row['objective'] == 'attention')}, {named[row['calibration']]}",
+            *(f"{row[name]:.3f}" for name in inputs),
+        ]
         for row in results["rows"]
     )
     return table(["cosine of pooled embeddings", *head], body)

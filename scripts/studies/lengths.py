@@ -37,6 +37,15 @@ PAIRS = 256
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_folders(parser, "data", "work")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="METHOD")
+    parser.add_argument(
+        "--attention",
+        nargs="*",
+        default=["collab 96"],
+        choices=METHODS,
+        metavar="METHOD",
+        help="methods that are also measured with the objective attention",
+    )
+    parser.add_argument("--kinds", nargs="+", default=["texts", "made", "pairs"], help="what is calibrated on")
     parser.add_argument("--samples", type=int, default=1024, help="examples to calibrate on (default 1024)")
 
 
@@ -96,11 +105,19 @@ def run(options: argparse.Namespace) -> None:
         ),
     }
     rows = []
-    for kind, choice in choices.items():
-        data = load_data(choice, inputs.model, inputs.source.folder)
-        for method in options.methods if kind == "texts" else ["collab 96"]:
-            with Timer() as timer:
-                model, _ = hf_heads.convert(inputs.model, METHODS[method], calibration=data.batches, seed=options.seed)
-            row = {"calibration": kind, "method": method, "seconds": timer.seconds, **inputs.score(model)}
-            rows.append(shown(row))
-            save("lengths", {"texts": data.description, "rows": rows}, options)
+    for kind in options.kinds:
+        data = load_data(choices[kind], inputs.model, inputs.source.folder)
+        chosen = options.methods if kind == "texts" else ["collab 96"]
+        for objective, methods in (("scores", chosen), ("attention", options.attention)):
+            for method in methods:
+                with Timer() as timer:
+                    model, _ = hf_heads.convert(
+                        inputs.model,
+                        METHODS[method],
+                        calibration=data.batches,
+                        objective=objective,
+                        seed=options.seed,
+                    )
+                row = {"calibration": kind, "method": method, "objective": objective, "seconds": timer.seconds}
+                rows.append(shown({**row, **inputs.score(model)}))
+                save("lengths", {"texts": data.description, "rows": rows}, options)
