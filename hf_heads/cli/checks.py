@@ -37,8 +37,8 @@ def add_inspect(commands: Any) -> None:
 def _inspect(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if options.heads:
         return inspect_heads(options)
-    if options.plot:
-        parser.error("inspect: --plot draws what --heads finds: give --heads as well")
+    if options.plot or options.overwrite:
+        parser.error("inspect: --plot draws what --heads finds, --overwrite replaces that: give --heads as well")
     # rich, torch and transformers take seconds to import: only who runs the command waits for them.
     from hf_heads.cli.console import make_console, make_table, quiet
 
