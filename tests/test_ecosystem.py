@@ -236,7 +236,7 @@ def check_lora(model: PreTrainedModel, inputs: dict[str, Tensor], config: Any, i
     assert all("lora_" in name for name in trainable)
     for name in inside:
         assert sum(f".{name}." in f"{one}." for one in trainable) == 2 * blocks, (name, trainable)  # A and B of each
-    optimizer = torch.optim.SGD([one for one in wrapped.parameters() if one.requires_grad], lr=0.1)
+    optimizer = torch.optim.SGD([one for one in wrapped.parameters() if one.requires_grad], lr=0.5)
     for _ in range(2):
         optimizer.zero_grad()
         wrapped(**inputs)[0].square().mean().backward()
@@ -244,7 +244,7 @@ def check_lora(model: PreTrainedModel, inputs: dict[str, Tensor], config: Any, i
     moved = {name for name, tensor in wrapped.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved and all("lora_" in name for name in moved)
     wanted = logits(wrapped, inputs)
-    assert largest(wanted - logits(model, inputs)) > 1e-5
+    assert largest(wanted - logits(model, inputs)) > 1e-4
     wrapped.save_pretrained(folder / "adapter")
     base = type(model).from_pretrained(folder / "base", attn_implementation="eager")
     again = peft.PeftModel.from_pretrained(base, folder / "adapter").eval()

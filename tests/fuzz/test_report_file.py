@@ -34,12 +34,14 @@ HEALED = {
     "after": {"step": 8, "drift": 0.1, "cosine": 0.995},
 }
 BLOCK = {"name": "a", "kind": "self", "method": "mhe", "heads": 4, "parameters": 1, "parameters_before": 2}
+JOB = {"job": "previous token", "block": "a", "head": 1, "before": 0.9, "after": 0.8}
 SCORED = {"task": "x", "dataset": "y", "metric": "accuracy", "value": 0.5, "low": 0.4, "high": None, "original": 0.6}
 
 
 def report(name: str, more: bool) -> object:
     found = entries(name, REPORT)
-    return {**found, "distillation": HEALED, "scores": [SCORED], "measured": "# x"} if more else found
+    all_of_it = {**found, "distillation": HEALED, "jobs": [JOB], "scores": [SCORED], "measured": "# x"}
+    return all_of_it if more else found
 
 
 reports = st.deferred(
@@ -83,6 +85,7 @@ FOUND: list[dict[str, Any]] = [
     {"distillation": {"teacher": "x"}},
     {"distillation": {**HEALED, "steps": {}}},
     {"calibration_choice": [1]},
+    {"jobs": [[]]},
     {"model_parameters": 10**400},
     {"drift": None},
 ]

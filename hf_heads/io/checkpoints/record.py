@@ -59,6 +59,15 @@ class _Scored:
 
 
 @dataclass(frozen=True)
+class _Job:
+    job: str
+    block: str
+    head: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
 class _Report:
     """What a report may hold, as far as it is read."""
 
@@ -76,6 +85,7 @@ class _Report:
     cache_per_token_before: int = 0
     drift: Mapping[str, _Figures] = field(default_factory=dict)
     distillation: _Healing = _Healing("", "", "", 0, 0.0, {}, {})
+    jobs: tuple[_Job, ...] = ()
     scores: tuple[_Scored, ...] = ()
     measured: str | None = None
 
