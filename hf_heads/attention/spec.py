@@ -220,6 +220,7 @@ def by_pattern(spec: object) -> dict[str, HeadsSpec]:
 
 
 _joined_types: dict[type[HeadsSpec], type[HeadsSpec]] = {}
+_found_kinds: dict[type[HeadsSpec], dict[str, tuple[type, ...]]] = {}
 
 
 def _joined(base: type[HeadsSpec], spec: type[HeadsSpec]) -> type[HeadsSpec]:
@@ -266,6 +267,8 @@ def _checked(spec: type[HeadsSpec], item: Field[Any], value: Any) -> Any:
 
 def _kinds(spec: type[HeadsSpec]) -> dict[str, tuple[type, ...]]:
     """The plain types that the annotations of a spec's fields allow; none of a field with another annotation."""
+    if spec in _found_kinds:  # resolving annotations takes longer than all other checks together
+        return _found_kinds[spec]
     hints, found = get_type_hints(spec), {}
     for item in fields(spec):
         hint = hints[item.name]
@@ -273,4 +276,5 @@ def _kinds(spec: type[HeadsSpec]) -> dict[str, tuple[type, ...]]:
         kinds = [tuple if get_origin(part) is tuple else part for part in parts]
         plain = all(kind in (int, float, str, bool, tuple, type(None)) for kind in kinds)
         found[item.name] = tuple([*kinds, int] if float in kinds else kinds) if plain else ()
+    _found_kinds[spec] = found
     return found
