@@ -19,8 +19,8 @@ import tables
 # The study behind each table, the folders that it needs, and its options where the defaults do not serve.
 COMMANDS = {
     "methods": "stsb DATA",
-    "lengths": "lengths DATA WORK",
-    "roads": "roads DATA WORK",
+    "lengths": "lengths DATA WORK --threads 1",
+    "roads": "roads DATA MODELS WORK --threads 1",
     "architectures": "architectures DATA MODELS",
     "latency": "latency",
     "ways": "ways",

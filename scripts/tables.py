@@ -68,14 +68,20 @@ def lengths(results: Row) -> list[str]:
     """Cosine to the original by length and on pairs, for each calibration and method."""
     named = {"texts": "texts of many lengths", "made": "made data (default)", "pairs": "MRPC pairs"}
     inputs = ["16", "64", "128", "256", "512", "stsb", "mrpc", "rte"]
-    attention = ", `--objective attention`"
+    rows = results["rows"]
+    refined = {(row["calibration"], row["method"]) for row in rows if row["objective"] == "attention"}
+    said = {
+        id(row): ", `--objective scores`" * ((row["calibration"], row["method"]) in refined)
+        for row in rows
+        if row["objective"] == "scores"
+    }
     head = [*(f"{length} tokens" for length in inputs[:5]), "STS-B", "MRPC pairs", "RTE pairs"]
     body = (
         [
-            f"{row['method']}{attention * (row['objective'] == 'attention')}, {named[row['calibration']]}",
+            f"{row['method']}, {named[row['calibration']]}{said.get(id(row), '')}",
             *(f"{row[name]:.3f}" for name in inputs),
         ]
-        for row in results["rows"]
+        for row in rows
     )
     return table(["cosine of pooled embeddings", *head], body)
 

@@ -1,12 +1,14 @@
 """MiniLM converted on texts of many lengths: cosine to the original by length, and on pairs, for every method.
 
 Texts and their lengths are packed as the command line does it. WikiText is cut in two by lines: its first half is
-calibrated on together with STS-B train, passages of its second half are measured on. Without labels.
+calibrated on together with STS-B train, passages of its second half are measured on. Without labels. A row that is in
+--work already is not measured again, so that a study can be made in pieces.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedModel
@@ -38,12 +40,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_folders(parser, "data", "work")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="METHOD")
     parser.add_argument(
-        "--attention",
+        "--scores",
         nargs="*",
-        default=["collab 96"],
+        default=["collab 96", "low-rank 96", "mhe 3"],
         choices=METHODS,
         metavar="METHOD",
-        help="methods that are also measured with the objective attention",
+        help="methods that are also measured with the objective scores",
     )
     parser.add_argument("--kinds", nargs="+", default=["texts", "made", "pairs"], help="what is calibrated on")
     parser.add_argument("--samples", type=int, default=1024, help="examples to calibrate on (default 1024)")
@@ -108,16 +110,20 @@ def run(options: argparse.Namespace) -> None:
     for kind in options.kinds:
         data = load_data(choices[kind], inputs.model, inputs.source.folder)
         chosen = options.methods if kind == "texts" else ["collab 96"]
-        for objective, methods in (("scores", chosen), ("attention", options.attention)):
+        for objective, methods in (("attention", chosen), ("scores", [one for one in options.scores if one in chosen])):
             for method in methods:
-                with Timer() as timer:
-                    model, _ = hf_heads.convert(
-                        inputs.model,
-                        METHODS[method],
-                        calibration=data.batches,
-                        objective=objective,
-                        seed=options.seed,
-                    )
-                row = {"calibration": kind, "method": method, "objective": objective, "seconds": timer.seconds}
-                rows.append(shown({**row, **inputs.score(model)}))
+                kept = options.work / f"{kind}-{method}-{objective}-{options.samples}.json".replace(" ", "-")
+                if not kept.is_file():
+                    kept.write_text(json.dumps(_row(inputs, data.batches, kind, method, objective)))
+                rows.append(shown(json.loads(kept.read_text())))
                 save("lengths", {"texts": data.description, "rows": rows}, options)
+
+
+def _row(inputs: Inputs, batches: list[Batch], kind: str, method: str, objective: str) -> dict[str, Any]:
+    """A method converted on some batches, and measured."""
+    with Timer() as timer:
+        model, report = hf_heads.convert(
+            inputs.model, METHODS[method], calibration=batches, objective=objective, seed=inputs.options.seed
+        )
+    row = {"calibration": kind, "method": method, "objective": report.objective, "seconds": timer.seconds}
+    return {**row, **inputs.score(model)}

@@ -1,8 +1,9 @@
-"""Fine-tuning and converting in either order: MiniLM on MRPC, RTE, SST-2 and STS-B, seed by seed.
+"""Fine-tuning and converting in either order: MiniLM on MRPC, RTE, SST-2 and STS-B, a ViT on images; seed by seed.
 
 Fine-tuned, then converted by the command line's defaults on training examples without labels; the same with one more
-epoch; and converted first, on the same examples, then fine-tuned by a plain Trainer. A row that is in --work already is
-not measured again, so that a study can be made in pieces.
+epoch; converted at two thirds of the run by the callback; and converted first, on the same examples, then fine-tuned by
+a plain Trainer. The ViT, which tells ten classes apart, learns them joined two by two in their order. A row that is in
+--work already is not measured again, so that a study can be made in pieces.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
+    DefaultDataCollator,
     PreTrainedModel,
     Trainer,
     TrainingArguments,
@@ -25,46 +29,117 @@ from transformers import (
 )
 
 import hf_heads
-from hf_heads import CalibrationChoice, CollabSpec, HeadsSpec, MgkSpec, MheSpec, PrunedSpec
+from hf_heads import CalibrationChoice, CollabSpec, ConvertCallback, HeadsSpec, MgkSpec, MheSpec, PrunedSpec
+from hf_heads.core.batches import Batch
 from hf_heads.io.data.calibration import load_data
 from hf_heads.jobs.evaluation.metrics import spearman
-from studies.shared.inputs import read_jsonl, source_of
+from studies.shared.inputs import example, files, read_jsonl, source_of
 from studies.shared.running import add_folders, save, shown
 
-TASKS = {
+TEXTS = {
     "mrpc": ("glue/mrpc-{}.jsonl", ("sentence1", "sentence2"), "label"),
     "rte": ("glue/rte-{}.jsonl", ("sentence1", "sentence2"), "label"),
     "sst2": ("sst2/{}.jsonl", ("sentence",), "label"),
     "stsb": ("stsb/{}.jsonl", ("sentence1", "sentence2"), "score"),
 }
-METHODS: dict[str, HeadsSpec] = {
-    "collab 96": CollabSpec(rank=96),
-    "pruned half": PrunedSpec(keep=0.5),
-    "mhe 3": MheSpec(groups=3),
-    "merge": MgkSpec(merge=2),
+TASKS = (*TEXTS, "cifar10")
+METHODS: dict[str, Callable[[int, int], HeadsSpec]] = {  # of width and heads
+    "collab quarter": lambda width, heads: CollabSpec(rank=width // 4),
+    "collab eighth": lambda width, heads: CollabSpec(rank=width // 8),
+    "pruned half": lambda width, heads: PrunedSpec(keep=0.5),
+    "mhe quarter": lambda width, heads: MheSpec(groups=heads // 4),
+    "merge": lambda width, heads: MgkSpec(merge=2),
 }
-ROADS = ("after", "after, one epoch more", "before")
+ROADS = ("after", "after, one epoch more", "on the way", "before")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    add_folders(parser, "data", "work")
+    add_folders(parser, "data", "models", "work")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="METHOD")
     parser.add_argument("--roads", nargs="+", default=list(ROADS), choices=ROADS, metavar="ROAD")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the classifier and of the order")
     parser.add_argument("--epochs", type=float, default=3)
-    parser.add_argument("--rate", type=float, default=1e-4)
 
 
 class Task:
-    """A task's files as the model's tokenizer reads them, cut at 128 tokens."""
+    """What a model is fine-tuned to, and how: rows to train and to measure on, a fresh model, a plain Trainer."""
+
+    batch, rate = 32, 1e-4
+    train: list[dict[str, Any]]
+    dev: list[dict[str, Any]]
+    order: str
+    collate: Any
+    regression = False
 
     def __init__(self, name: str, options: argparse.Namespace) -> None:
         self.name, self.options = name, options
-        pattern, self.columns, self.label = TASKS[name]
+
+    def classifier(self, seed: int) -> PreTrainedModel:
+        """The pretrained model with a new head."""
+        raise NotImplementedError
+
+    def calibration(self, model: PreTrainedModel, seed: int) -> list[Batch]:
+        """Training examples without labels, as the command line reads them for this class."""
+        raise NotImplementedError
+
+    def trainer(self, model: PreTrainedModel, seed: int, epochs: float, rate: float, *callbacks: Any) -> Trainer:
+        """A plain Trainer."""
+        arguments = TrainingArguments(
+            output_dir=str(self.options.work / "trainer"),
+            num_train_epochs=epochs,
+            per_device_train_batch_size=self.batch,
+            per_device_eval_batch_size=64,
+            learning_rate=rate,
+            train_sampling_strategy=self.order,
+            seed=seed,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )
+        return Trainer(model, arguments, self.collate, self.train, callbacks=list(callbacks))
+
+    def spec(self, model: PreTrainedModel, method: str) -> HeadsSpec:
+        """A method's settings for a model of this width."""
+        return METHODS[method](model.config.hidden_size, model.config.num_attention_heads)
+
+    def convert(self, model: PreTrainedModel, method: str, seed: int) -> PreTrainedModel:
+        """Converted by the defaults."""
+        batches = self.calibration(model, seed)
+        return hf_heads.convert(model, self.spec(model, method), calibration=batches, seed=seed)[0]
+
+    def train_on(
+        self, model: PreTrainedModel, seed: int, epochs: float, rate: float, *callbacks: Any
+    ) -> PreTrainedModel:
+        """What fine-tuning makes of a model, which it changes."""
+        set_seed(seed)
+        trainer = self.trainer(model, seed, epochs, rate, *callbacks)
+        trainer.train()
+        return trainer.model.eval()
+
+    def score(self, model: PreTrainedModel) -> float:
+        """Accuracy in percent; of a regression, Spearman x 100."""
+        found = self.trainer(model, 0, 1, 1e-4).predict(self.dev)
+        logits, labels = torch.as_tensor(found.predictions), torch.as_tensor(found.label_ids)
+        if self.regression:
+            return float(spearman(torch.stack([logits[:, 0].double(), labels.double()], 1)))
+        return 100 * float((logits.argmax(1) == labels).double().mean())
+
+
+class Texts(Task):
+    """MiniLM on a task's files, cut at 128 tokens."""
+
+    order = "group_by_length"
+
+    def __init__(self, name: str, options: argparse.Namespace) -> None:
+        super().__init__(name, options)
+        pattern, self.columns, self.label = TEXTS[name]
         self.paths = [options.data / pattern.format(part) for part in ("train", "dev")]
         self.source = source_of("minilm", options)
         self.tokenizer = AutoTokenizer.from_pretrained(self.source.folder)
+        self.collate = DataCollatorWithPadding(self.tokenizer)
         self.train, self.dev = (self._read(path) for path in self.paths)
         self.regression = name == "stsb"
 
@@ -79,69 +154,67 @@ class Task:
         ]
 
     def classifier(self, seed: int) -> PreTrainedModel:
-        """MiniLM with a new head."""
+        """With a classifier, or one number for a regression."""
         set_seed(seed)
         labels = 1 if self.regression else 2
         return AutoModelForSequenceClassification.from_pretrained(self.source.folder, num_labels=labels)
 
-    def convert(self, model: PreTrainedModel, method: str, seed: int) -> PreTrainedModel:
-        """Converted on training examples without labels, as the command line reads them for this class."""
+    def calibration(self, model: PreTrainedModel, seed: int) -> list[Batch]:
+        """512 examples, pairs where the task has them."""
         choice = CalibrationChoice(str(self.paths[0]), self.columns, seed=seed)
-        batches = load_data(choice, model, self.source.folder).batches
-        return hf_heads.convert(model, METHODS[method], calibration=batches, seed=seed)[0]
+        return load_data(choice, model, self.source.folder).batches
 
-    def trainer(self, model: PreTrainedModel, seed: int, epochs: float, rate: float) -> Trainer:
-        """A plain Trainer."""
-        arguments = TrainingArguments(
-            output_dir=str(self.options.work / "trainer"),
-            num_train_epochs=epochs,
-            per_device_train_batch_size=32,
-            per_device_eval_batch_size=64,
-            learning_rate=rate,
-            train_sampling_strategy="group_by_length",
-            seed=seed,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
+
+class Images(Task):
+    """The ViT on its images, its classes joined two by two."""
+
+    order, rate = "random", 3e-4
+    collate = DefaultDataCollator()
+
+    def __init__(self, name: str, options: argparse.Namespace) -> None:
+        super().__init__(name, options)
+        self.source, self.paths = source_of("vit", options), files("vit", options)
+        processor = AutoImageProcessor.from_pretrained(self.source.folder)
+        self.train, self.dev = (
+            [_image(row, processor) for row in rows] for rows in example("classify_images_vit").read(*self.paths)
         )
-        collate = DataCollatorWithPadding(self.tokenizer)
-        return Trainer(model, arguments, collate, self.train, processing_class=self.tokenizer)
 
-    def train_on(self, model: PreTrainedModel, seed: int, epochs: float, rate: float) -> PreTrainedModel:
-        """The model, fine-tuned in place."""
+    def classifier(self, seed: int) -> PreTrainedModel:
+        """For five classes."""
         set_seed(seed)
-        self.trainer(model, seed, epochs, rate).train()
-        return model.eval()
+        return AutoModelForImageClassification.from_pretrained(
+            self.source.folder, num_labels=5, ignore_mismatched_sizes=True
+        )
 
-    def score(self, model: PreTrainedModel) -> float:
-        """Accuracy in percent; of a regression, Spearman x 100."""
-        found = self.trainer(model, 0, 1, 1e-4).predict(self.dev)
-        logits, labels = torch.as_tensor(found.predictions), torch.as_tensor(found.label_ids)
-        if self.regression:
-            return float(spearman(torch.stack([logits[:, 0].double(), labels.double()], 1)))
-        return 100 * float((logits.argmax(1) == labels).double().mean())
+    def calibration(self, model: PreTrainedModel, seed: int) -> list[Batch]:
+        """512 images."""
+        return load_data(CalibrationChoice(self.paths.train, seed=seed), model, self.source.folder).batches
+
+
+def _image(row: dict[str, Any], processor: Any) -> dict[str, Any]:
+    pixels = processor(row["image"].convert("RGB"), return_tensors="pt")["pixel_values"][0]
+    return {"pixel_values": pixels, "labels": row["label"] // 2}
 
 
 def run(options: argparse.Namespace) -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for name in options.tasks:
-        task = Task(name, options)
+        task = (Texts if name in TEXTS else Images)(name, options)
         for seed in options.seeds:
             rows += _rows(task, seed, options)
-            save("roads", {"epochs": options.epochs, "rate": options.rate, "rows": rows}, options)
+            save("roads", {"epochs": options.epochs, "rows": rows}, options)
 
 
 def _rows(task: Task, seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The original fine-tuned, and every method by every road."""
     folder = options.work / f"{task.name}-{seed}"
-    if not (folder / "config.json").is_file():
-        task.train_on(task.classifier(seed), seed, options.epochs, options.rate).save_pretrained(folder)
 
     def finetuned() -> PreTrainedModel:
-        return AutoModelForSequenceClassification.from_pretrained(folder).eval()
+        model = task.classifier(seed)
+        if not (folder / "config.json").is_file():
+            task.train_on(model, seed, options.epochs, task.rate).save_pretrained(folder)
+        return type(model).from_pretrained(folder).eval()
 
     def row(method: str, road: str, make: Callable[[], PreTrainedModel]) -> dict[str, Any]:
         kept = options.work / f"{task.name}-{seed}-{method}-{road}.json".replace(" ", "-")
@@ -152,25 +225,27 @@ def _rows(task: Task, seed: int, options: argparse.Namespace) -> list[dict[str, 
 
     rows = [row("original", "fine-tuned", finetuned)]
     for method in options.methods:
-        ways = _ways(task, method, seed, finetuned, options)
+        ways = _ways(task, method, seed, finetuned, options.epochs)
         rows += [row(method, road, ways[road]) for road in options.roads]
     return rows
 
 
 def _ways(
-    task: Task, method: str, seed: int, finetuned: Callable[[], PreTrainedModel], options: argparse.Namespace
+    task: Task, method: str, seed: int, finetuned: Callable[[], PreTrainedModel], epochs: float
 ) -> dict[str, Callable[[], PreTrainedModel]]:
     """What makes the model of each road."""
 
     def after() -> PreTrainedModel:
         return task.convert(finetuned(), method, seed)
 
-    def before() -> PreTrainedModel:
-        return task.train_on(task.convert(task.classifier(seed), method, seed), seed, options.epochs, options.rate)
+    def on_the_way() -> PreTrainedModel:
+        model = task.classifier(seed)
+        return task.train_on(model, seed, epochs, task.rate, ConvertCallback(task.spec(model, method), at=2 / 3))
 
     made: Sequence[Callable[[], PreTrainedModel]] = (
         after,
-        lambda: task.train_on(after(), seed + 100, 1, options.rate / 2),
-        before,
+        lambda: task.train_on(after(), seed + 100, 1, task.rate / 2),
+        on_the_way,
+        lambda: task.train_on(task.convert(task.classifier(seed), method, seed), seed, epochs, task.rate),
     )
     return dict(zip(ROADS, made, strict=True))

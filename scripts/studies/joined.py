@@ -1,0 +1,61 @@
+"""Drift of a converted Marian on sentences joined two and three at a time, calibrated on joined ones or not.
+
+Pairs of Multi30k's validation split, in their order; teacher-forced, by token. Without labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import hf_heads
+from hf_heads import CalibrationChoice, CollabSpec, HeadsSpec, LowRankSpec, MgkSpec, MheSpec, PrunedSpec
+from hf_heads.core.batches import Batch
+from hf_heads.io.data.batching import make_batches
+from hf_heads.io.data.calibration import load_data
+from hf_heads.io.data.encoding import ENCODE
+from hf_heads.jobs.evaluation.drift import measure_drift
+from studies.shared.inputs import files, load, read_jsonl
+from studies.shared.running import add_folders, save, shown
+
+METHODS: dict[str, Callable[[int, int], HeadsSpec]] = {  # of width and heads
+    "collab": lambda width, heads: CollabSpec(rank=width // 4),
+    "low-rank": lambda width, heads: LowRankSpec(rank=width // 4),
+    "mhe": lambda width, heads: MheSpec(groups=heads // 2),
+    "merge": lambda width, heads: MgkSpec(merge=2),
+    "pruned": lambda width, heads: PrunedSpec(keep=0.75),
+}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_folders(parser, "data", "models")
+    parser.add_argument("--pairs", type=int, default=300, help="how many inputs of each kind (default 300)")
+
+
+def run(options: argparse.Namespace) -> None:
+    source, model = load("marian", options)
+    data = files("marian", options)
+    pairs = [(row["en"], row["de"]) for row in read_jsonl(data.dev)]
+
+    def joined(count: int) -> list[Batch]:
+        groups = [pairs[begin : begin + count] for begin in range(0, len(pairs) - count + 1, count)][: options.pairs]
+        texts = [(" ".join(one for one, _ in group), " ".join(two for _, two in group)) for group in groups]
+        return make_batches(ENCODE["text-to-text"](texts, source.folder, 128), model.config)
+
+    measured = {count: joined(count) for count in (1, 2, 3)}
+    width, heads = model.config.d_model, model.config.encoder_attention_heads
+    rows = []
+    kinds = {"joined": (data.train, True), "one by one": (data.train, False), "made": ("random", True)}
+    for label, (kind, pack) in kinds.items():
+        columns = None if kind == "random" else ("en", "de")
+        choice = CalibrationChoice(kind, columns, seed=options.seed, pack=pack)
+        batches = load_data(choice, model, source.folder).batches
+        for method, make in METHODS.items():
+            converted, _ = hf_heads.convert(model, make(width, heads), calibration=batches, seed=options.seed)
+            row: dict[str, Any] = {"calibration": label, "method": method}
+            for count, inputs in measured.items():
+                drift = measure_drift(converted, model, inputs)
+                row |= {f"kl_{count}": drift.kl, f"agreement_{count}": drift.agreement}
+            rows.append(shown(row))
+            save("joined", {"pairs": options.pairs, "rows": rows}, options)
