@@ -14,7 +14,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python examples/sentence_similarity.py --model $(DEMO)
 
 # Two workers with one thread each: tiny models gain nothing from more.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test: lint
 	$(PYTEST) -m "not slow and not full"

@@ -35,11 +35,11 @@ from transformers import (
 import hf_heads
 from hf_heads import CollabSpec
 from hf_heads.cli.program import build_parser
+from tests.support.matrix import only
 from tests.support.tokenizers import save_image_processor, save_marian_tokenizer
 from tests.support.twins import TWINS, bert_config, logits, randomize
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-
 
 # What the examples read: models with tokenizers or processors, and data that can be learned in a few steps.
 
@@ -349,7 +349,7 @@ def test_gaussian_keys_learns_and_tells_how_far_its_keys_are_apart(kind: str, tm
     assert {spec.method for spec in loaded.config.block_specs().values()} == {"mgk"}
 
 
-@pytest.mark.parametrize("method", ["collab", "low-rank", "mhe", "pruned"])
+@only("collab", "pruned", method=["collab", "low-rank", "mhe", "pruned"])
 def test_fine_tune_then_convert_learns_made_up_pairs(method: str, tmp_path: Path):
     output = tmp_path / "output"
     scores = load_example("fine_tune_then_convert").main(["--to", method, "--groups", "2", "--output", str(output)])

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -33,6 +30,7 @@ from hf_heads.jobs.evaluation.verify import verify
 from tests.support.cli import Run
 from tests.support.files import save_checkpoint, write_rows
 from tests.support.matrix import each, only
+from tests.support.processes import forked, launched
 from tests.support.tokenizers import WORDS
 from tests.support.twins import TWINS, bert_config, randomize
 
@@ -148,11 +146,11 @@ def test_resumed_equals_uninterrupted_to_the_bit(
     student: tuple[str, HeadsSpec], train: Any, converted: Callable[..., Path], tmp_path: Path
 ):
     name, source = student[0], resolve_source(str(converted(*student)))
-    settings = DistillSettings(steps=24, batch_size=8, evaluations=6, train=train)
+    settings = DistillSettings(steps=12, batch_size=8, evaluations=3, train=train)
     data = data_for(name, tmp_path)
     whole = distill_checkpoint(source, tmp_path / "whole", settings, data, samples=64)
     with pytest.raises(KeyboardInterrupt, match="--resume"):
-        distill_checkpoint(source, tmp_path / "parts", settings, data, samples=64, progress=interrupted(14))
+        distill_checkpoint(source, tmp_path / "parts", settings, data, samples=64, progress=interrupted(7))
     assert not (tmp_path / "parts").exists()
     with pytest.raises(HeadsError, match="holds an interrupted run: pass --resume"):
         distill_checkpoint(source, tmp_path / "parts", settings, data, samples=64)
@@ -185,25 +183,18 @@ def test_task_loss_learns_labels(run: Run, tmp_path: Path):
     assert healed["after"]["loss"] < 0.9 * healed["before"]["loss"]
 
 
+@only("forked", start=["forked", "launched"])
 def test_two_processes_equal_one_on_the_same_global_batch(
-    run: Run, converted: Callable[..., Path], sentences: Path, tmp_path: Path
+    run: Run, converted: Callable[..., Path], sentences: Path, tmp_path: Path, start: str
 ):
     source = converted("bert", MheSpec())
     common = ["--data", str(sentences), "--steps", "6", "--learning-rate", "0.003", "--warmup", "20"]
     common += ["--evaluations", "2", "--device", "cpu", "--json", "--no-pack"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    module = ["-m", "hf_heads.cli", "distill", str(source), *common]
-    two = subprocess.run(
-        [*launch, *module, "--batch-size", "4", "--output", str(tmp_path / "two")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert two.returncode == 0, "\n".join(line for line in two.stderr.splitlines() if "hf-heads" in line)
+    words = ["distill", str(source), *common, "--batch-size", "4", "--output", str(tmp_path / "two")]
+    two = launched(2, words) if start == "launched" else forked(2, words, tmp_path)
     one = run("distill", source, *common, "--batch-size", 8, "--output", tmp_path / "one")
     assert one.code == 0, one.err
-    records = [json.loads(out)["distillation"] for out in (one.out, two.stdout)]
+    records = [json.loads(out)["distillation"] for out in (one.out, two)]
     assert [record["processes"] for record in records] == [1, 2]
     assert [record["batch_size"] for record in records] == [8, 8]
     here, there = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))

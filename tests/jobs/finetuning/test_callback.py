@@ -24,6 +24,7 @@ from transformers import (
 import hf_heads
 from hf_heads import CollabSpec, ConvertCallback, HeadsError, HeadsSpec, LowRankSpec, MgkSpec, MheSpec, PrunedSpec
 from hf_heads.jobs.finetuning.loader import drawn_batches
+from tests.support.matrix import only
 from tests.support.twins import TWINS, bert_config, marian, randomize, vit_config
 
 SPECS = {
@@ -94,7 +95,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@only("mhe", "merged", "pruned", spec=SPECS)
 def test_a_resumed_run_ends_with_the_weights_of_the_whole_one(spec: HeadsSpec, tmp_path: Path):
     whole = trainer(tmp_path / "whole", classifier(), ConvertCallback(spec, at=5, calibration_batches=3))
     whole.train()
