@@ -57,7 +57,7 @@ def descend(
     start: Tensor,
     steps: int,
     watch: Callable[[Tensor], float],
-    every: int = 5,
+    every: int = 2,
     memory: int = 20,
 ) -> tuple[Tensor, list[float]]:
     """L-BFGS whose first guess at the inverse Hessian is given, stopped where watched data no longer gains.

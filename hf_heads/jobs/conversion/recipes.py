@@ -9,7 +9,7 @@ paper = "arXiv:2006.16362"
 method = "collab"
 rank = 96
 keep_heads = "encoder.layer.1:1"          # heads to leave exact, optional
-objective = "attention"                   # or "scores", the default: what errors of scores are weighed by, optional
+objective = "scores"                      # or "attention", the default: what errors of scores are weighed by, optional
 
 [[heads.only]]                            # other settings for some blocks; the first match counts, optional
 blocks = "decoder.*"
@@ -105,7 +105,7 @@ def _read(entries: dict[str, Any], text: str) -> Recipe:
         calibration=_calibration(_table(entries, "calibration")),
         blocks=heads.get("blocks"),
         keep_heads=heads.get("keep_heads"),
-        objective=heads.get("objective", "scores"),
+        objective=heads.get("objective", "attention"),
         text=text,
         paper=entries["paper"],
         expect=expect,

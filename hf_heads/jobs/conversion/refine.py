@@ -20,7 +20,7 @@ from hf_heads.jobs.conversion.stepping import Stop
 QUERIES = 32  # of each sequence, at most
 ENTRIES = 6_000_000  # of all sampled maps of a block together, at most
 HELD_OUT = 5  # one sequence in so many is watched, not fitted
-STEPS = 20
+STEPS = 12
 RIDGE = 1e-2
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from hf_heads.core.batches import Batch
 from hf_heads.io.data.batching import make_batches
 
-_PAIRS, _RANDOM_PAIRS, _LONG = 512, 256, 24
+_PAIRS, _RANDOM_PAIRS, _LONG = 256, 128, 12
 _LENGTHS = (96, 160, 256, 400)
 
 

@@ -44,7 +44,7 @@ class ConversionRequest:
     blocks: str | None = None
     refit: bool = True
     keep_heads: str | None = None
-    objective: str = "scores"
+    objective: str = "attention"
     device: str = "auto"
     dtype: str | None = None
     text: str | None = None

@@ -65,7 +65,9 @@ def test_it_falls_on_what_was_not_fitted(method: str) -> None:
     model = TWINS["bert"].model()
     calibration = texts(400, 8)
     name = find_blocks(model)[0].name
-    converted, report = convert(model, SPECS[method], calibration=calibration, refit=False, blocks=name)
+    converted, report = convert(
+        model, SPECS[method], calibration=calibration, refit=False, blocks=name, objective="scores"
+    )
     order = getattr(report.blocks[0].spec, "order", None) or range(HEADS)
     before = kl(converted, model, order)
     host, block = find_blocks(model)[0], find_blocks(converted)[0]
@@ -80,11 +82,23 @@ def test_it_falls_on_what_was_not_fitted(method: str) -> None:
 def test_reported_and_never_worse() -> None:
     """Whether it helps or not, the report has the divergence before and after on sequences that were left out."""
     model = TWINS["bert"].model()
-    _, report = convert(model, SPECS["collab"], calibration=texts(48, 10), objective="attention")
+    _, report = convert(model, SPECS["collab"], calibration=texts(48, 10))
     assert report.to_dict()["objective"] == "attention"
     for block in report.to_dict()["blocks"]:
         assert 0 < block["divergence"] <= block["divergence_before"]
-    _, report = convert(model, SPECS["collab"], calibration=texts(16, 10))
+
+
+@pytest.mark.parametrize(
+    ("spec", "options"),
+    [
+        (SPECS["collab"], {"calibration": "none"}),
+        (SPECS["collab"], {"objective": "scores"}),
+        (hf_heads.PrunedSpec(keep=0.5), {}),
+    ],
+)
+def test_where_nothing_is_refined_the_report_says_so(spec: hf_heads.HeadsSpec, options: dict[str, str]) -> None:
+    _, report = convert(TWINS["bert"].model(), spec, **{"calibration": texts(16, 10), **options})
+    assert report.to_dict()["objective"] == "scores"
     assert report.to_dict()["blocks"][0]["divergence"] is None
 
 
@@ -126,7 +140,7 @@ def test_too_little_data_changes_nothing() -> None:
     model = TWINS["bert"].model()
     block = find_blocks(model)[0]
     samples = samples_of(model, block, texts(HELD_OUT - 1, 8))
-    converted, _ = convert(model, SPECS["collab"], calibration=texts(8, 8), refit=False)
+    converted, _ = convert(model, SPECS["collab"], calibration="none")
     assert refine(find_blocks(converted)[0].module, get_method("collab").scores, samples) is None
 
 
@@ -134,7 +148,7 @@ def test_every_architecture() -> None:
     for name in ("vit", "marian"):
         twin = TWINS[name]
         batches = [{key: torch.cat([value] * 4) for key, value in twin.inputs().items()}]
-        _, report = convert(twin.model(), SPECS["collab"], calibration=batches, objective="attention")
+        _, report = convert(twin.model(), SPECS["collab"], calibration=batches)
         assert all(block.divergence <= block.divergence_before for block in report.blocks)
 
 
