@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import datasets
@@ -14,6 +15,13 @@ from tests.support.files import save_checkpoint
 from tests.support.twins import TWINS
 
 logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_searches_through_what_stays() -> None:
+    """The Trainer collects garbage after every run, which takes half a second where so many modules are."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

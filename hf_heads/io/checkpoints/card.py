@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,9 @@ def name_in_card(folder: Path, repo_id: str) -> None:
         write_file(card, text.replace(_LOAD.format(_ANY_ID), _LOAD.format(repo_id)))
 
 
+@cache
 def _environment() -> Environment:
-    """Templates of Markdown, in which nothing is escaped."""
+    """Templates of Markdown, in which nothing is escaped; they stay compiled."""
     made = Environment(
         loader=PackageLoader("hf_heads.io.checkpoints"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -70,7 +70,7 @@ def packed_examples(
         return []
     sizes, generator = _sizes(raw, folder), random.Random(seed)
     turn = _turns(len(raw))
-    found = []
+    joined: dict[int, list[Raw]] = {}  # by length
     for length in lengths:
         parts: list[Raw] = []
         tokens = 0
@@ -81,8 +81,9 @@ def packed_examples(
                 part = _tail(part, generator.uniform(0, 1 - length / size))
             parts.append(part)
             tokens += max(size, 1)
-        found += ENCODE[modality]([_joined(parts)], folder, length)
-    return found
+        joined.setdefault(length, []).append(_joined(parts))
+    found = {length: iter(ENCODE[modality](texts, folder, length)) for length, texts in joined.items()}
+    return [next(found[length]) for length in lengths]
 
 
 def _turns(count: int) -> Iterator[int]:

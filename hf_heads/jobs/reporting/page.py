@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
@@ -81,8 +82,9 @@ def write_report(
     return WrittenReport(folder / PAGE, tuple(folder / name for name in figures), sentences)
 
 
+@cache
 def _template() -> Template:
-    """The template of a page; all that is put into it is escaped."""
+    """The template of a page, compiled once; all that is put into it is escaped."""
     environment = Environment(
         loader=PackageLoader("hf_heads.jobs.reporting"),
         autoescape=True,
