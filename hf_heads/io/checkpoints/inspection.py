@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedModel
 from hf_heads.attention.hosts.blocks import find_blocks
 from hf_heads.attention.hosts.reading import host_shape
 from hf_heads.attention.hosts.table import adapter_of
-from hf_heads.core.errors import HeadsError
+from hf_heads.core.errors import HeadsError, reason
 from hf_heads.io.checkpoints.json_files import read_json
 from hf_heads.io.checkpoints.loading import empty_model, read_config
 from hf_heads.io.checkpoints.plausible import check_sizes
@@ -43,7 +43,10 @@ def inspect(source: Source) -> dict[str, Any]:
     config = read_config(source)
     adapter = adapter_of(config)
     check_sizes(read_json(source.folder / "config.json", "config"), weights, source.given, lambda: 0)
-    native_config = AutoConfig.for_model(adapter.model_type, **native_entries(config))
+    try:
+        native_config = AutoConfig.for_model(adapter.model_type, **native_entries(config))
+    except Exception as error:  # what a host's own class makes of an entry that ours leaves alone
+        raise HeadsError(f"cannot read the config of '{source.given}': {reason(error)}") from None
     served = getattr(adapter.modeling, auto_classes(adapter)["AutoModel"])
     native = model = empty_model(served, native_config, source.given)
     if isinstance(config, HeadsConfig):

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+import hf_heads
+from hf_heads import CollabSpec
 from hf_heads.core.errors import HeadsError
 from hf_heads.io.checkpoints.inspection import inspect
 from hf_heads.io.checkpoints.loading import load_source
@@ -47,6 +49,17 @@ def test_a_config_that_nobody_could_mean(bert_folder: Path, changes: dict[str, A
     with limits(), pytest.raises(HeadsError, match=words):
         load_source(source)
     refused(lambda: inspect(source))  # needs no memory for weights, and shows the attention alone
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_a_type_that_torch_does_not_have(converted: bool, tmp_path: Path):
+    model = TWINS["bert"].model()
+    if converted:
+        model = hf_heads.convert(model, CollabSpec(rank=8), calibration="none")[0]
+    source = resolve_source(change(save_checkpoint(model, tmp_path / "typed"), dtype="0"))
+    for read in (inspect, load_source):
+        with pytest.raises(HeadsError, match="module 'torch' has no attribute '0'"):
+            read(source)
 
 
 def test_positions_that_are_computed(tmp_path: Path):
