@@ -93,14 +93,25 @@ def roads(results: Row) -> list[str]:
     for task in dict.fromkeys(row["task"] for row in rows):
         for method in dict.fromkeys(row["method"] for row in rows):
             cells = [f"{task}, {method}"]
-            for road in ("fine-tuned", "after", "after, one epoch more", "before"):
+            for road in ("fine-tuned", "after", "after, one epoch more", "on the way", "before"):
                 found = [
                     row["score"] for row in rows if (row["task"], row["method"], row["road"]) == (task, method, road)
                 ]
                 cells.append(f"{sum(found) / len(found):.2f} ({len(found)})" if found else "")
             lines.append(cells)
-    head = ["score (seeds)", "fine-tuned", "then converted", "and one more epoch", "converted, then fine-tuned"]
+    head = ["score (seeds)", "fine-tuned", "then converted", "one more epoch", "converted on the way", "before"]
     return table(head, lines)
+
+
+def joined(results: Row) -> list[str]:
+    """Drift of a Marian by how many sentences are joined."""
+    named = {"joined": "joined sentences (default)", "one by one": "one by one (`--no-pack`)", "made": "made data"}
+    body = (
+        [f"{row['method']}, {named[row['calibration']]}"]
+        + [f"{row[f'kl_{count}']:.4f} / {100 * row[f'agreement_{count}']:.1f} %" for count in (1, 2, 3)]
+        for row in results["rows"]
+    )
+    return table(["KL in nats / same word", "one sentence", "two joined", "three joined"], body)
 
 
 def architectures(results: Row) -> list[str]:
@@ -332,6 +343,7 @@ TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "calibration": ("stsb", calibration),
     "lengths": ("lengths", lengths),
     "roads": ("roads", roads),
+    "joined": ("joined", joined),
     "architectures": ("architectures", architectures),
     "latency": ("latency", latency),
     "ways": ("ways", ways),

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,11 +35,13 @@ class AttentionSample:
 
     def divergence(self, scores: Tensor) -> Tensor:
         """KL(p || softmax(scores)) in nats summed over the queries, (heads,)."""
-        scores = scores.masked_fill(self.hidden, -1e9)
-        # sum_j p_j log p_j - sum_j p_j s_j + log sum_j exp(s_j)
-        own = torch.special.entr(self.attention).sum(-1)
-        rows = scores.logsumexp(-1) - (self.attention * scores).sum(-1) - own
-        return (rows * self.counts).sum((0, 2))
+        rows: Tensor = _CrossEntropy.apply(scores, self.attention, self.hidden)
+        return ((rows - self.entropy) * self.counts).sum((0, 2))
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """Of p, (batch, heads, target)."""
+        return torch.special.entr(self.attention).sum(-1)
 
     def drawn(self, scores: Tensor, generator: torch.Generator) -> Tensor:
         """Minus the log likelihood of one key for each query, drawn from softmax(scores), over all queries and heads.
@@ -49,6 +53,25 @@ class AttentionSample:
         noise = torch.rand(scores.shape, generator=generator).clamp_min(1e-20).log().neg().log()
         chosen = (logs.detach() - noise.to(logs)).argmax(-1, keepdim=True)
         return -(logs.gather(-1, chosen).squeeze(-1) * self.counts.sqrt()).sum()
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """-sum_j p_j log softmax(s)_j of every row, in a third of the time of autograd: passes over memory count."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, attention: Tensor, hidden: Tensor) -> Tensor:
+        scores = scores.masked_fill(hidden, -1e9)
+        product = torch.linalg.vecdot(attention, scores)
+        largest = scores.amax(-1, keepdim=True)
+        softmax = scores.sub_(largest).exp_()
+        total = softmax.sum(-1, keepdim=True)
+        ctx.save_for_backward(softmax.div_(total), attention)
+        return total.log().add_(largest).squeeze(-1) - product
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        softmax, attention = ctx.saved_tensors
+        return (softmax - attention).mul_(gradient[..., None]), None, None
 
 
 def descend(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -141,7 +141,7 @@ def _queries(samples: Sequence[AttentionSample]) -> float:
 def _parts(sample: AttentionSample, order: Sequence[int] | None, watched: bool) -> AttentionSample:
     """The sequences of a sample that are watched, or those that are fitted, with heads in the module's order."""
     chosen = (torch.arange(len(sample.queries)) % HELD_OUT == HELD_OUT - 1) == watched
-    found = AttentionSample(*(value[chosen] for value in vars(sample).values()))
+    found = AttentionSample(*(getattr(sample, item.name)[chosen] for item in fields(sample)))
     return found if order is None else replace(found, attention=found.attention[:, list(order)])
 
 

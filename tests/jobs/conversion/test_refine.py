@@ -57,6 +57,12 @@ def test_divergence_against_loops() -> None:
                     p, q = float(attention[b, h, i, j]), math.exp(scores[b, h, i, j]) / total
                     wanted[h] += float(counts[b, 0, i]) * p * math.log(p / q)
     torch.testing.assert_close(sample.divergence(scores), torch.tensor(wanted))
+    scores.requires_grad_()
+    sample.divergence(scores)[1].backward()
+    softmax = scores.detach().masked_fill(hidden, -math.inf).softmax(-1)
+    wanted_gradient = torch.zeros_like(scores)
+    wanted_gradient[:, 1] = (softmax - attention)[:, 1] * counts[:, 0, :, None]
+    torch.testing.assert_close(scores.grad, wanted_gradient)
 
 
 @pytest.mark.parametrize("method", SPECS)
