@@ -20,6 +20,7 @@ import tables
 COMMANDS = {
     "methods": "stsb DATA",
     "lengths": "lengths DATA WORK --threads 1",
+    "attention_error": "attention_error DATA --threads 1",
     "joined": "joined DATA MODELS --threads 1",
     "roads": "roads DATA MODELS WORK --threads 1",
     "architectures": "architectures DATA MODELS",

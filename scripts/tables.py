@@ -103,6 +103,23 @@ def roads(results: Row) -> list[str]:
     return table(head, lines)
 
 
+def attention_error(results: Row) -> list[str]:
+    """What two matching heads keep, and the drift, by calibration and objective."""
+    named = {"sentences": "512 STS-B sentences", "pairs": "512 MRPC pairs", "both": "both"}
+    one, other = results["original"]
+    body = (
+        [
+            f"{row['method']}, {named[row['data']]}, `--objective {row['objective']}`",
+            *(f"{row[name]:.3f}" for name in ("matching_1", "matching_2")),
+            *(f"{row[name]:.4f}" for name in ("cosine_stsb", "cosine_mrpc")),
+            f"{row['cpu_seconds']:.0f}",
+        ]
+        for row in results["rows"]
+    )
+    names = f"block 1, head 1 (original {one:.3f})", f"block 2, head 9 (original {other:.3f})"
+    return table(["calibrated on", *names, "cosine, STS-B", "cosine, MRPC pairs", "CPU s"], body)
+
+
 def joined(results: Row) -> list[str]:
     """Drift of a Marian by how many sentences are joined."""
     named = {"joined": "joined sentences (default)", "one by one": "one by one (`--no-pack`)", "made": "made data"}
@@ -344,6 +361,7 @@ TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "lengths": ("lengths", lengths),
     "roads": ("roads", roads),
     "joined": ("joined", joined),
+    "attention_error": ("attention_error", attention_error),
     "architectures": ("architectures", architectures),
     "latency": ("latency", latency),
     "ways": ("ways", ways),

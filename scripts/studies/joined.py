@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import hf_heads
-from hf_heads import CalibrationChoice, CollabSpec, HeadsSpec, LowRankSpec, MgkSpec, MheSpec, PrunedSpec
+from hf_heads import CalibrationChoice, CollabSpec, HeadsSpec, MheSpec, PrunedSpec
 from hf_heads.core.batches import Batch
-from hf_heads.io.data.batching import make_batches
-from hf_heads.io.data.calibration import load_data
+from hf_heads.io.data.batching import make_batches, with_targets
+from hf_heads.io.data.calibration import calibration_data
 from hf_heads.io.data.encoding import ENCODE
 from hf_heads.jobs.evaluation.drift import measure_drift
 from studies.shared.inputs import files, load, read_jsonl
@@ -21,9 +21,7 @@ from studies.shared.running import add_folders, save, shown
 
 METHODS: dict[str, Callable[[int, int], HeadsSpec]] = {  # of width and heads
     "collab": lambda width, heads: CollabSpec(rank=width // 4),
-    "low-rank": lambda width, heads: LowRankSpec(rank=width // 4),
     "mhe": lambda width, heads: MheSpec(groups=heads // 2),
-    "merge": lambda width, heads: MgkSpec(merge=2),
     "pruned": lambda width, heads: PrunedSpec(keep=0.75),
 }
 
@@ -41,7 +39,8 @@ def run(options: argparse.Namespace) -> None:
     def joined(count: int) -> list[Batch]:
         groups = [pairs[begin : begin + count] for begin in range(0, len(pairs) - count + 1, count)][: options.pairs]
         texts = [(" ".join(one for one, _ in group), " ".join(two for _, two in group)) for group in groups]
-        return make_batches(ENCODE["text-to-text"](texts, source.folder, 128), model.config)
+        made = make_batches(ENCODE["text-to-text"](texts, source.folder, 128), model.config)
+        return [with_targets(batch, model.config, None) for batch in made]
 
     measured = {count: joined(count) for count in (1, 2, 3)}
     width, heads = model.config.d_model, model.config.encoder_attention_heads
@@ -50,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
     for label, (kind, pack) in kinds.items():
         columns = None if kind == "random" else ("en", "de")
         choice = CalibrationChoice(kind, columns, seed=options.seed, pack=pack)
-        batches = load_data(choice, model, source.folder).batches
+        batches = calibration_data(source, model, choice).batches
         for method, make in METHODS.items():
             converted, _ = hf_heads.convert(model, make(width, heads), calibration=batches, seed=options.seed)
             row: dict[str, Any] = {"calibration": label, "method": method}

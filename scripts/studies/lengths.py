@@ -116,7 +116,7 @@ def run(options: argparse.Namespace) -> None:
                 if not kept.is_file():
                     kept.write_text(json.dumps(_row(inputs, data.batches, kind, method, objective)))
                 rows.append(shown(json.loads(kept.read_text())))
-                save("lengths", {"texts": data.description, "rows": rows}, options)
+                save("lengths", {"samples": options.samples, "rows": rows}, options)
 
 
 def _row(inputs: Inputs, batches: list[Batch], kind: str, method: str, objective: str) -> dict[str, Any]:
