@@ -60,6 +60,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--roads", nargs="+", default=list(ROADS), choices=ROADS, metavar="ROAD")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the classifier and of the order")
     parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--kept", action="store_true", help="measure nothing: only the rows that are in --work already")
 
 
 class Task:
@@ -216,17 +217,20 @@ def _rows(task: Task, seed: int, options: argparse.Namespace) -> list[dict[str, 
             task.train_on(model, seed, options.epochs, task.rate).save_pretrained(folder)
         return type(model).from_pretrained(folder).eval()
 
-    def row(method: str, road: str, make: Callable[[], PreTrainedModel]) -> dict[str, Any]:
+    def row(method: str, road: str, make: Callable[[], PreTrainedModel]) -> list[dict[str, Any]]:
         kept = options.work / f"{task.name}-{seed}-{method}-{road}.json".replace(" ", "-")
         if not kept.is_file():
+            if options.kept:
+                return []
             found = {"task": task.name, "seed": seed, "method": method, "road": road, "score": task.score(make())}
             kept.write_text(json.dumps(found))
-        return shown(json.loads(kept.read_text()))
+        return [shown(json.loads(kept.read_text()))]
 
-    rows = [row("original", "fine-tuned", finetuned)]
+    rows = row("original", "fine-tuned", finetuned)
     for method in options.methods:
         ways = _ways(task, method, seed, finetuned, options.epochs)
-        rows += [row(method, road, ways[road]) for road in options.roads]
+        for road in options.roads:
+            rows += row(method, road, ways[road])
     return rows
 
 
