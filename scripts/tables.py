@@ -5,44 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+
+from markdown_tables import Row, grid, table
+from tables_of_inputs import attention_error, joined, lengths, roads
 
 ROOT = Path(__file__).resolve().parent.parent
-Row = dict[str, Any]
 
 
 def read(name: str) -> Row:
     """What a study kept."""
     return json.loads((ROOT / "scripts" / "results" / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """Markdown, the first column to the left and the others to the right."""
-    header = list(header)
-    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in rows)]
-
-
-def grid(
-    rows: Sequence[Row], down: str, across: Sequence[str], corner: str, head: str, cell: Callable[[Row], str]
-) -> list[str]:
-    """A line for every value of column `down`, and a column for every value of the columns `across`.
-
-    Args:
-        rows: of a study's results; values stand in the order in which they appear there.
-        down: what a line is for.
-        across: what a column is for, of one row or several.
-        corner: the first word of the header.
-        head: `{}` for each of `across`, formatted with their values.
-        cell: what stands where a row has its place; empty where none has.
-    """
-    found = {(row[down], *(row[name] for name in across)): cell(row) for row in rows}
-    columns = list(dict.fromkeys(tuple(row[name] for name in across) for row in rows))
-    labels = dict.fromkeys(row[down] for row in rows)
-    body = ([label, *(found.get((label, *column), "") for column in columns)] for label in labels)
-    return table([corner, *(head.format(*column) for column in columns)], body)
 
 
 def methods(results: Row) -> list[str]:
@@ -62,73 +36,6 @@ def calibration(results: Row) -> list[str]:
     rows = [row for row in results["rows"] if row["table"] == "calibration"]
     body = ([row["label"], f"{row['drop']:+.2f}", f"{row['cosine']:.4f}"] for row in rows)
     return table(["calibrated on (collab, R = 96)", "drop of Spearman", "cosine"], body)
-
-
-def lengths(results: Row) -> list[str]:
-    """Cosine to the original by length and on pairs, for each calibration and method."""
-    named = {"texts": "texts of many lengths", "made": "made data (default)", "pairs": "MRPC pairs"}
-    inputs = ["16", "64", "128", "256", "512", "stsb", "mrpc", "rte"]
-    rows = results["rows"]
-    refined = {(row["calibration"], row["method"]) for row in rows if row["objective"] == "attention"}
-    said = {
-        id(row): ", `--objective scores`" * ((row["calibration"], row["method"]) in refined)
-        for row in rows
-        if row["objective"] == "scores"
-    }
-    head = [*(f"{length} tokens" for length in inputs[:5]), "STS-B", "MRPC pairs", "RTE pairs"]
-    body = (
-        [
-            f"{row['method']}, {named[row['calibration']]}{said.get(id(row), '')}",
-            *(f"{row[name]:.3f}" for name in inputs),
-        ]
-        for row in rows
-    )
-    return table(["cosine of pooled embeddings", *head], body)
-
-
-def roads(results: Row) -> list[str]:
-    """Task scores by method and road: the mean over seeds, and how many there are."""
-    rows = results["rows"]
-    lines = []
-    for task in dict.fromkeys(row["task"] for row in rows):
-        for method in dict.fromkeys(row["method"] for row in rows):
-            cells = [f"{task}, {method}"]
-            for road in ("fine-tuned", "after", "after, one epoch more", "on the way", "before"):
-                found = [
-                    row["score"] for row in rows if (row["task"], row["method"], row["road"]) == (task, method, road)
-                ]
-                cells.append(f"{sum(found) / len(found):.2f} ({len(found)})" if found else "")
-            lines.append(cells)
-    head = ["score (seeds)", "fine-tuned", "then converted", "one more epoch", "converted on the way", "before"]
-    return table(head, lines)
-
-
-def attention_error(results: Row) -> list[str]:
-    """What two matching heads keep, and the drift, by calibration and objective."""
-    named = {"sentences": "512 STS-B sentences", "pairs": "512 MRPC pairs", "both": "both"}
-    one, other = results["original"]
-    body = (
-        [
-            f"{row['method']}, {named[row['data']]}, `--objective {row['objective']}`",
-            *(f"{row[name]:.3f}" for name in ("matching_1", "matching_2")),
-            *(f"{row[name]:.4f}" for name in ("cosine_stsb", "cosine_mrpc")),
-            f"{row['cpu_seconds']:.0f}",
-        ]
-        for row in results["rows"]
-    )
-    names = f"block 1, head 1 (original {one:.3f})", f"block 2, head 9 (original {other:.3f})"
-    return table(["calibrated on", *names, "cosine, STS-B", "cosine, MRPC pairs", "CPU s"], body)
-
-
-def joined(results: Row) -> list[str]:
-    """Drift of a Marian by how many sentences are joined."""
-    named = {"joined": "joined sentences (default)", "one by one": "one by one (`--no-pack`)", "made": "made data"}
-    body = (
-        [f"{row['method']}, {named[row['calibration']]}"]
-        + [f"{row[f'kl_{count}']:.4f} / {100 * row[f'agreement_{count}']:.1f} %" for count in (1, 2, 3)]
-        for row in results["rows"]
-    )
-    return table(["KL in nats / same word", "one sentence", "two joined", "three joined"], body)
 
 
 def architectures(results: Row) -> list[str]:

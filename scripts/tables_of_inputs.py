@@ -1,0 +1,72 @@
+"""Tables about what is calibrated on, and when: lengths, pairs, heads with a job, fine-tuning before and after."""
+
+from __future__ import annotations
+
+from markdown_tables import Row, table
+
+
+def lengths(results: Row) -> list[str]:
+    """Cosine to the original by length and on pairs, for each calibration and method."""
+    named = {"texts": "texts of many lengths", "made": "made data (default)", "pairs": "MRPC pairs"}
+    inputs = ["16", "64", "128", "256", "512", "stsb", "mrpc", "rte"]
+    rows = results["rows"]
+    refined = {(row["calibration"], row["method"]) for row in rows if row["objective"] == "attention"}
+    said = {
+        id(row): ", `--objective scores`" * ((row["calibration"], row["method"]) in refined)
+        for row in rows
+        if row["objective"] == "scores"
+    }
+    head = [*(f"{length} tokens" for length in inputs[:5]), "STS-B", "MRPC pairs", "RTE pairs"]
+    body = (
+        [
+            f"{row['method']}, {named[row['calibration']]}{said.get(id(row), '')}",
+            *(f"{row[name]:.3f}" for name in inputs),
+        ]
+        for row in rows
+    )
+    return table(["cosine of pooled embeddings", *head], body)
+
+
+def attention_error(results: Row) -> list[str]:
+    """What two matching heads keep, and the drift, by calibration and objective."""
+    named = {"sentences": "512 STS-B sentences", "pairs": "512 MRPC pairs", "both": "both"}
+    one, other = results["original"]
+    body = (
+        [
+            f"{row['method']}, {named[row['data']]}, `--objective {row['objective']}`",
+            *(f"{row[name]:.3f}" for name in ("matching_1", "matching_2")),
+            *(f"{row[name]:.4f}" for name in ("cosine_stsb", "cosine_mrpc")),
+            f"{row['cpu_seconds']:.0f}",
+        ]
+        for row in results["rows"]
+    )
+    names = f"block 1, head 1 (original {one:.3f})", f"block 2, head 9 (original {other:.3f})"
+    return table(["calibrated on", *names, "cosine, STS-B", "cosine, MRPC pairs", "CPU s"], body)
+
+
+def joined(results: Row) -> list[str]:
+    """Drift of a Marian by how many sentences are joined."""
+    named = {"joined": "joined sentences (default)", "one by one": "one by one (`--no-pack`)", "made": "made data"}
+    body = (
+        [f"{row['method']}, {named[row['calibration']]}"]
+        + [f"{row[f'kl_{count}']:.4f} / {100 * row[f'agreement_{count}']:.1f} %" for count in (1, 2, 3)]
+        for row in results["rows"]
+    )
+    return table(["KL in nats / same word", "one sentence", "two joined", "three joined"], body)
+
+
+def roads(results: Row) -> list[str]:
+    """Task scores by method and road: the mean over seeds, and how many there are."""
+    rows = results["rows"]
+    lines = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        for method in dict.fromkeys(row["method"] for row in rows):
+            cells = [f"{task}, {method}"]
+            for road in ("fine-tuned", "after", "after, one epoch more", "on the way", "before"):
+                found = [
+                    row["score"] for row in rows if (row["task"], row["method"], row["road"]) == (task, method, road)
+                ]
+                cells.append(f"{sum(found) / len(found):.2f} ({len(found)})" if found else "")
+            lines.append(cells)
+    head = ["score (seeds)", "fine-tuned", "then converted", "one more epoch", "converted on the way", "before"]
+    return table(head, lines)
