@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 import shlex
 import sys
@@ -15,13 +15,11 @@ from tests.docs.pages import DOCUMENTS, PAGES, README, blocks, prose, read
 
 
 def script(name: str) -> Any:
-    """A module of scripts/."""
-    spec = importlib.util.spec_from_file_location(name, Path(f"scripts/{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+    """A module of scripts/, which find each other as `python scripts/run.py` does."""
+    folder = str(Path("scripts").resolve())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return importlib.import_module(name)
 
 
 def test_the_tables_are_those_of_the_stored_results():
