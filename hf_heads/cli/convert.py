@@ -61,7 +61,7 @@ def add_convert(commands: Any, methods: bool) -> None:
     command.add_argument(
         "--objective",
         choices=tuple(OBJECTIVES),
-        help="what errors of scores are weighed by: attention (the default), or scores, in half of the time or less",
+        help="what errors of scores are weighed by: attention (the default), or scores, which takes less time",
     )
     command.add_argument("--recipe", metavar="FILE", help="a TOML recipe (see conversions/) that says all of this")
     command.add_argument("--no-refit", action="store_true", help="leave the output projections as they are")

@@ -65,7 +65,8 @@ def convert(
         keep_heads: heads to leave exact, as `encoder.layer.1:7,encoder.layer.2:9` or a mapping from blocks to heads.
             Collab gives each its own part of the rank, pruned never removes them, other methods refuse.
         objective: what errors of scores are weighed by, see `hf_heads.core.vocabulary.OBJECTIVES`: `attention`, which
-            keeps more of every task, or `scores`, in half of the time or less. Without data it is `scores`.
+            keeps more on all that was measured (docs/heads.md), or `scores`, which takes less time. Without data it is
+            `scores`.
         inplace: change `model` itself instead of a copy; an error on the way leaves it partly converted.
         progress: called with (what, done, total).
 
