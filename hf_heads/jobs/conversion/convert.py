@@ -22,7 +22,7 @@ from hf_heads.jobs.conversion.inputs import Calibration, calibration_batches, ch
 from hf_heads.jobs.conversion.installing import block_called, install, load_weights
 from hf_heads.jobs.conversion.keeping import KeptHeads, kept_heads
 from hf_heads.jobs.conversion.planning import choose_blocks, order_heads, plan_blocks
-from hf_heads.jobs.conversion.refine import refine, take_samples
+from hf_heads.jobs.conversion.refine import ENTRIES, pairs_sampled, refine, take_samples
 from hf_heads.jobs.conversion.refit import refit_output
 from hf_heads.jobs.conversion.repeats import made_repeats
 from hf_heads.jobs.conversion.report import BlockReport, Report
@@ -30,7 +30,7 @@ from hf_heads.jobs.conversion.statistics import statistics_of
 from hf_heads.jobs.conversion.stepping import Stepper
 from hf_heads.jobs.scoring.probe import special_ids
 from hf_heads.methods.registry import get_method
-from hf_heads.modeling.blocks import block_size, block_specs, read_block, share_weights
+from hf_heads.modeling.blocks import block_shape, block_size, block_specs, read_block, share_weights
 from hf_heads.modeling.classes import adopt, set_specs
 
 
@@ -106,7 +106,8 @@ def convert(
     refinable = any(get_method(one.method).scores for one in specs.values())
     if objective == "attention" and refinable and batches is not None:
         report.objective = objective
-        repeats = made_repeats(batches, model.config, special_ids(model), seed)
+        room = ENTRIES // (2 * max(block_shape(block).heads for block, _ in chosen.values()) or 1)
+        repeats = made_repeats(batches, model.config, special_ids(model), seed, pairs_sampled, room)
     done = block_specs(converted)
     with (
         Stepper(converted, batches or (), list(chosen), repeats or ()) as here,

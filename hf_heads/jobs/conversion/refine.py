@@ -39,23 +39,34 @@ class Refined:
     weights: dict[str, Tensor]
 
 
+def pairs_sampled(length: int) -> int:
+    """Pairs of a sampled query and a key in a sequence."""
+    return min(QUERIES, length) * length
+
+
 def take_samples(block: Block, dense: DenseAttention, kinds: Sequence[Sequence[Stop]]) -> list[list[AttentionSample]]:
     """Queries of sequences with the attention that `dense` gives them, on what reaches the block.
 
-    Sequences are left out evenly where all of them would be too many.
+    Sequences of the first kind are left out evenly where all of them would be too many.
 
     Args:
         block: where they wait.
         dense: its weights.
-        kinds: batches that wait there, of each kind of sequences.
+        kinds: batches that wait there, of each kind of sequences; all but the first take half of the room at most.
 
     Returns:
         A list for each kind that there is.
     """
-    shapes = [stop.hidden_states.shape for stops in kinds for stop in stops]
-    entries = sum(rows * min(QUERIES, length) * length for rows, length, _ in shapes)
-    every = max(1, -(-entries * dense.shape.heads // ENTRIES))
-    return [_samples(block, dense, stops, every) for stops in kinds if stops]
+    wanted, *taken = (
+        dense.shape.heads * sum(rows * pairs_sampled(length) for rows, length, _ in map(_sizes, stops))
+        for stops in kinds
+    )
+    every = max(1, -(-wanted // max(ENTRIES - sum(taken), ENTRIES // 3)))
+    return [_samples(block, dense, stops, 1 if index else every) for index, stops in enumerate(kinds) if stops]
+
+
+def _sizes(stop: Stop) -> torch.Size:
+    return stop.hidden_states.shape
 
 
 def _samples(block: Block, dense: DenseAttention, stops: Sequence[Stop], every: int) -> list[AttentionSample]:
@@ -120,9 +131,10 @@ def refine(
         shares = torch.tensor([problem.divergence(part, point) for part in watched]) / at_start
         return float(shares.mean()) if shares.max() <= 1 + 1e-6 else math.inf
 
+    weights_of = [problem.divergence(part, start) * _queries(part) for part in fitted]
     problem.samples = [
-        replace(one, counts=one.counts / (problem.divergence(part, start) * _queries(part)))
-        for part in fitted
+        replace(one, counts=one.counts / weight)
+        for part, weight in zip(fitted, weights_of, strict=True)
         for one in part
     ]
     problem.count = float(len(fitted))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,11 +63,13 @@ def refit_output(
     module, site = original_block.module, original_block.site
     for stop, original_stop in zip(stops, original_stops, strict=True):
         mask = stop.batch.get(block.site.query_mask)
-        output = call_block(module, original_stop)[0]
+        output, *rest = call_block(module, original_stop)
+        original_stop.result = partial(_result, nn.Identity(), output, rest)
         target = output if site.output_inside else original_block.output(output)
         with _captured_input(linear) as inputs:
-            output = call_block(block.module, stop)[0]
+            output, *rest = call_block(block.module, stop)
         context = inputs[0] if block.site.output_inside else output
+        stop.result = partial(_result, linear if block.site.output_inside else nn.Identity(), context, rest)
         for fold in range(_FOLDS):  # whole sequences are left out together
             rows = None if mask is None else mask[fold::_FOLDS]
             known = token_rows(context[fold::_FOLDS], rows).double()
@@ -83,6 +86,11 @@ def refit_output(
     change = _ridge_solve(grams.sum(0), crosses.sum(0), [ridge])[0]
     change = change.to(weight.device, weight.dtype)
     return Refit(weight + change[:-1].T, bias + change[-1], ridge, gain)
+
+
+def _result(projection: nn.Module, context: Tensor, rest: Sequence[Any]) -> tuple[Any, ...]:
+    """What a block gives, with the projection as it is by then."""
+    return projection(context), *rest
 
 
 def _ridge_solve(gram: Tensor, cross: Tensor, ridges: Sequence[float]) -> list[Tensor]:

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from hf_heads.core.batches import Batch
 from hf_heads.io.data.batching import make_batches
 
 _PAIRS, _RANDOM_PAIRS, _LONG = 256, 128, 12
-_LENGTHS = (96, 160, 256, 400)
+_LENGTHS = (256, 96, 400, 160)
 
 
-def made_repeats(batches: Sequence[Batch], config: Any, special: Collection[int], seed: int) -> list[Batch]:
+def made_repeats(
+    batches: Sequence[Batch],
+    config: Any,
+    special: Collection[int],
+    seed: int,
+    cost: Callable[[int], int] = lambda length: 0,
+    most: int = 1,
+) -> list[Batch]:
     """Batches with tokens that repeat for a text model; none where the given batches hold no tokens.
 
     Half of the tokens of a second text are replaced by such of the first: of two texts of the data, and of two made of
     random tokens. Texts in a row give longer ones. Special tokens stand as they do around the data's own texts.
+
+    Args:
+        batches: the data.
+        config: of the model.
+        special: ids of tokens that stand around texts.
+        seed: of all that is drawn.
+        cost: of a sequence by its length.
+        most: what all may cost; fewer are made where they would cost more.
     """
     texts = [text for batch in batches for text in _texts(batch, special)]
     if not texts or any("decoder_input_ids" in batch for batch in batches):
@@ -50,6 +65,8 @@ def made_repeats(batches: Sequence[Batch], config: Any, special: Collection[int]
             ids += chance.choice(texts)
         ids = ids[: min(limit, _LENGTHS[index % len(_LENGTHS)])]
         longer.append({"input_ids": [*before, *ids, *after]})
+    every = max(1, -(-sum(cost(len(one["input_ids"])) for one in [*examples, *longer]) // most))
+    examples, longer = examples[::every], longer[: -(-len(longer) // every)]
     return [*make_batches(examples, config), *(make_batches(longer, config) if longer else [])]
 
 

@@ -6,7 +6,7 @@ called with, and waits. What then stands at the block's place, converted or not,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from hf_heads.core.batches import Batch
 _NAMES = ("hidden_states", "attention_mask")  # of what blocks are called with by position
 
 
-@dataclass(frozen=True)
+@dataclass
 class Stop:
     """A batch that waits at a block.
 
@@ -30,11 +30,13 @@ class Stop:
         name: of the block.
         batch: the model's arguments.
         arguments: those that the block is called with, by name.
+        result: gives what the block makes of them; None: the block is to be called.
     """
 
     name: str
     batch: Batch
     arguments: dict[str, Any]
+    result: Callable[[], Any] | None = None
 
     @property
     def hidden_states(self) -> Tensor:
@@ -107,6 +109,8 @@ class Stepper:
         index = self._runs.index(getcurrent())
         stop = Stop(name, self._all[index], {**dict(zip(_NAMES, args, strict=False)), **kwargs})
         getcurrent().parent.switch(stop)
+        if stop.result is not None:
+            return stop.result()
         return call_block(self.model.get_submodule(self.paths[name]), stop)
 
     def __exit__(self, *_: Any) -> None:
