@@ -7,13 +7,13 @@ arXiv 2006.16362, decompose the tensor itself). All work is done in float64 and 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hf_heads.core.cp_descent import CPProblem, leading_directions, lower
 from hf_heads.core.errors import HeadsError
 
 
@@ -85,114 +85,17 @@ def tail_energy(query: Tensor, key: Tensor) -> Tensor:
     return (kept[-1] - kept).clamp_min(0)
 
 
-def _inverse(gram: Tensor) -> Tensor:
-    """Inverse of a positive semi-definite gram, slightly regularised; NaN, not an exception, where that fails.
-
-    One product with an inverse is several times faster than a triangular solve; what it loses in accuracy does no
-    harm, since the error is always computed for the factors as they came out.
-    """
-    diagonal = gram.diagonal()
-    ridge = 1e-12 * diagonal.clamp_min(1e-6 * float(diagonal.max()))
-    return torch.cholesky_inverse(torch.linalg.cholesky_ex(gram + ridge.diag())[0])
-
-
-class _CPProblem:
-    """|T - sum_r U V M|^2 / 2 as a function of V and M alone: U is always the best one for them.
-
-    Both are held in one matrix of (key_width + heads, rank), V above M; columns of A and B of all heads stand side by
-    side in matrices of (width, heads * head_dim).
-    """
-
-    def __init__(self, query: Tensor, key: Tensor) -> None:
-        self.heads, _, self.head_dim = query.shape
-        self.query = query.transpose(0, 1).flatten(1)
-        self.key = key.transpose(0, 1).flatten(1)
-        self.norm = squared_norm(query, key)
-
-    def split(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """V (key_width, rank) and M (heads, rank)."""
-        return rows[: -self.heads], rows[-self.heads :]
-
-    def best_query(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The best U (query_width, rank), and the squared error that it reaches."""
-        v, mixing = self.split(rows)
-        right = self.query @ ((self.key.T @ v) * mixing.repeat_interleave(self.head_dim, 0))
-        gram = (v.T @ v) * (mixing.T @ mixing)
-        u = right @ _inverse(gram)
-        return u, self.norm - 2 * (u * right).sum() + ((u.T @ u) * gram).sum()
-
-    def gradient(self, rows: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradient by V and M at their best U, and the inverse Hessians (rank, rank) of any row of V and of M."""
-        v, mixing = self.split(rows)
-        query_side, key_side = self.query.T @ u, self.key.T @ v
-        gram_u = u.T @ u
-        hessian_v, hessian_m = gram_u * (mixing.T @ mixing), gram_u * (v.T @ v)
-        right_v = self.key @ (query_side * mixing.repeat_interleave(self.head_dim, 0))
-        right_m = (query_side * key_side).unflatten(0, (self.heads, self.head_dim)).sum(1)
-        gradient = torch.cat([v @ hessian_v - right_v, mixing @ hessian_m - right_m])
-        return gradient, _inverse(hessian_v), _inverse(hessian_m)
-
-
-def _descend(problem: _CPProblem, rows: Tensor, sweeps: int, tolerance: float, memory: int = 10) -> Tensor:
-    """Lower the error by L-BFGS, which takes an alternating least squares step as its first guess; never raises it.
-
-    Directions do not depend on how columns are scaled, because the guess follows every rescaling.
-    """
-
-    def guess(gradient: Tensor) -> Tensor:
-        v, mixing = problem.split(gradient)
-        return torch.cat([v @ inverse_v, mixing @ inverse_m])
-
-    u, error = problem.best_query(rows)
-    gradient, inverse_v, inverse_m = problem.gradient(rows, u)
-    pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # steps, changes of the gradient, their products
-    errors = [error]
-    for _ in range(sweeps):
-        direction, shares = gradient, []
-        for step, change, product in reversed(pairs):
-            shares.append((step * direction).sum() / product)
-            direction = direction - shares[-1] * change
-        if pairs:
-            direction = direction * (pairs[-1][2] / (pairs[-1][1] * guess(pairs[-1][1])).sum())
-        direction = guess(direction)
-        for (step, change, product), share in zip(pairs, reversed(shares), strict=True):
-            direction = direction + (share - (change * direction).sum() / product) * step
-        slope = (direction * gradient).sum()
-        for length in (1.0, 0.5, 0.25, 0.125, 0.03, 0.01):
-            new_rows = rows - length * direction
-            new_u, new_error = problem.best_query(new_rows)
-            if slope > 0 and new_error < error - 2e-4 * length * slope:
-                break
-        else:
-            if not pairs:
-                break
-            pairs = []  # once more from here, by a plain step
-            continue
-        new_gradient, inverse_v, inverse_m = problem.gradient(new_rows, new_u)
-        step, change = new_rows - rows, new_gradient - gradient
-        product = (step * change).sum()
-        if product > 0:
-            pairs = [*pairs[1 - memory :], (step, change, product)]
-        rows, gradient, error = new_rows, new_gradient, new_error
-        errors.append(error)
-        # Single sweeps gain unevenly, so that ten are judged together.
-        if error <= 1e-14 * problem.norm or (len(errors) > 10 and errors[-11] - error < 10 * tolerance * error):
-            break
-    return rows
-
-
-def cp(query: Tensor, key: Tensor, rank: int, sweeps: int = 200, tolerance: float = 1e-4) -> SharedFactors:
-    """CP decomposition sum_r U[i, r] M[h, r] V[j, r] of the query-key tensor by accelerated alternating least squares.
+def cp(query: Tensor, key: Tensor, rank: int, sweeps: int = 100, tolerance: float = 1e-4) -> SharedFactors:
+    """CP decomposition sum_r U[i, r] M[h, r] V[j, r] of the query-key tensor, see `hf_heads.core.cp_descent`.
 
     Starts from the `rank` largest singular triplets of all heads, which is exact at rank heads * head_dim, and never
-    ends above their error. Nearly all sweeps run on a copy of the tensor squeezed to 5/4 rank x heads x 5/4 rank, where
-    they cost a fraction; a few on the tensor itself then recover what lies outside.
+    ends above their error.
 
     Args:
         query: A, (heads, query_width, head_dim)
         key: B, (heads, key_width, head_dim)
         rank: number of components R.
-        sweeps: upper bound on the number of sweeps.
+        sweeps: upper bound on the number of sweeps in a row.
         tolerance: stop when sweeps lower the squared error by less than this share of it each.
 
     Returns:
@@ -209,29 +112,19 @@ def cp(query: Tensor, key: Tensor, rank: int, sweeps: int = 200, tolerance: floa
     mixing = torch.zeros(heads, rank, dtype=torch.float64)
     mixing[head, torch.arange(rank)] = 1.0
 
-    problem = _CPProblem(query, key)
-    error = problem.norm - values.flatten()[order].square().sum()
-    if error > 1e-14 * problem.norm and sweeps > 0:
+    norm = squared_norm(query, key)
+    error = norm - values.flatten()[order].square().sum()
+    if error > 1e-14 * norm and sweeps > 0:
+        problem = CPProblem(query, key, norm)
         # Heads that are alike start with equal columns, a saddle that no descent leaves: a fixed nudge does.
         nudge = torch.arange(v.numel(), dtype=torch.float64).square().cos().view_as(v)
-        rows = torch.cat([v + 0.1 * v.square().mean(0).sqrt() * nudge, mixing])
-        width = math.ceil(1.25 * rank)
-        if width < max(query.shape[1], key.shape[1]):
-            basis_u = _leading(query, key.mT @ key, width)
-            basis_v = _leading(key, query.mT @ query, width)
-            small = _CPProblem(basis_u.T @ query, basis_v.T @ key)
-            squeezed = _descend(small, torch.cat([basis_v.T @ problem.split(rows)[0], mixing]), sweeps, tolerance)
-            squeezed_v, squeezed_mixing = small.split(squeezed)
-            lifted = torch.cat([basis_v @ squeezed_v, squeezed_mixing])
-            if problem.best_query(lifted)[1] < problem.best_query(rows)[1]:
-                rows, sweeps = lifted, min(sweeps, 10)
-        rows = _descend(problem, rows, sweeps, tolerance)
+        rows = lower(problem, torch.cat([v + 0.1 * v.square().mean(0).sqrt() * nudge, mixing]), sweeps, tolerance)
         new_u, new_error = problem.best_query(rows)
         if new_error < error:
             u, (v, mixing), error = new_u, problem.split(rows), new_error
             balance = (v.norm(dim=0).clamp_min(1e-150) / u.norm(dim=0).clamp_min(1e-150)).sqrt()
             u, v = u * balance, v / balance
-    return SharedFactors(u, mixing, v, float((error.clamp_min(0) / problem.norm.clamp_min(1e-300)).sqrt()))
+    return SharedFactors(u, mixing, v, float((error.clamp_min(0) / norm.clamp_min(1e-300)).sqrt()))
 
 
 def tucker(query: Tensor, key: Tensor, ranks: tuple[int, int], sweeps: int = 50) -> SharedFactors:
@@ -251,25 +144,19 @@ def tucker(query: Tensor, key: Tensor, ranks: tuple[int, int], sweeps: int = 50)
     """
     query, key = query.double().cpu(), key.double().cpu()
     norm = squared_norm(query, key)
-    u = _leading(query, key.mT @ key, ranks[0])
-    v = _leading(key, query.mT @ query, ranks[1])
+    u = leading_directions(query, key.mT @ key, ranks[0])
+    v = leading_directions(key, query.mT @ query, ranks[1])
     captured = norm.new_zeros(())
     for _ in range(sweeps):
         key_side = key.mT @ v
-        u = _leading(query, key_side @ key_side.mT, ranks[0])
+        u = leading_directions(query, key_side @ key_side.mT, ranks[0])
         query_side = query.mT @ u
-        v = _leading(key, query_side @ query_side.mT, ranks[1])
+        v = leading_directions(key, query_side @ query_side.mT, ranks[1])
         core = (u.T @ query) @ (key.mT @ v)
         previous, captured = captured, core.square().sum()
         if captured - previous < 1e-7 * norm:
             break
     return SharedFactors(u, core, v, float(((norm - captured).clamp_min(0) / norm.clamp_min(1e-300)).sqrt()))
-
-
-def _leading(factor: Tensor, inner: Tensor, rank: int) -> Tensor:
-    """The `rank` leading eigenvectors of sum_h F_h inner_h F_h^T, (width, rank)."""
-    total = torch.einsum("hwd,hde,hve->wv", factor, inner, factor)
-    return torch.linalg.eigh(total)[1].flip(1)[:, :rank]
 
 
 def shared_basis(factors: Tensor, rank: int) -> tuple[Tensor, float]:
