@@ -66,5 +66,5 @@ class Weights(Mapping[str, Tensor]):
 def digest(tensor: Tensor) -> str:
     """The SHA-256 of a tensor's bits, with its type and shape."""
     found = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()

@@ -93,7 +93,7 @@ def convert_checkpoint(
         "recipe": request.text,
         **report.to_dict(),
     }
-    write_checkpoint(place, source, converted, names, record, dtype=dtype)
+    write_checkpoint(place, source, converted, names, record, dtype=dtype, shard_bytes=request.shard_bytes)
     return report
 
 
