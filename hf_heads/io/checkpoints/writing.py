@@ -17,6 +17,7 @@ from hf_heads.io.checkpoints.card import write_card
 from hf_heads.io.checkpoints.contents import INDEX, checkpoint_files, is_companion
 from hf_heads.io.checkpoints.files import Place, finished_folder, write_file
 from hf_heads.io.checkpoints.record import published, write_record
+from hf_heads.io.checkpoints.shelf import Shelf
 from hf_heads.io.checkpoints.sources import Source
 from hf_heads.io.checkpoints.tensors import TensorNames, block_tensors, whole_tensors
 from hf_heads.io.checkpoints.weights import Weights, digest
@@ -35,6 +36,7 @@ def write_checkpoint(
     whole: bool = False,
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
+    shelf: Shelf | None = None,
 ) -> None:
     """Write a checkpoint folder; what is no attention goes from file to file, by name and bit by bit.
 
@@ -48,6 +50,7 @@ def write_checkpoint(
         whole: take all tensors from the model, not its blocks alone.
         dtype: cast floating-point tensors to this; they stay as they are in the source when None.
         shard_bytes: of a file of weights, at most, but for a tensor that is larger by itself.
+        shelf: where the model's weights are, if on one.
 
     Raises:
         HeadsError: see `finished_folder`.
@@ -56,13 +59,15 @@ def write_checkpoint(
     with finished_folder(output) as folder:
         copy_companions(source.folder, folder)
         weights = Weights(source.folder)
+        if shelf is not None:
+            shelf.add_files(weights.file_of.values())
         made = whole_tensors(model, names, weights) if whole else block_tensors(model, names)
         new = {name: (tensor, kind) for name, tensor, kind in made}
 
         def get(name: str) -> Tensor:
             return new[name][0].to(new[name][1]) if name in new else weights[name]
 
-        written = write_weights(folder, sorted({*names.outside, *new}), get, dtype, shard_bytes)
+        written = write_weights(folder, sorted({*names.outside, *new}), get, dtype, shard_bytes, shelf)
         record = {**record, "sha256": written}
         model.config.dtype = dtype or next(iter(names.dtypes.values()), torch.float32)
         write_card(folder, original or source, record, record.get("recipe"))
@@ -76,6 +81,7 @@ def write_weights(
     get: Callable[[str], Tensor],
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
+    shelf: Shelf | None = None,
 ) -> dict[str, str]:
     """Write tensors as safetensors, in shards of which only one is in memory at a time.
 
@@ -85,6 +91,7 @@ def write_weights(
         get: reads or makes a tensor by name.
         dtype: cast floating-point tensors to this.
         shard_bytes: see `write_checkpoint`.
+        shelf: where the tensors are, if on one.
 
     Returns:
         The digest of every tensor as it was written.
@@ -100,6 +107,8 @@ def write_weights(
             shards.append(list(shard))
             save_file(shard, folder / f"shard-{len(shards)}.safetensors", metadata={"format": "pt"})
         shard, size = {}, 0
+        if shelf is not None:
+            shelf.release()
 
     total = 0
     for name in names:
@@ -111,6 +120,8 @@ def write_weights(
             flush()
         shard[name] = tensor.contiguous()
         digests[name] = digest(tensor)
+        if shelf is not None:
+            shelf.touched([tensor])
         size += amount
         total += amount
     flush()
