@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from warnings import warn
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from hf_heads.attention.hosts.table import adapter_of, refusal
@@ -110,11 +111,17 @@ def load_source(source: Source, device: str = "cpu", shelf: Shelf | None = None)
     if shelf is not None:
         shelf.watch(model)
     for name, parameter in model.named_parameters():
-        if shelf is not None:
-            shelf.touched([parameter])
-        if not all(torch.isfinite(piece).all() for piece in pieces(parameter)):
+        if not all(torch.isfinite(piece).all() for piece in _read(parameter, shelf)):
             raise HeadsError(f"'{name}' of '{source.given}' contains NaN or Inf; this checkpoint is damaged")
     return model.to(device).eval()
+
+
+def _read(tensor: Tensor, shelf: Shelf | None) -> Iterator[Tensor]:
+    """A tensor in parts; pages of those before are handed back where it is on a shelf."""
+    for piece in pieces(tensor):
+        if shelf is not None:
+            shelf.read(piece)
+        yield piece
 
 
 def _in_float32(source: Source, weights: Weights, shelf: Shelf) -> Path:

@@ -45,7 +45,7 @@ def mapped_parts(files: Collection[str]) -> Iterator[Mapped]:
         return
     part: Mapped | None = None
     for line in text.splitlines():
-        if line[0].islower() or line[0].isdigit():
+        if line[:1].islower() or line[:1].isdigit():
             if part is not None:
                 yield part
             found = _START.fullmatch(line)

@@ -80,9 +80,15 @@ class Shelf:
         for one in tensors:
             if id(one) not in self._seen:
                 self._seen.add(id(one))
-                self._touched += one.numel() * one.element_size()
+                self._touched += _bytes([one])
         if self._touched > self.room:
             self.release()
+
+    def read(self, tensor: Tensor) -> None:
+        """Say what will be read, once: pages are handed back before, where there is no room for it beside them."""
+        if self._touched + _bytes([tensor]) > self.room:
+            self.release()
+        self._touched += _bytes([tensor])
 
     def release(self) -> None:
         """Hand back all pages."""

@@ -153,6 +153,19 @@ def test_a_model_that_runs_holds_no_more_than_its_room(tmp_path: Path):
     assert max(seen) <= room + 2**20 and seen[-1] > 0
 
 
+@linux
+def test_a_tensor_that_is_larger_than_the_room_is_read_in_parts(tmp_path: Path):
+    file, wanted = tmp_path / "it.safetensors", torch.randn(2**23)
+    save_file({"it": wanted}, file)
+    found = mapped(file)["it"]
+    with Shelf(tmp_path / "out", room=2**23) as shelf:
+        shelf.add_files([file])
+        for part, same in zip(found.split(2**18), wanted.split(2**18), strict=True):
+            shelf.read(part)
+            assert torch.equal(part, same)
+            assert 0 < resident(file) <= 2**23 + 2**22  # the system reads up to 2 MiB ahead
+
+
 def test_what_is_put_on_a_shelf_is_in_files_and_needs_no_memory(tmp_path: Path):
     model = nn.Linear(64, 64)
     with Shelf(tmp_path / "out", room=0) as shelf:
