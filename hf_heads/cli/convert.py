@@ -22,7 +22,8 @@ from hf_heads.cli.options import (
     print_json,
     push,
 )
-from hf_heads.core.numbers import Number
+from hf_heads.core.errors import HeadsError
+from hf_heads.core.numbers import Number, byte_count
 from hf_heads.core.vocabulary import OBJECTIVES
 from hf_heads.io.checkpoints.files import check_output
 from hf_heads.jobs.conversion.recipes import load_recipe
@@ -72,6 +73,12 @@ def add_convert(commands: Any, methods: bool) -> None:
     command.add_argument("--overwrite", action="store_true", help="replace the output folder if it exists")
     add_device(command)
     command.add_argument("--dtype", choices=DTYPES, help="of the weights written (default: the source's)")
+    command.add_argument(
+        "--max-shard-size",
+        metavar="SIZE",
+        type=_size,
+        help="of each file of weights, as 2GB or 500MB (default 5GB); less takes less memory",
+    )
     add_seed(command)
     add_push(command)
 
@@ -101,6 +108,15 @@ def _add_option(command: argparse.ArgumentParser, name: str, item: dataclasses.F
         command.add_argument(flag, choices=choices, metavar=None if choices else "FILE", help=text)
 
 
+def _size(text: str) -> str:
+    """A size as it was given, if it is one."""
+    try:
+        byte_count("it", text)
+    except HeadsError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("it is ").replace(", expected", " is not")) from None
+    return text
+
+
 def _number(item: dataclasses.Field[Any], *, whole: bool) -> Callable[[str], Any]:
     """The type of an option with the bounds of a setting."""
     bounds = {"least": item.metadata["at_least"], "most": item.metadata["at_most"]}
@@ -128,7 +144,7 @@ def _convert(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     return 0
 
 
-_PLAIN = ("source", "revision", "blocks", "keep_heads", "objective", "device", "dtype")
+_PLAIN = ("source", "revision", "blocks", "keep_heads", "objective", "device", "dtype", "max_shard_size")
 
 
 def _request(options: argparse.Namespace, parser: argparse.ArgumentParser) -> ConversionRequest:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from hf_heads.core.errors import HeadsError
 
@@ -61,6 +62,24 @@ def shown(value: Any) -> str:
     except ValueError:
         return "a number of thousands of digits"
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+_UNITS = {None: 1, "TB": 10**12, "GB": 10**9, "MB": 10**6, "KB": 10**3}
+
+
+def byte_count(name: str, value: object) -> int:
+    """A size such as `5GB` or `500MB` in bytes, as transformers reads it; a whole number is one of bytes.
+
+    Raises:
+        HeadsError: says what `name` is, and what it may be.
+    """
+    size: object = value
+    if isinstance(value, str):
+        found = re.fullmatch(r"([0-9]{1,15}) ?([KMGT]B)?", value.strip().upper())
+        size = int(found[1]) * _UNITS[found[2]] if found else None
+    if not Number(1, whole=True).allows(size):
+        raise HeadsError(f"{name} is {shown(value)}, expected a size: 5GB, 500MB, 200KB, or a whole number of bytes")
+    return cast(int, size)
 
 
 SEED = Number(0, 2**32 - 1, whole=True)  # what NumPy takes, which shuffles data sets

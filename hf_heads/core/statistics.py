@@ -28,14 +28,14 @@ class Moments:
 
     def __post_init__(self) -> None:
         self.total = torch.zeros(self.width, dtype=torch.float64)
-        self.outer = torch.zeros(self.width, self.width, dtype=torch.float64)
+        self.outer = torch.zeros(1, 1, dtype=torch.float64).expand(self.width, self.width)  # takes no memory
 
     def update(self, rows: Tensor) -> None:
         """Take in vectors of shape (count, width), in any precision and from any device."""
         rows = rows.double()
         self.weight += rows.shape[0]
         self.total += rows.sum(0).cpu()
-        self.outer += (rows.T @ rows).cpu()
+        self.outer = (rows.T @ rows).cpu().add_(self.outer)
 
     @property
     def mean(self) -> Tensor:

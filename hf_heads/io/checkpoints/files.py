@@ -122,7 +122,7 @@ def write_file(path: Path, content: str | bytes) -> None:
             _sync(partial)
             partial.replace(path)
     except OSError as error:
-        raise HeadsError(_reason(path, error)) from None
+        raise write_failure(path, error) from None
 
 
 @contextmanager
@@ -151,7 +151,7 @@ def finished_folder(place: Place) -> Iterator[Path]:
             _put(partial, place)
             _sync(output.parent)
     except (OSError, SafetensorError) as error:
-        raise HeadsError(_reason(output, error)) from None
+        raise write_failure(output, error) from None
 
 
 def _put(partial: Path, place: Place) -> None:
@@ -203,12 +203,13 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _reason(path: Path, error: Exception) -> str:
+def write_failure(path: Path, error: Exception) -> HeadsError:
     """What to say of a write that failed."""
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
     what = "the disk is full" if full else f"cannot write '{path}': {error}"
     where = f" at '{path}'" if full else " there"
-    return f"{what}; {'what was' + where + ' is untouched' if path.exists() else 'nothing was left' + where}"
+    left = "what was" + where + " is untouched" if path.exists() else "nothing was left" + where
+    return HeadsError(f"{what}; {left}")
 
 
 def _sync(path: Path) -> None:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from warnings import warn
 
 import torch
+from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from hf_heads.attention.hosts.table import adapter_of, refusal
 from hf_heads.core.errors import HeadsError, HeadsWarning, reason
 from hf_heads.core.vocabulary import PREFIX
+from hf_heads.io.checkpoints.files import write_failure
 from hf_heads.io.checkpoints.json_files import read_json
 from hf_heads.io.checkpoints.plausible import check_entries, check_sizes
-from hf_heads.io.checkpoints.precision import check_precision
+from hf_heads.io.checkpoints.precision import COUNTS, check_precision
+from hf_heads.io.checkpoints.shelf import Shelf
 from hf_heads.io.checkpoints.sources import Source, check_own_code
-from hf_heads.io.checkpoints.weights import Weights
+from hf_heads.io.checkpoints.weights import Weights, pieces
+from hf_heads.io.checkpoints.writing import write_weights
 from hf_heads.modeling.auto_classes import auto_classes
 from hf_heads.modeling.classes import check_loaded, model_class
 
@@ -76,8 +84,10 @@ def find_device(name: str) -> str:
     return name
 
 
-def load_source(source: Source, device: str = "cpu") -> PreTrainedModel:
+def load_source(source: Source, device: str = "cpu", shelf: Shelf | None = None) -> PreTrainedModel:
     """The model of a checkpoint in float32, in the class that its config names, ready to run.
+
+    With a shelf its weights stay in files.
 
     Raises:
         HeadsError: unknown or unsupported architecture, unreadable config, tensors missing, damaged, left over or
@@ -97,14 +107,43 @@ def load_source(source: Source, device: str = "cpu") -> PreTrainedModel:
         return sum(one.numel() for one in empty_model(cls, config, source.given).parameters())
 
     check_sizes(entries, weights, source.given, count)
-    model: Any = _load(cls, source)
+    model: Any = _load(cls, source, source.folder if shelf is None else _in_float32(source, weights, shelf))
+    if shelf is not None:
+        shelf.watch(model)
     for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+        if not all(torch.isfinite(piece).all() for piece in _read(parameter, shelf)):
             raise HeadsError(f"'{name}' of '{source.given}' contains NaN or Inf; this checkpoint is damaged")
     return model.to(device).eval()
 
 
-def _load(cls: type[PreTrainedModel], source: Source) -> PreTrainedModel:
+def _read(tensor: Tensor, shelf: Shelf | None) -> Iterator[Tensor]:
+    """A tensor in parts; pages of those before are handed back where it is on a shelf."""
+    for piece in pieces(tensor):
+        if shelf is not None:
+            shelf.read(piece)
+        yield piece
+
+
+def _in_float32(source: Source, weights: Weights, shelf: Shelf) -> Path:
+    """A folder with a checkpoint's weights in float32, which transformers maps as they are; others it would copy."""
+    kinds = {weights.kind(name) for name in weights if not name.endswith(COUNTS)}
+    if kinds <= {"F32"} or 4 * sum(math.prod(weights.shape(name)) for name in weights) <= shelf.room:
+        shelf.add_files(weights.file_of.values())
+        return source.folder
+    folder = shelf.folder / "float32"
+    folder.mkdir()
+    for name in ("config.json", "generation_config.json"):
+        if (source.folder / name).is_file():
+            shutil.copyfile(source.folder / name, folder / name)
+    try:
+        write_weights(folder, list(weights), weights.__getitem__, torch.float32, shelf.room, shelf)
+    except (OSError, SafetensorError) as error:
+        raise write_failure(shelf.output, error) from None
+    shelf.add_files(Weights(folder).file_of.values())
+    return folder
+
+
+def _load(cls: type[PreTrainedModel], source: Source, folder: Path) -> PreTrainedModel:
     """The model of a checkpoint, all of whose tensors are its own, but for the heads of tasks.
 
     These start from the same random numbers whenever they are missing, lest two models differ by them.
@@ -113,7 +152,7 @@ def _load(cls: type[PreTrainedModel], source: Source) -> PreTrainedModel:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             loaded: Any = cls.from_pretrained(
-                source.folder,
+                folder,
                 dtype=torch.float32,
                 use_safetensors=True,
                 trust_remote_code=False,
@@ -125,6 +164,9 @@ def _load(cls: type[PreTrainedModel], source: Source) -> PreTrainedModel:
     except Exception as error:
         raise HeadsError(f"cannot load '{source.given}': {' '.join(str(error).split())[:300]}") from None
     model, info = loaded
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            part.name_or_path = part.config.name_or_path = str(source.folder)
     check_loaded(model, info)
     _check_complete(model, info, source.given)
     return model

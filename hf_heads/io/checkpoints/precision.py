@@ -10,11 +10,12 @@ from transformers import PreTrainedModel
 
 from hf_heads.attention.hosts.blocks import find_blocks
 from hf_heads.core.errors import HeadsError
+from hf_heads.io.checkpoints.shelf import Shelf
 from hf_heads.io.checkpoints.tensors import TensorNames
-from hf_heads.io.checkpoints.weights import Weights
+from hf_heads.io.checkpoints.weights import Weights, pieces
 
 _TAKEN = {"F64", "F32", "F16", "BF16"}
-_COUNTS = ("_ids", "num_batches_tracked")  # buffers of whole numbers, which are no weights
+COUNTS = ("_ids", "num_batches_tracked")  # buffers of whole numbers, which are no weights
 
 
 def check_precision(weights: Weights, given: str) -> Weights:
@@ -25,7 +26,7 @@ def check_precision(weights: Weights, given: str) -> Weights:
     """
     for name in weights:
         kind = weights.kind(name)
-        if kind not in _TAKEN and not name.endswith(_COUNTS):
+        if kind not in _TAKEN and not name.endswith(COUNTS):
             raise HeadsError(
                 f"'{name}' of '{given}' is {kind}: quantized checkpoints cannot be used; take the original in float32, "
                 "bfloat16 or float16, and quantize what comes out"
@@ -40,6 +41,7 @@ def round_as_written(
     *,
     whole: bool = False,
     dtype: torch.dtype | None = None,
+    shelf: Shelf | None = None,
 ) -> None:
     """Give a model the numbers that `write_checkpoint` writes, in the dtype that it has; shared tensors stay.
 
@@ -48,6 +50,7 @@ def round_as_written(
         names, weights: of the source's files.
         whole: whether all tensors are written from the model, not its blocks alone.
         dtype: what floating-point tensors are written in; as in the source when None.
+        shelf: where the model's weights are, if on one.
 
     Raises:
         HeadsError: names a tensor that overflows.
@@ -71,6 +74,9 @@ def round_as_written(
                 if id(tensor) not in rounded:
                     name, kinds = steps[id(tensor)]
                     found = _rounded(name, tensor.detach(), [*kinds, *([] if dtype is None else [dtype])])
+                    if shelf is not None:
+                        shelf.touched([tensor])
+                        found = shelf.keep({name: found})[name] if found.data_ptr() != tensor.data_ptr() else found
                     parameter = isinstance(tensor, nn.Parameter)
                     rounded[id(tensor)] = nn.Parameter(found, tensor.requires_grad) if parameter else found
                 held[key] = rounded[id(tensor)]
@@ -81,10 +87,14 @@ def _rounded(name: str, tensor: Tensor, kinds: list[torch.dtype]) -> Tensor:
     found = tensor
     for kind in kinds:
         found = found.to(kind)
-        if not torch.equal(found.isfinite(), tensor.isfinite()):
+        if not all(map(_equally_finite, pieces(found), pieces(tensor))):
             short = str(kind).removeprefix("torch.")
             raise HeadsError(
                 f"'{name}' overflows in {short}, which ends at {torch.finfo(kind).max:.4g}: its largest number is "
                 f"{float(tensor.abs().max()):.4g}; write --dtype bfloat16 or float32"
             )
     return found.to(tensor.dtype)
+
+
+def _equally_finite(here: Tensor, there: Tensor) -> bool:
+    return torch.equal(here.isfinite(), there.isfinite())

@@ -61,7 +61,10 @@ def tensor_names(model: PreTrainedModel, weights: Weights) -> TensorNames:
     return TensorNames(outside, by_block, added, stripped, dtypes, {name: in_model[name] for name in outside})
 
 
-def block_tensors(model: PreTrainedModel, names: TensorNames) -> Iterator[tuple[str, Tensor]]:
+Written = tuple[str, Tensor, torch.dtype]  # a name in the files, a tensor of the model, and what it is written as
+
+
+def block_tensors(model: PreTrainedModel, names: TensorNames) -> Iterator[Written]:
     """The tensors of a converted model's blocks under the names that belong into the files."""
     keys = KeyNames.of(model)
     for block in find_blocks(model):
@@ -69,13 +72,13 @@ def block_tensors(model: PreTrainedModel, names: TensorNames) -> Iterator[tuple[
         tensors.update({f"{block.output_path}.{name}": tensor for name, tensor in block.output.state_dict().items()})
         for inner, tensor in tensors.items():
             name = keys.in_file(inner).removeprefix(names.strip)
-            yield names.prefix + name, tensor.to(names.dtypes[block.name])
+            yield names.prefix + name, tensor, names.dtypes[block.name]
 
 
-def whole_tensors(model: PreTrainedModel, names: TensorNames, weights: Weights) -> Iterator[tuple[str, Tensor]]:
+def whole_tensors(model: PreTrainedModel, names: TensorNames, weights: Weights) -> Iterator[Written]:
     """The tensors of all of a converted model under the names that belong into the files."""
     yield from block_tensors(model, names)
     state = model.state_dict()
     for name, inner in names.inner.items():
         if inner in state:
-            yield name, state[inner].to(weights[name].dtype)
+            yield name, state[inner], weights[name].dtype

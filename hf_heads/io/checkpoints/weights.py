@@ -63,8 +63,16 @@ class Weights(Mapping[str, Tensor]):
         return len(self.file_of)
 
 
+_PIECE = 2**24  # numbers that are looked at together
+
+
+def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
+    """A tensor's numbers in parts, for what would otherwise make copies of its size."""
+    return tensor.detach().flatten().split(_PIECE)
+
+
 def digest(tensor: Tensor) -> str:
     """The SHA-256 of a tensor's bits, with its type and shape."""
     found = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()

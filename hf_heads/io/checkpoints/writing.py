@@ -17,11 +17,12 @@ from hf_heads.io.checkpoints.card import write_card
 from hf_heads.io.checkpoints.contents import INDEX, checkpoint_files, is_companion
 from hf_heads.io.checkpoints.files import Place, finished_folder, write_file
 from hf_heads.io.checkpoints.record import published, write_record
+from hf_heads.io.checkpoints.shelf import Shelf
 from hf_heads.io.checkpoints.sources import Source
 from hf_heads.io.checkpoints.tensors import TensorNames, block_tensors, whole_tensors
 from hf_heads.io.checkpoints.weights import Weights, digest
 
-_SHARD_BYTES = 5 * 10**9
+SHARD_BYTES = 5 * 10**9
 
 
 def write_checkpoint(
@@ -34,6 +35,8 @@ def write_checkpoint(
     original: Source | None = None,
     whole: bool = False,
     dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    shelf: Shelf | None = None,
 ) -> None:
     """Write a checkpoint folder; what is no attention goes from file to file, by name and bit by bit.
 
@@ -46,6 +49,8 @@ def write_checkpoint(
         original: what the model card names as the model this was made from; `source` when None.
         whole: take all tensors from the model, not its blocks alone.
         dtype: cast floating-point tensors to this; they stay as they are in the source when None.
+        shard_bytes: of a file of weights, at most, but for a tensor that is larger by itself.
+        shelf: where the model's weights are, if on one.
 
     Raises:
         HeadsError: see `finished_folder`.
@@ -54,9 +59,15 @@ def write_checkpoint(
     with finished_folder(output) as folder:
         copy_companions(source.folder, folder)
         weights = Weights(source.folder)
-        new = dict(whole_tensors(model, names, weights) if whole else block_tensors(model, names))
-        everything = sorted({*names.outside, *new})
-        written = write_weights(folder, everything, lambda name: new[name] if name in new else weights[name], dtype)
+        if shelf is not None:
+            shelf.add_files(weights.file_of.values())
+        made = whole_tensors(model, names, weights) if whole else block_tensors(model, names)
+        new = {name: (tensor, kind) for name, tensor, kind in made}
+
+        def get(name: str) -> Tensor:
+            return new[name][0].to(new[name][1]) if name in new else weights[name]
+
+        written = write_weights(folder, sorted({*names.outside, *new}), get, dtype, shard_bytes, shelf)
         record = {**record, "sha256": written}
         model.config.dtype = dtype or next(iter(names.dtypes.values()), torch.float32)
         write_card(folder, original or source, record, record.get("recipe"))
@@ -65,15 +76,22 @@ def write_checkpoint(
 
 
 def write_weights(
-    folder: Path, names: Iterable[str], get: Callable[[str], Tensor], dtype: torch.dtype | None = None
+    folder: Path,
+    names: Iterable[str],
+    get: Callable[[str], Tensor],
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    shelf: Shelf | None = None,
 ) -> dict[str, str]:
-    """Write tensors as safetensors, in shards of at most 5 GB of which only one is in memory at a time.
+    """Write tensors as safetensors, in shards of which only one is in memory at a time.
 
     Args:
         folder: where to.
         names: the tensors' names, in the order in which they are written.
         get: reads or makes a tensor by name.
         dtype: cast floating-point tensors to this.
+        shard_bytes: see `write_checkpoint`.
+        shelf: where the tensors are, if on one.
 
     Returns:
         The digest of every tensor as it was written.
@@ -89,6 +107,8 @@ def write_weights(
             shards.append(list(shard))
             save_file(shard, folder / f"shard-{len(shards)}.safetensors", metadata={"format": "pt"})
         shard, size = {}, 0
+        if shelf is not None:
+            shelf.release()
 
     total = 0
     for name in names:
@@ -96,10 +116,12 @@ def write_weights(
         if dtype is not None and tensor.is_floating_point():
             tensor = tensor.to(dtype)
         amount = tensor.numel() * tensor.element_size()
-        if size and size + amount > _SHARD_BYTES:
+        if size and size + amount > shard_bytes:
             flush()
         shard[name] = tensor.contiguous()
         digests[name] = digest(tensor)
+        if shelf is not None:
+            shelf.touched([tensor])
         size += amount
         total += amount
     flush()

@@ -12,9 +12,11 @@ from transformers import PreTrainedModel
 from hf_heads.attention.spec import HeadsSpec
 from hf_heads.core.batches import Batch, Progress
 from hf_heads.core.vocabulary import NONE, RANDOM, of_length
-from hf_heads.io.checkpoints.files import check_apart, check_output
+from hf_heads.io.checkpoints.files import Place, check_apart, check_output
 from hf_heads.io.checkpoints.loading import find_device, load_source
 from hf_heads.io.checkpoints.precision import round_as_written
+from hf_heads.io.checkpoints.shelf import Shelf
+from hf_heads.io.checkpoints.sources import Source
 from hf_heads.io.checkpoints.tensors import tensor_names
 from hf_heads.io.checkpoints.weights import Weights
 from hf_heads.io.checkpoints.writing import write_checkpoint
@@ -50,7 +52,21 @@ def convert_checkpoint(
     check_apart(output, source.folder, "source")
     if progress:
         progress("loading", 0, 1)
-    model = load_source(source, device)
+    with Shelf(place.path) as shelf:
+        return _convert(request, source, device, place, None if device != "cpu" else shelf, started, progress)
+
+
+def _convert(
+    request: ConversionRequest,
+    source: Source,
+    device: str,
+    place: Place,
+    shelf: Shelf | None,
+    started: float,
+    progress: Progress | None,
+) -> Report:
+    """Convert a checkpoint whose weights are kept on a shelf, if there is one; see `convert_checkpoint`."""
+    model = load_source(source, device, shelf)
     chosen = choose_blocks(model, request.spec, request.blocks)  # refuses before the data takes its time
     specs = [spec for _, spec in chosen.values()]
     weights = Weights(source.folder)
@@ -71,11 +87,12 @@ def convert_checkpoint(
         keep_heads=request.keep_heads,
         objective=request.objective,
         inplace=True,
+        shelf=shelf,
         progress=progress,
     )
     report.calibration = _described(data, specs)
     dtype = None if request.dtype is None else getattr(torch, request.dtype)
-    round_as_written(converted, names, weights, dtype=dtype)
+    round_as_written(converted, names, weights, dtype=dtype, shelf=shelf)
     inputs = {RANDOM: probes(source, original)}
     inputs |= {of_length(RANDOM, length): batches for length, batches in probes_by_length(source, original).items()}
     if not choice.made and data is not None and data.held_out:
@@ -93,7 +110,7 @@ def convert_checkpoint(
         "recipe": request.text,
         **report.to_dict(),
     }
-    write_checkpoint(place, source, converted, names, record, dtype=dtype)
+    write_checkpoint(place, source, converted, names, record, dtype=dtype, shard_bytes=request.shard_bytes, shelf=shelf)
     return report
 
 

@@ -18,6 +18,7 @@ from hf_heads.core.batches import Batch, Progress
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.statistics import BlockStatistics
 from hf_heads.core.vocabulary import NONE, OBJECTIVES, RANDOM
+from hf_heads.io.checkpoints.shelf import Shelf
 from hf_heads.jobs.conversion.inputs import Calibration, calibration_batches, check_model, checked_batches
 from hf_heads.jobs.conversion.installing import block_called, install, load_weights
 from hf_heads.jobs.conversion.keeping import KeptHeads, kept_heads
@@ -46,6 +47,7 @@ def convert(
     keep_heads: KeptHeads | None = None,
     objective: str = "attention",
     inplace: bool = False,
+    shelf: Shelf | None = None,
     progress: Progress | None = None,
 ) -> tuple[PreTrainedModel, Report]:
     """Re-parametrize the attention heads of a model.
@@ -68,6 +70,7 @@ def convert(
             keeps more on all that was measured (docs/heads.md), or `scores`, which takes less time. Without data it is
             `scores`.
         inplace: change `model` itself instead of a copy; an error on the way leaves it partly converted.
+        shelf: where the model's weights are, if on one; each converted block goes there as well.
         progress: called with (what, done, total).
 
     Returns:
@@ -85,7 +88,7 @@ def convert(
     report = Report(model_parameters_before=_count(model))
     chosen = choose_blocks(model, spec, blocks)
     report.kept_heads = kept = kept_heads(keep_heads, {name: block for name, (block, _) in chosen.items()})
-    _check_finite(chosen)
+    _check_finite(chosen, shelf)
     wanted = calibration if any(one.uses_data() for _, one in chosen.values()) else NONE
     batches, report.calibration = calibration_batches(model, wanted, seed)
     if labelled is not None:
@@ -108,7 +111,6 @@ def convert(
         report.objective = objective
         room = ENTRIES // (2 * max(block_shape(block).heads for block, _ in chosen.values()) or 1)
         repeats = made_repeats(batches, model.config, special_ids(model), seed, pairs_sampled, room)
-    done = block_specs(converted)
     with (
         Stepper(converted, batches or (), list(chosen), repeats or ()) as here,
         Stepper(original, batches or (), list(chosen)) as there,
@@ -116,9 +118,8 @@ def convert(
         for index, name in enumerate(chosen):
             if progress:
                 progress(f"converting {name}", index, len(chosen))
-            report.blocks.append(_convert_block(here, there, name, specs[name], refit, repeats is not None))
-            done = {**done, name: report.blocks[-1].spec}
-    set_specs(converted, done)
+            report.blocks.append(_convert_block(here, there, name, specs[name], refit, repeats is not None, shelf))
+    set_specs(converted, {**block_specs(converted), **{block.name: block.spec for block in report.blocks}})
     converted.train(training)
     if progress:
         progress("converted", len(chosen), len(chosen))
@@ -127,8 +128,10 @@ def convert(
     return converted, report
 
 
-def _check_finite(chosen: Mapping[str, tuple[Block, HeadsSpec]]) -> None:
+def _check_finite(chosen: Mapping[str, tuple[Block, HeadsSpec]], shelf: Shelf | None) -> None:
     for block, _ in chosen.values():
+        if shelf is not None:
+            shelf.touched([*block.module.parameters(), *block.output.parameters()])
         if not read_block(block).finite():
             raise HeadsError(f"the weights of {block.name} contain NaN or Inf; this checkpoint is damaged")
 
@@ -138,7 +141,13 @@ def _count(model: nn.Module) -> int:
 
 
 def _convert_block(
-    here: Stepper, there: Stepper, name: str, spec: HeadsSpec, refit: bool, refined_to_maps: bool
+    here: Stepper,
+    there: Stepper,
+    name: str,
+    spec: HeadsSpec,
+    refit: bool,
+    refined_to_maps: bool,
+    shelf: Shelf | None,
 ) -> BlockReport:
     """Convert one block of a model in place.
 
@@ -149,6 +158,7 @@ def _convert_block(
         spec: its settings.
         refit: refit its output projection.
         refined_to_maps: refine its scores to the original's attention maps before that.
+        shelf: where the new weights go, if anywhere.
     """
     model = here.model
     block = block_called(model, name)
@@ -179,6 +189,8 @@ def _convert_block(
         if fitted is not None:
             load_weights(block, {"output.weight": fitted.weight, "output.bias": fitted.bias})
             gain = fitted.gain
+    if shelf is not None:
+        shelf.put(block.module, block.output)
     parameters, cache = block_size(block)
     sizes = parameters, parameters_before, cache, cache_before
     return BlockReport(name, block.kind, spec, *sizes, made.error, gain, *divergences)

