@@ -30,7 +30,7 @@ import hf_heads.io.checkpoints.shelf as shelf
 from hf_heads.cli import main
 shelf.ROOM = int(sys.argv[1]) or shelf.ROOM
 code = main(sys.argv[2:])
-peak = int(re.search(r"VmHWM:\\s+([0-9]+) kB", Path("/proc/self/status").read_text())[1]) / 1000
+peak = int(re.search(r"VmHWM:\\s+([0-9]+) kB", Path("/proc/self/status").read_text())[1]) * 1024 / 1e6
 used = resource.getrusage(resource.RUSAGE_SELF)
 print(json.dumps({"peak_mb": peak, "cpu_seconds": used.ru_utime + used.ru_stime}))
 sys.exit(code)

@@ -63,17 +63,25 @@ def give_back(files: Collection[str]) -> None:
 
     What something has written to stays: its pages are nowhere else.
     """
-    advise = _madvise()
+    advise = _function("madvise", ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     for part in mapped_parts(files) if advise else ():
         if part.resident and not part.written:
             advise(part.start, part.end - part.start, mmap.MADV_DONTNEED)
 
 
+def trim_heap() -> None:
+    """Hand back memory that was freed, which glibc keeps for later otherwise."""
+    trim = _function("malloc_trim", ctypes.c_size_t)
+    if trim is not None:
+        trim(0)
+
+
 @cache
-def _madvise() -> Any:
+def _function(name: str, *types: Any) -> Any:
+    """A function of the C library, None where there is none of this name."""
     try:
-        function = ctypes.CDLL(None, use_errno=True).madvise
+        function = getattr(ctypes.CDLL(None), name)
     except (OSError, AttributeError, TypeError):
         return None
-    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    function.argtypes = types
     return function

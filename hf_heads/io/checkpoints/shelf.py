@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hf_heads.io.checkpoints.files import write_failure
 from hf_heads.io.checkpoints.hidden import beside
-from hf_heads.io.checkpoints.pages import give_back
+from hf_heads.io.checkpoints.pages import give_back, trim_heap
 
 ROOM = 2**28  # bytes
 
@@ -111,6 +111,7 @@ class Shelf:
                 self._watch(part)
         if self._large:
             self.release()
+            trim_heap()
 
     def keep(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The same numbers, in a file where memory is used up; what is on another device stays there.
