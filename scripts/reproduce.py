@@ -26,7 +26,7 @@ COMMANDS = {
     "architectures": "architectures DATA MODELS",
     "latency": "latency",
     "ways": "ways",
-    "solver": "solver",
+    "solver": "solver MODELS --threads 1",
     "sst2": "sst2 DATA WORK",
     "pruned": "prune_stsb DATA",
     "pruned_sst2": "prune_sst2 DATA WORK",

@@ -73,20 +73,29 @@ def ways(results: Row) -> list[str]:
 def solver(results: Row) -> list[str]:
     """CP here and in tensorly."""
     runs = {
-        "hf-heads": ("", 1),
+        "hf-heads": ("", 2),
         "hf-heads, to tensorly's error": ("equal_", 2),
         "tensorly, random start": ("random_", 1),
         "tensorly, SVD start": ("svd_", 1),
     }
     body = (
         [
-            f"{row['layer']}, {row['rank']}",
+            f"{row['model']} {row['layer']}, {row['rank']}",
             *(f"{row[f'{run}error']:.4f}, {row[f'{run}seconds']:.{digits}f} s" for run, digits in runs.values()),
         ]
         for row in results["rows"]
     )
-    whole = f"A whole conversion at R = 96, statistics and refit included, took {results['conversion_seconds']:.0f} s."
-    return [*table(["layer, rank", *runs], body), "", whole]
+    faster = sorted(min(row["random_seconds"], row["svd_seconds"]) / row["equal_seconds"] for row in results["rows"])
+    higher = sum(row["error"] > min(row["random_error"], row["svd_error"]) for row in results["rows"])
+    large = ", ".join(f"{row['seconds']:.1f} s at R = {row['rank']}" for row in results["large"])
+    whole = results["conversion_seconds"]
+    said = (
+        f"Ours ends above tensorly's better error in {higher} of {len(faster)} cases, and gets to it {faster[0]:.0f} "
+        f"to {faster[-1]:.0f} times as fast as tensorly's faster start, {faster[len(faster) // 2]:.0f} times in the "
+        f"median. Made weights of BERT-base's sizes take {large}. A whole conversion of MiniLM at R = 96 on 512 short "
+        f"made sequences took {whole['attention']:.0f} CPU seconds, with `--objective scores` {whole['scores']:.0f}."
+    )
+    return [*table(["layer, rank", *runs], body), "", said]
 
 
 def sst2(results: Row) -> list[str]:

@@ -24,7 +24,7 @@ from hf_heads.cli.options import (
 )
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.numbers import Number, byte_count
-from hf_heads.core.vocabulary import OBJECTIVES
+from hf_heads.core.vocabulary import INPUTS, OBJECTIVES
 from hf_heads.io.checkpoints.files import check_output
 from hf_heads.jobs.conversion.recipes import load_recipe
 from hf_heads.jobs.conversion.request import DTYPES, ConversionRequest, default_output
@@ -63,6 +63,18 @@ def add_convert(commands: Any, methods: bool) -> None:
         "--objective",
         choices=tuple(OBJECTIVES),
         help="what errors of scores are weighed by: attention (the default), or scores, which takes less time",
+    )
+    command.add_argument(
+        "--inputs",
+        choices=tuple(INPUTS),
+        help="what a block is converted on: what reaches it behind converted blocks (the default), or in the original, "
+        "which takes less time and keeps a little less",
+    )
+    command.add_argument(
+        "--cache",
+        metavar="DIR",
+        help="keep what is done in DIR: a conversion that was killed goes on from there, and with --inputs original "
+        "another rank or method takes no forward pass to convert",
     )
     command.add_argument("--recipe", metavar="FILE", help="a TOML recipe (see conversions/) that says all of this")
     command.add_argument("--no-refit", action="store_true", help="leave the output projections as they are")
@@ -144,7 +156,18 @@ def _convert(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     return 0
 
 
-_PLAIN = ("source", "revision", "blocks", "keep_heads", "objective", "device", "dtype", "max_shard_size")
+_PLAIN = (
+    "source",
+    "revision",
+    "blocks",
+    "keep_heads",
+    "objective",
+    "inputs",
+    "cache",
+    "device",
+    "dtype",
+    "max_shard_size",
+)
 
 
 def _request(options: argparse.Namespace, parser: argparse.ArgumentParser) -> ConversionRequest:

@@ -53,6 +53,10 @@ JOBS = {
     "first": "the first token",
 }
 SINKS = ("special", "first")  # where heads look that have nothing to look for
+INPUTS = {
+    "converted": "what reaches a block behind those that were converted before it, whose errors it then makes up for",
+    "original": "what reaches it in the original, which runs once for all blocks and, with a cache, for all settings",
+}
 OBJECTIVES = {
     "scores": "squared errors of the scores between all tokens, as the data spreads them",
     "attention": "then the divergence of the attention maps, with tokens that repeat among the inputs",

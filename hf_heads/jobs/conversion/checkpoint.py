@@ -86,6 +86,8 @@ def _convert(
         refit=request.refit,
         keep_heads=request.keep_heads,
         objective=request.objective,
+        inputs=request.inputs,
+        cache=request.cache,
         inplace=True,
         shelf=shelf,
         progress=progress,

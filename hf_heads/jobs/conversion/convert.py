@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import cast
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from hf_heads.attention.hosts.blocks import Block
 from hf_heads.attention.module import HeadsAttention
-from hf_heads.attention.spec import HeadsSpec
+from hf_heads.attention.spec import HeadsSpec, by_pattern
 from hf_heads.core.batches import Batch, Progress
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.statistics import BlockStatistics
-from hf_heads.core.vocabulary import NONE, OBJECTIVES, RANDOM
+from hf_heads.core.vocabulary import INPUTS, NONE, OBJECTIVES, RANDOM
 from hf_heads.io.checkpoints.shelf import Shelf
+from hf_heads.jobs.conversion.cache import (
+    FinishedBlocks,
+    Recorded,
+    asked_of,
+    check_cache,
+    model_fingerprint,
+    record,
+)
 from hf_heads.jobs.conversion.inputs import Calibration, calibration_batches, check_model, checked_batches
 from hf_heads.jobs.conversion.installing import block_called, install, load_weights
 from hf_heads.jobs.conversion.keeping import KeptHeads, kept_heads
@@ -46,6 +58,8 @@ def convert(
     refit: bool = True,
     keep_heads: KeptHeads | None = None,
     objective: str = "attention",
+    inputs: str = "converted",
+    cache: str | Path | None = None,
     inplace: bool = False,
     shelf: Shelf | None = None,
     progress: Progress | None = None,
@@ -69,6 +83,11 @@ def convert(
         objective: what errors of scores are weighed by, see `hf_heads.core.vocabulary.OBJECTIVES`: `attention`, which
             keeps more on all that was measured (docs/heads.md), or `scores`, which takes less time. Without data it is
             `scores`.
+        inputs: what a block is converted on, see `hf_heads.core.vocabulary.INPUTS`: what reaches it behind `converted`
+            blocks, or in the `original`.
+        cache: a folder in which each block is kept once it is done, so that the same call goes on where a killed one
+            ended; with `inputs="original"` also what the original's blocks are called with, so that another rank or
+            method runs no forward pass. It may be removed at any time.
         inplace: change `model` itself instead of a copy; an error on the way leaves it partly converted.
         shelf: where the model's weights are, if on one; each converted block goes there as well.
         progress: called with (what, done, total).
@@ -79,46 +98,43 @@ def convert(
     Raises:
         HeadsError: no model of transformers, no adapter, settings that do not fit, weights that are not finite,
             calibration data that is empty, cannot be read or never reaches a block, batches that the model does not
-            take; heads to keep that do not exist or that the method cannot keep.
+            take; heads to keep that do not exist or that the method cannot keep; a cache that is no folder.
     """
     started = time.perf_counter()
     check_model(model)
     if objective not in OBJECTIVES:
         raise HeadsError(f"objective is {objective!r}, expected one of {', '.join(OBJECTIVES)}")
-    report = Report(model_parameters_before=_count(model))
+    if inputs not in INPUTS:
+        raise HeadsError(f"inputs is {inputs!r}, expected one of {', '.join(INPUTS)}")
+    report, folder = Report(model_parameters_before=_count(model), inputs=inputs), check_cache(cache)
     chosen = choose_blocks(model, spec, blocks)
     report.kept_heads = kept = kept_heads(keep_heads, {name: block for name, (block, _) in chosen.items()})
     _check_finite(chosen, shelf)
-    wanted = calibration if any(one.uses_data() for _, one in chosen.values()) else NONE
-    batches, report.calibration = calibration_batches(model, wanted, seed)
-    if labelled is not None:
-        labelled = checked_batches(model, labelled, "labelled")
-    if batches is not None:
-        if labelled is None and all("labels" in batch for batch in batches):
-            labelled = batches
-        batches = [{name: value for name, value in batch.items() if name != "labels"} for batch in batches]
+    batches, labelled, report.calibration = _data(model, calibration, labelled, chosen, seed)
     original = share_weights(model)
     converted = model if inplace else copy.deepcopy(model)
     training = converted.training
     adopt(converted)
     for one in (original, converted):
         one.eval()
+    key = None if folder is None else model_fingerprint(original, shelf)
+    settings = {name: asked_of(one) for name, one in by_pattern(spec).items()}
+    finished = FinishedBlocks(folder, key, settings, blocks, kept, refit, objective, inputs, seed, batches, labelled)
     ranking = partial(order_heads, original, batches, labelled, seed, progress)
-    specs = plan_blocks(original, chosen, batches, ranking, progress, kept)
+    specs = finished.plan() or plan_blocks(original, chosen, batches, ranking, progress, kept)
+    finished.keep_plan(specs)
     repeats = None
     refinable = any(get_method(one.method).scores for one in specs.values())
     if objective == "attention" and refinable and batches is not None:
         report.objective = objective
         room = ENTRIES // (2 * max(block_shape(block).heads for block, _ in chosen.values()) or 1)
         repeats = made_repeats(batches, model.config, special_ids(model), seed, pairs_sampled, room)
-    with (
-        Stepper(converted, batches or (), list(chosen), repeats or ()) as here,
-        Stepper(original, batches or (), list(chosen)) as there,
-    ):
+    way = _Way(converted, original, batches or (), repeats or (), refit, repeats is not None, shelf)
+    with torch.no_grad(), _stops(way, list(chosen), inputs, folder, key) as (here, there):
         for index, name in enumerate(chosen):
             if progress:
                 progress(f"converting {name}", index, len(chosen))
-            report.blocks.append(_convert_block(here, there, name, specs[name], refit, repeats is not None, shelf))
+            report.blocks.append(_done_block(way, here, there, name, specs[name], finished))
     set_specs(converted, {**block_specs(converted), **{block.name: block.spec for block in report.blocks}})
     converted.train(training)
     if progress:
@@ -126,6 +142,50 @@ def convert(
     report.model_parameters = _count(converted)
     report.seconds = time.perf_counter() - started
     return converted, report
+
+
+@dataclass(frozen=True)
+class _Way:
+    """What is the same for all blocks.
+
+    Attributes:
+        model: to convert in place.
+        original: the model as it was.
+        batches: calibration data; empty for the weights alone.
+        repeats: more of it, to refine scores on.
+        refit: refit output projections.
+        refined_to_maps: refine scores to the original's attention maps before that.
+        shelf: where new weights go, if anywhere.
+    """
+
+    model: PreTrainedModel
+    original: PreTrainedModel
+    batches: Sequence[Batch]
+    repeats: Sequence[Batch]
+    refit: bool
+    refined_to_maps: bool
+    shelf: Shelf | None
+
+
+@contextmanager
+def _stops(
+    way: _Way, names: Sequence[str], inputs: str, cache: Path | None, key: str | None
+) -> Iterator[tuple[Stepper | Recorded, Stepper | Recorded]]:
+    """What a block is converted on, and what it is refitted to."""
+    if inputs == "converted":
+        with (
+            Stepper(way.model, way.batches, names, way.repeats) as here,
+            Stepper(way.original, way.batches, names) as there,
+        ):
+            yield here, there
+    elif cache is None or key is None:
+        with Stepper(way.original, way.batches, names, way.repeats) as there:
+            yield there, there
+    else:
+        kinds = (way.batches, way.repeats)
+        folders = [record(way.original, batches, names, cache, key) if batches else cache for batches in kinds]
+        recorded = Recorded(way.original, *kinds, folders)
+        yield recorded, recorded
 
 
 def _check_finite(chosen: Mapping[str, tuple[Block, HeadsSpec]], shelf: Shelf | None) -> None:
@@ -140,33 +200,63 @@ def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _convert_block(
-    here: Stepper,
-    there: Stepper,
+def _data(
+    model: PreTrainedModel,
+    calibration: Calibration,
+    labelled: Sequence[Batch] | None,
+    chosen: Mapping[str, tuple[Block, HeadsSpec]],
+    seed: int,
+) -> tuple[list[Batch] | None, Sequence[Batch] | None, str]:
+    """Batches to calibrate on, without labels; those with labels; and what the former are."""
+    wanted = calibration if any(one.uses_data() for _, one in chosen.values()) else NONE
+    batches, said = calibration_batches(model, wanted, seed)
+    if labelled is not None:
+        labelled = checked_batches(model, labelled, "labelled")
+    if batches is not None:
+        if labelled is None and all("labels" in batch for batch in batches):
+            labelled = batches
+        batches = [{name: value for name, value in batch.items() if name != "labels"} for batch in batches]
+    return batches, labelled, said
+
+
+def _done_block(
+    way: _Way,
+    here: Stepper | Recorded,
+    there: Stepper | Recorded,
     name: str,
     spec: HeadsSpec,
-    refit: bool,
-    refined_to_maps: bool,
-    shelf: Shelf | None,
+    finished: FinishedBlocks,
+) -> BlockReport:
+    """A block converted, or put into its place as a run before this one left it."""
+    report = finished.restore(way.model, name)
+    if report is None:
+        report = _convert_block(way, here, there, name, spec)
+        finished.keep(report, block_called(way.model, name))
+    elif way.shelf is not None:
+        block = block_called(way.model, name)
+        way.shelf.put(block.module, block.output)
+    return report
+
+
+def _convert_block(
+    way: _Way, here: Stepper | Recorded, there: Stepper | Recorded, name: str, spec: HeadsSpec
 ) -> BlockReport:
     """Convert one block of a model in place.
 
     Args:
-        here: the model, whose calibration data, if there is any, has run up to an earlier block.
-        there: the model as it was, likewise.
+        way: what is the same for all blocks.
+        here: the calibration data at this block, or on its way to it.
+        there: the same in the model as it was.
         name: of the block.
         spec: its settings.
-        refit: refit its output projection.
-        refined_to_maps: refine its scores to the original's attention maps before that.
-        shelf: where the new weights go, if anywhere.
     """
-    model = here.model
+    model = way.model
     block = block_called(model, name)
     dense = read_block(block)
     parameters_before, cache_before = block_size(block)
     statistics = (
         BlockStatistics.uninformed(dense.shape)
-        if not here.batches or not spec.uses_data()
+        if not way.batches or not spec.uses_data()
         else statistics_of(block, dense, here.at(name))
     )
     method = get_method(spec.method)
@@ -174,7 +264,7 @@ def _convert_block(
     spec = made.spec or spec
     samples = None
     lossless = made.error is not None and made.error <= 1e-6
-    if refined_to_maps and here.batches and method.scores and not lossless:
+    if way.refined_to_maps and way.batches and method.scores and not lossless:
         samples = take_samples(block, dense, [list(here.at(name)), list(here.at(name, more=True))])
     block = install(model, name, spec, made.weights)
     gain: float | None = None
@@ -184,13 +274,13 @@ def _convert_block(
         if refined is not None:
             load_weights(block, refined.weights)
             divergences = refined.after, refined.before
-    if refit and spec.refits() and here.batches and not lossless:
-        fitted = refit_output(block, here.at(name), block_called(there.model, name), there.at(name))
+    if way.refit and spec.refits() and way.batches and not lossless:
+        fitted = refit_output(block, here.at(name), block_called(way.original, name), there.at(name))
         if fitted is not None:
             load_weights(block, {"output.weight": fitted.weight, "output.bias": fitted.bias})
             gain = fitted.gain
-    if shelf is not None:
-        shelf.put(block.module, block.output)
+    if way.shelf is not None:
+        way.shelf.put(block.module, block.output)
     parameters, cache = block_size(block)
     sizes = parameters, parameters_before, cache, cache_before
     return BlockReport(name, block.kind, spec, *sizes, made.error, gain, *divergences)

@@ -63,21 +63,21 @@ def refit_output(
     module, site = original_block.module, original_block.site
     for stop, original_stop in zip(stops, original_stops, strict=True):
         mask = stop.batch.get(block.site.query_mask)
-        output, *rest = call_block(module, original_stop)
-        original_stop.result = partial(_result, nn.Identity(), output, rest)
-        target = output if site.output_inside else original_block.output(output)
+        wanted, *others = call_block(module, original_stop)
+        target = wanted if site.output_inside else original_block.output(wanted)
         with _captured_input(linear) as inputs:
             output, *rest = call_block(block.module, stop)
         context = inputs[0] if block.site.output_inside else output
         stop.result = partial(_result, linear if block.site.output_inside else nn.Identity(), context, rest)
+        original_stop.result = partial(_result, nn.Identity(), wanted, others)  # last: both may be the same stop
         for fold in range(_FOLDS):  # whole sequences are left out together
             rows = None if mask is None else mask[fold::_FOLDS]
             known = token_rows(context[fold::_FOLDS], rows).double()
-            wanted = token_rows(target[fold::_FOLDS], rows).double() - known @ weight.double().T - bias.double()
+            missing = token_rows(target[fold::_FOLDS], rows).double() - known @ weight.double().T - bias.double()
             known = torch.cat([known, known.new_ones(known.shape[0], 1)], -1)
             grams[fold] += (known.T @ known).cpu()
-            crosses[fold] += (known.T @ wanted).cpu()
-            errors[fold] += wanted.square().sum().cpu()
+            crosses[fold] += (known.T @ missing).cpu()
+            errors[fold] += missing.square().sum().cpu()
     if not (grams[:, -1, -1] > 0).all():  # too few sequences to leave any out
         return None
     ridge, gain = _cross_validate(grams, crosses, errors)

@@ -49,6 +49,7 @@ class Report:
     seconds: float = 0.0
     drift: dict[str, dict[str, float]] = field(default_factory=dict)
     objective: str = "scores"
+    inputs: str = "converted"
     jobs: list[dict[str, Any]] = field(default_factory=list)
     kept_heads: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -69,6 +70,7 @@ class Report:
             "seconds": round(self.seconds, 1),
             "drift": self.drift,
             "objective": self.objective,
+            "inputs": self.inputs,
             "jobs": self.jobs,
             "kept_heads": {name: list(heads) for name, heads in self.kept_heads.items()},
         }

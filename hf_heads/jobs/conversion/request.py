@@ -8,7 +8,7 @@ from pathlib import Path
 from hf_heads.attention.spec import HeadsSpec, by_pattern
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.numbers import byte_count
-from hf_heads.core.vocabulary import OBJECTIVES
+from hf_heads.core.vocabulary import INPUTS, OBJECTIVES
 from hf_heads.io.checkpoints.sources import Source, resolve_source, short_name
 from hf_heads.io.data.choice import CalibrationChoice
 
@@ -29,6 +29,8 @@ class ConversionRequest:
         refit: refit output projections.
         keep_heads: heads to leave exact, `BLOCK:HEAD` separated by commas, see `hf_heads.convert`; None keeps none.
         objective: what errors of scores are weighed by, one of `OBJECTIVES`.
+        inputs: what blocks are converted on, one of `INPUTS`.
+        cache: a folder for what can be used again, see `hf_heads.convert`; None keeps nothing.
         device: where to compute: auto, cpu, cuda, cuda:1, ...
         dtype: of the weights written, one of `DTYPES`; as in the source when None.
         max_shard_size: of a file of weights, as `2GB` or `500MB` or in bytes; only a tensor that is larger by itself
@@ -48,6 +50,8 @@ class ConversionRequest:
     refit: bool = True
     keep_heads: str | None = None
     objective: str = "attention"
+    inputs: str = "converted"
+    cache: str | Path | None = None
     device: str = "auto"
     dtype: str | None = None
     max_shard_size: str | int = "5GB"
@@ -65,6 +69,10 @@ class ConversionRequest:
             raise HeadsError(f"device is {self.device!r}, expected a name: auto, cpu, cuda, cuda:1, ...")
         if self.objective not in OBJECTIVES:
             raise HeadsError(f"objective is {self.objective!r}, expected one of {', '.join(OBJECTIVES)}")
+        if self.inputs not in INPUTS:
+            raise HeadsError(f"inputs is {self.inputs!r}, expected one of {', '.join(INPUTS)}")
+        if not isinstance(self.cache, str | Path | None):
+            raise HeadsError(f"cache is {self.cache!r}, expected a folder")
         if self.dtype not in (None, *DTYPES):
             raise HeadsError(f"dtype is {self.dtype!r}, expected one of {', '.join(DTYPES)}, or None for the source's")
         byte_count("max_shard_size", self.max_shard_size)
