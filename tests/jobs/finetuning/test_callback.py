@@ -273,7 +273,7 @@ def test_an_encoder_decoder_gets_decoder_inputs_from_its_labels():
     (one,) = drawn_batches(torch.utils.data.DataLoader(rows, batch_size=4), model, 1, 0)
     assert one["decoder_input_ids"][0].tolist() == [98, 8, 9]
     assert one["decoder_attention_mask"][0].tolist() == [1, 1, 1]
-    hf_heads.convert(model, CollabSpec(rank=12), calibration=[one])
+    hf_heads.convert(model, LowRankSpec(rank=16), calibration=[one])
 
 
 def test_data_that_can_only_be_iterated_need_batches():
