@@ -5,16 +5,19 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
-import datasets
 import pytest
-from transformers.utils import logging
 
 from hf_heads.cli.program import main
 from tests.support.cli import Outcome, Run
-from tests.support.files import save_checkpoint
-from tests.support.twins import TWINS
 
-logging.disable_progress_bar()
+# Of pytest-xdist's processes the first runs no test, but reads this file: imports that take seconds are in functions.
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_progress_bars() -> None:
+    from transformers.utils import logging  # see above
+
+    logging.disable_progress_bar()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,12 +30,15 @@ def no_searches_through_what_stays() -> None:
 @pytest.fixture(autouse=True)
 def no_naps(monkeypatch: pytest.MonkeyPatch) -> None:
     """`datasets` sleeps for 5 s after every parquet file, lest the process ends before Arrow's threads."""
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
 
 
 @pytest.fixture
 def bert_folder(tmp_path: Path) -> Path:
     """A tiny BERT checkpoint with a tokenizer."""
+    from tests.support.files import save_checkpoint  # see above
+    from tests.support.twins import TWINS
+
     return save_checkpoint(TWINS["bert"].model(), tmp_path / "tiny-bert")
 
 

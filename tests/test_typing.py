@@ -42,31 +42,33 @@ ignore_missing_imports = True
 """
 
 
-def errors(folder: Path, program: str) -> list[str]:
-    (folder / "program.py").write_text(program)
+def errors(folder: Path, **programs: str) -> list[list[str]]:
+    """The lines about each program; all are read at once, since the packages that they import take seconds."""
+    for name, program in programs.items():
+        (folder / f"{name}.py").write_text(program)
     (folder / "mypy.ini").write_text(CONFIG)
-    command = [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "--cache-dir", ".cache", "program.py"]
+    command = [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "--cache-dir", ".cache"]
+    command += [f"{name}.py" for name in programs]
     root = Path(hf_heads.__file__).parents[1]
     found = subprocess.run(
         command, cwd=folder, env={**os.environ, "MYPYPATH": str(root)}, capture_output=True, text=True
     )
-    return [line for line in found.stdout.splitlines() if "error:" in line and line.startswith("program.py")]
+    lines = [line for line in found.stdout.splitlines() if "error:" in line]
+    return [[line for line in lines if line.startswith(f"{name}.py:")] for name in programs]
 
 
 def test_mistakes_in_a_program_are_found_by_a_strict_type_checker(tmp_path: Path):
-    assert errors(tmp_path, RIGHT) == []
-    wrong = RIGHT
+    wrong, missing = RIGHT, RIGHT.replace(", {0: [1]})", ")")
     for right, (mistake, _) in MISTAKES.items():
         assert right in wrong
         wrong = wrong.replace(right, mistake, 1)
-    found = errors(tmp_path, wrong)
+    none, found, (line,) = errors(tmp_path, right=RIGHT, wrong=wrong, missing=missing)
+    assert none == []
     # The call that is misspelt and lacks an argument is one line, and one error.
     wanted = [text for right, (_, text) in MISTAKES.items() if right != ", {0: [1]})"]
     assert len(found) == len(wanted), found
     for text in wanted:
         assert any(text in line for line in found), (text, found)
-    missing = RIGHT.replace(", {0: [1]})", ")")
-    (line,) = errors(tmp_path, missing)
     assert "prune_heads" in line and ("Missing positional argument" in line or "Too few arguments" in line)
 
 

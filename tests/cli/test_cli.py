@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +20,9 @@ from transformers import AutoModel, AutoTokenizer, BertModel, LlamaConfig, Llama
 from hf_heads.core.errors import HeadsError
 from hf_heads.io.checkpoints import writing
 from tests.support.cli import Outcome, Run, check_refused, leftovers
+from tests.support.processes import in_fork
 from tests.support.twins import TWINS
+from tests.support.whole import whole
 
 FAST = ("--calibration-samples", 24)
 
@@ -113,8 +118,8 @@ def test_calibration_reads_what_datasets_reads(run: Run, bert_folder: Path, tmp_
         lines = [text + (f"{mark}1" if mark else "") for text in texts]
         file.write_text("\n".join([f"sentence{mark}label", *lines] if mark else lines) + "\n")
     found = run(
-        *("convert", bert_folder, "--to", "collab", "--rank", 10, "--calibrate", file, "--calibration-samples", 40),
-        *("--output", tmp_path / "out", "--json"),
+        *("convert", bert_folder, "--to", "low-rank", "--rank", 8, "--calibrate", file, "--calibration-samples", 40),
+        *("--objective", "scores", "--output", tmp_path / "out", "--json"),
     )
     assert found.code == 0, found.err
     assert f"data.{ending}" in found.json["calibration"]
@@ -284,27 +289,28 @@ def test_a_full_disk_leaves_nothing(run: Run, bert_folder: Path, tmp_path: Path,
     assert leftovers(tmp_path) == ["tiny-bert"]
 
 
-def test_a_kill_leaves_nothing_that_looks_finished(bert_folder: Path, tmp_path: Path):
-    program = (
-        "import sys, time; from hf_heads import cli; from hf_heads.io.checkpoints import writing\n"
-        "real = writing.save_file\n"
-        "def slow(*a, **k): real(*a, **k); print('written', flush=True); time.sleep(60)\n"
-        "writing.save_file = slow; sys.exit(cli.main(sys.argv[1:]))"
-    )
-    options = ["--to", "collab", "--rank", "8", "--calibrate", "none", "--output", str(tmp_path / "out")]
-    command = [sys.executable, "-c", program, "convert", str(bert_folder), *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None and child.stdout.readline().strip() == b"written"
-        child.kill()
+def test_a_kill_leaves_nothing_that_looks_finished(
+    run: Run, bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    save_file = writing.save_file
+
+    def killed(*args: Any, **kwargs: Any) -> None:
+        save_file(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(writing, "save_file", killed)
+    assert in_fork(lambda: convert_none(run, bert_folder, tmp_path / "out")) == -signal.SIGKILL
     left = [path for path in tmp_path.iterdir() if path.name != "tiny-bert"]
     assert all(path.name.startswith(".") and not (path / "config.json").exists() for path in left)
     for path in left:
         shutil.rmtree(path)
 
 
-def converted_folder(run: Run, bert_folder: Path, tmp_path: Path) -> Path:
-    assert convert_none(run, bert_folder, tmp_path / "out").code == 0
-    return tmp_path / "out"
+@pytest.fixture
+def converted_folder(tmp_path: Path) -> Path:
+    """A BERT converted to collab of rank 8; its original is a folder beside it."""
+    shutil.copytree(whole("bert"), tmp_path / "bert")
+    return Path(shutil.copytree(whole("bert-collab"), tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
@@ -320,47 +326,41 @@ def converted_folder(run: Run, bert_folder: Path, tmp_path: Path) -> Path:
         ({"blocks": {}}, ("attention weight",)),
     ],
 )
-def test_a_heads_section_that_was_tampered_with(
-    run: Run, bert_folder: Path, tmp_path: Path, change: dict, words: tuple
-):
-    folder = converted_folder(run, bert_folder, tmp_path)
-    config = json.loads((folder / "config.json").read_text())
+def test_a_heads_section_that_was_tampered_with(run: Run, converted_folder: Path, change: dict, words: tuple):
+    config = json.loads((converted_folder / "config.json").read_text())
     config["heads"] |= change
-    (folder / "config.json").write_text(json.dumps(config))
+    (converted_folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError) as raised:
-        AutoModel.from_pretrained(folder)
+        AutoModel.from_pretrained(converted_folder)
     assert all(word in str(raised.value) for word in words)
-    check_refused(run("verify", folder), *words)
+    check_refused(run("verify", converted_folder), *words)
 
 
-def test_ranks_that_do_not_fit_the_weights(run: Run, bert_folder: Path, tmp_path: Path):
-    folder = converted_folder(run, bert_folder, tmp_path)
-    config = (folder / "config.json").read_text()
-    (folder / "config.json").write_text(config.replace('"rank": 8', '"rank": 9'))
+def test_ranks_that_do_not_fit_the_weights(run: Run, converted_folder: Path):
+    config = (converted_folder / "config.json").read_text()
+    (converted_folder / "config.json").write_text(config.replace('"rank": 8', '"rank": 9'))
     for settings in ({}, {"ignore_mismatched_sizes": True}):
         with pytest.raises(HeadsError, match=r"attention weight 'encoder.layer.*mismatched keys"):
-            AutoModel.from_pretrained(folder, **settings)
-    check_refused(run("verify", folder), "attention weight 'bert.encoder.layer", "mismatched keys")
-    check_refused(run("inspect", folder), "its settings in config.json make")
+            AutoModel.from_pretrained(converted_folder, **settings)
+    check_refused(run("verify", converted_folder), "attention weight 'bert.encoder.layer", "mismatched keys")
+    check_refused(run("inspect", converted_folder), "its settings in config.json make")
 
 
-def test_verify_fails_when_a_tensor_changed(run: Run, bert_folder: Path, tmp_path: Path):
-    folder = converted_folder(run, bert_folder, tmp_path)
-    tensors = load_file(folder / "model.safetensors")
+def test_verify_fails_when_a_tensor_changed(run: Run, converted_folder: Path, tmp_path: Path):
+    tensors = load_file(converted_folder / "model.safetensors")
     tensors["bert.encoder.layer.0.intermediate.dense.weight"][0, 0] += 1
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    found = run("verify", folder, "--json")
+    save_file(tensors, converted_folder / "model.safetensors", metadata={"format": "pt"})
+    found = run("verify", converted_folder, "--json")
     assert found.code == 1 and "layer.0.intermediate.dense.weight" in " ".join(found.json["failures"])
-    assert run("verify", folder, "--min-cosine", 1).code == 1
-    assert run("verify", folder, "--tolerance", 1e-9).code == 1
-    check_refused(run("verify", folder, "--against", tmp_path / "nowhere"), "nowhere")
+    assert run("verify", converted_folder, "--min-cosine", 1).code == 1
+    assert run("verify", converted_folder, "--tolerance", 1e-9).code == 1
+    check_refused(run("verify", converted_folder, "--against", tmp_path / "nowhere"), "nowhere")
     check_refused(run("verify", tmp_path / "nowhere"), "is not a folder")
 
 
-def test_a_native_class_refuses_the_checkpoint(run: Run, bert_folder: Path, tmp_path: Path):
-    folder = converted_folder(run, bert_folder, tmp_path)
+def test_a_native_class_refuses_the_checkpoint(converted_folder: Path):
     with pytest.raises(ValueError, match="import hf_heads"):
-        BertModel.from_pretrained(folder)
+        BertModel.from_pretrained(converted_folder)
 
 
 def test_help_explains_without_importing_anything_slow():

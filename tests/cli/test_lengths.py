@@ -81,7 +81,7 @@ def test_verify_and_compare_measure_by_length(run: Run, converted: Path, classif
 
 
 def test_single_texts_and_pairs_differ_where_somebody_says_so(run: Run, classifier: Path, data: tuple[Path, Path]):
-    common = ("convert", classifier, "--to", "collab", "--rank", 8, "--calibrate", data[0], "--calibration-samples", 32)
+    common = ("convert", classifier, "--to", "mhe", "--calibrate", data[0], "--calibration-samples", 32)
     single = run(*common, "--no-pairs", "--no-pack", "--max-length", 32, "--output", classifier.parent / "s", "--json")
     assert single.code == 0, single.err
     assert "single texts, as asked" in single.json["calibration"] and "4 tokens" in single.json["calibration"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from hf_heads.cli.program import build_parser
+from tests.support.whole import whole
 
 
 class Watched(argparse.Namespace):
@@ -32,13 +34,12 @@ def options_of(command: str) -> set[str]:
 
 
 @pytest.fixture
-def folders(run: Callable[..., Any], bert_folder: Path, tmp_path: Path) -> dict[str, Path]:
+def folders(tmp_path: Path) -> dict[str, Path]:
     """What the commands work on."""
-    converted, data, compared = tmp_path / "converted", tmp_path / "data.txt", tmp_path / "compared.json"
-    found = run("convert", bert_folder, "--to", "mhe", "--calibrate", "none", "--output", converted)
-    assert found.code == 0, found.err
+    bert, converted = (Path(shutil.copytree(whole(name), tmp_path / name)) for name in ("bert", "bert-mhe"))
+    data, compared = tmp_path / "data.txt", tmp_path / "compared.json"
     data.write_text("".join(f"word{number} word{number + 1} word{number % 7}\n" for number in range(40)))
-    return {"SOURCE": bert_folder, "CONVERTED": converted, "DATA": data, "OUT": tmp_path / "out", "RECORD": compared}
+    return {"SOURCE": bert, "CONVERTED": converted, "DATA": data, "OUT": tmp_path / "out", "RECORD": compared}
 
 
 CALLS = {

@@ -27,12 +27,11 @@ from transformers import (
 )
 
 import hf_heads
-from hf_heads import CollabSpec, HeadsError
+from hf_heads import CollabSpec, HeadsError, LowRankSpec
 from hf_heads.attention.hosts.blocks import find_blocks
 from hf_heads.modeling.classes import model_class
 from hf_heads.modeling.configuration import derived_config
 from tests.support.files import save_checkpoint
-from tests.support.matrix import only
 from tests.support.twins import TWINS, bert_config, logits, marian_config, randomize, vit_config
 
 
@@ -42,49 +41,58 @@ def folder(tmp_path: Path) -> Path:
     return save_checkpoint(converted, tmp_path / "converted")
 
 
-def python(program: str, folder: Path) -> str:
-    """What a fresh Python prints."""
-    environment = {**os.environ, "HF_MODULES_CACHE": str(folder.parent / "modules"), "HF_HUB_OFFLINE": "1"}
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+IN_FORKS = """
+import os, sys
+for program in sys.argv[1:]:
+    if pid := os.fork():
+        assert not os.waitpid(pid, 0)[1]
+    else:
+        exec(program)
+        os._exit(0)  # what was imported need not be taken down
+"""
+
+
+def python(folder: Path, program: str, *after: str) -> list[str]:
+    """The lines that a fresh Python prints in a program, and in each of others that start where it ends."""
+    hub = {"HF_MODULES_CACHE": str(folder.parent / "modules"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-u", "-c", program + IN_FORKS, *after]
+    environment = {**os.environ, **hub, "OMP_NUM_THREADS": "1"}  # a process with threads should not fork
+    found = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert found.returncode == 0, found.stderr[-2000:]
-    return found.stdout.strip()
+    return found.stdout.splitlines()
 
 
-# Nothing of transformers is there when hf_heads comes first; the others are what may have been read before it.
-@only(
-    *("first-AutoModel", "second-Trainer"),
-    before={"first": True, "second": False},
-    name=["AutoConfig", "AutoModel", "BertConfig", "BertModel", "AutoTokenizer", "Trainer"],
-)
+# Nothing of transformers is there when hf_heads comes first, as in tests/docs/test_python.py; the others are what may
+# have been read before it, as below.
+@pytest.mark.full
+@pytest.mark.parametrize("before", [True, False], ids=["first", "second"])
+@pytest.mark.parametrize("name", ["AutoConfig", "AutoModel", "BertConfig", "BertModel", "AutoTokenizer", "Trainer"])
 def test_any_order_of_imports_works(folder: Path, before: bool, name: str):
     first = f"from transformers import {name}"
     lines = ["import hf_heads", first] if before else [first, "import hf_heads"]
     program = "\n".join([*lines, "from transformers import AutoConfig as A", f"c = A.from_pretrained({str(folder)!r})"])
-    assert python(program + "\nprint(type(c).__name__)", folder) == "HeadsBertConfig"
+    assert python(folder, program + "\nprint(type(c).__name__)") == ["HeadsBertConfig"]
 
 
 def test_importing_hf_heads_imports_nothing_else(folder: Path):
     program = "import sys, hf_heads; print(*(n for n in ('torch', 'transformers', 'datasets') if n in sys.modules))"
-    assert python(program, folder) == ""
+    assert python(folder, program) == [""]
 
 
-def test_without_hf_heads_the_load_fails_loudly(folder: Path):
-    program = f"""
-from transformers import AutoModel
+def test_where_transformers_was_read_first_a_checkpoint_loads_by_import_or_by_trust_and_else_fails_loudly(folder: Path):
+    names = "AutoModel, AutoModelForSequenceClassification as C, BertModel, Trainer"
+    read = f"from transformers import {names}\nat = {str(folder)!r}"
+    without = """
 try:
-    AutoModel.from_pretrained({str(folder)!r}, trust_remote_code=False)
+    AutoModel.from_pretrained(at, trust_remote_code=False)
 except Exception as error:
     print("heads_bert" in str(error) or "trust_remote_code" in str(error))
 """
-    assert python(program, folder) == "True"
-
-
-def test_trust_remote_code_reaches_hf_heads(folder: Path):
-    program = f"""
-from transformers import AutoModel, AutoModelForSequenceClassification as C
-print(*(type(c.from_pretrained({str(folder)!r}, trust_remote_code=True)).__name__ for c in (AutoModel, C)))
-"""
-    assert python(program, folder).splitlines()[-1] == "HeadsBertModel HeadsBertForSequenceClassification"
+    imported = "import hf_heads; print(type(AutoModel.from_pretrained(at)).__name__)"
+    trusted = "print(*(type(c.from_pretrained(at, trust_remote_code=True)).__name__ for c in (AutoModel, C)))"
+    found = python(folder, read, without, imported, trusted)
+    assert found[:2] == ["True", "HeadsBertModel"]
+    assert found[-1] == "HeadsBertModel HeadsBertForSequenceClassification"
 
 
 def test_native_classes_refuse(folder: Path):
@@ -166,6 +174,10 @@ def test_resize_gradient_checkpointing_and_inner_classes(folder: Path):
     assert all(block.module.mixing.grad is not None for block in find_blocks(model))
 
 
+# The next three are on a loaded model what tests/test_ecosystem.py does on models that were converted in memory.
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("wrap", [lambda m: torch.compile(m, backend="eager", fullgraph=True)], ids=["compile"])
 def test_torch_compile_traces_the_whole_model(folder: Path, wrap: Callable):
     model = AutoModel.from_pretrained(folder).eval()
@@ -173,6 +185,7 @@ def test_torch_compile_traces_the_whole_model(folder: Path, wrap: Callable):
     assert (logits(wrap(model), inputs) - logits(model, inputs)).abs().max() < 1e-5
 
 
+@pytest.mark.full
 def test_torch_export(folder: Path):
     model = AutoModel.from_pretrained(folder).eval()
     inputs = TWINS["bert"].inputs()
@@ -183,6 +196,7 @@ def test_torch_export(folder: Path):
     assert (found[mask] - logits(model, inputs)).abs().max() < 1e-5
 
 
+@pytest.mark.full
 def test_lora_by_peft_on_the_documented_names(folder: Path):
     peft = pytest.importorskip("peft")
     model = AutoModelForSequenceClassification.from_pretrained(folder)
@@ -204,11 +218,11 @@ def test_inplace_patches_the_model_at_hand():
 
 def test_blocks_of_one_kind_only():
     model = TWINS["marian"].model()
-    _, report = hf_heads.convert(model, CollabSpec(rank=10), blocks="*.encoder_attn", calibration="none")
+    _, report = hf_heads.convert(model, LowRankSpec(rank=12), blocks="*.encoder_attn", calibration="none")
     assert {block.kind for block in report.blocks} == {"cross"}
-    _, report = hf_heads.convert(model, CollabSpec(rank=10), blocks="!*.encoder_attn", calibration="none")
+    _, report = hf_heads.convert(model, LowRankSpec(rank=12), blocks="!*.encoder_attn", calibration="none")
     assert {block.kind for block in report.blocks} == {"self", "causal"}
-    mixed = {"encoder.*": CollabSpec(rank=8), "*": CollabSpec(rank=20)}
+    mixed = {"encoder.*": LowRankSpec(rank=8), "*": LowRankSpec(rank=20)}
     assert {block.spec.rank for block in hf_heads.convert(model, mixed, calibration="none")[1].blocks} == {8, 20}
 
 

@@ -6,11 +6,30 @@ import os
 import socket
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from hf_heads.cli import main
+
+
+def in_fork(call: Callable[[], object]) -> int:
+    """The exit code of a fork of this process that makes a call and ends; negative the number of what killed it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which pytest-xdist has and we do not use
+        pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    code = 99
+    try:
+        torch.set_num_threads(1)  # a fork has no other threads
+        call()
+        code = 0
+    finally:
+        os._exit(code)
 
 
 def launched(count: int, arguments: list[str]) -> str:

@@ -24,6 +24,7 @@ _METHODS = {
     "bert-mgk": ["bert", "--to", "mgk", "--merge", "2"],
 }
 NAMES = (*_SAVE, *_METHODS)
+_MORE = {"bert-collab": ["bert", "--to", "collab", "--rank", "8"]}
 
 
 @cache
@@ -33,11 +34,11 @@ def _root() -> tempfile.TemporaryDirectory[str]:
 
 @cache
 def whole(name: str) -> Path:
-    """A checkpoint that nobody changes, by its name in `NAMES`."""
+    """A checkpoint that nobody changes, by its name in `NAMES` or `bert-collab`."""
     folder = Path(_root().name) / name
     if name in _SAVE:
         return save_checkpoint(TWINS[name].model(), folder, _SAVE[name])
-    original, *settings = _METHODS[name]
+    original, *settings = (_METHODS | _MORE)[name]
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         code = main(["convert", str(whole(original)), *settings, "--calibrate", "none", "--output", str(folder)])

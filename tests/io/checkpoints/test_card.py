@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from hf_heads.io.data.calibration import CalibrationChoice
 from hf_heads.jobs.conversion.checkpoint import convert_checkpoint
 from hf_heads.jobs.conversion.request import ConversionRequest
 from hf_heads.modeling.auto_classes import auto_classes
+from tests.support.files import save_checkpoint
+from tests.support.twins import TWINS
 
 DISTILLATION: dict[str, Any] = {
     "teacher": "tiny/bert",
@@ -44,22 +47,38 @@ SCORES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture
-def source(bert_folder: Path) -> Source:
-    return Source("tiny/bert", bert_folder, "0" * 40, "tiny/bert")
+def source_in(folder: Path) -> Source:
+    return Source("tiny/bert", folder, "0" * 40, "tiny/bert")
 
 
-@pytest.fixture
-def folder(source: Source, bert_folder: Path, tmp_path: Path) -> Path:
-    """A checkpoint converted on data, so that it has drift on held-out examples too."""
-    data = tmp_path / "words.txt"
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a checkpoint and what it is converted into: on data, so that it has drift on held-out examples."""
+    place = tmp_path_factory.mktemp("made")
+    original = save_checkpoint(TWINS["bert"].model(), place / "tiny-bert")
+    data = place / "words.txt"
     data.write_text("".join(f"word{number} word{number + 1} word{number % 7}\n" for number in range(60)))
-    write_source_card(bert_folder, "license: apache-2.0\nlanguage: en")
+    write_source_card(original, "license: apache-2.0\nlanguage: en")
     spec = {"*layer.0*": CollabSpec(rank=10), "*": LowRankSpec(rank=8)}
     choice = CalibrationChoice(str(data), samples=40)
-    request = ConversionRequest(source, spec, calibration=choice, text='base = "tiny/bert"')
-    convert_checkpoint(request, tmp_path / "out")
-    return tmp_path / "out"
+    request = ConversionRequest(source_in(original), spec, calibration=choice, text='base = "tiny/bert"')
+    convert_checkpoint(request, place / "out")
+    return place
+
+
+@pytest.fixture
+def bert_folder(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made / "tiny-bert", tmp_path / "tiny-bert"))
+
+
+@pytest.fixture
+def source(bert_folder: Path) -> Source:
+    return source_in(bert_folder)
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made / "out", tmp_path / "out"))
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def test_a_tensor_outside_of_the_attention_is_as_the_config_says_or_named(
 ):
     model = TWINS[host].model()
     if converted:
-        model, _ = hf_heads.convert(model, hf_heads.CollabSpec(rank=10), calibration="none")
+        model, _ = hf_heads.convert(model, hf_heads.LowRankSpec(rank=16), calibration="none")
     change, word = CHANGES[kind]
     for number, name in enumerate(OUTSIDE[host]):
         folder = tmp_path / str(number)

@@ -69,7 +69,7 @@ samples = 16
             run("distill", given / "mhe", "--data", given / "data.txt", "--steps", 6, "--batch-size", 4,
                 "--learning-rate", 0.003, "--output", given / "healed", "--overwrite"),
             run("compare", given / "tiny-bert", given / "mhe", given / "healed", "--data", given / "data.txt",
-                "--no-latency", "--output", given / "found.json", "--write-cards", "--overwrite"),
+                "--no-latency", "--drift-samples", 8, "--output", given / "found.json", "--write-cards", "--overwrite"),
             run("report", given / "found.json", "--output", given / "page", "--overwrite"),
             run("verify", given / "healed"),
         ):  # fmt: skip

@@ -49,7 +49,7 @@ def embed(model: PreTrainedModel, source) -> torch.Tensor:
 
 @pytest.mark.parametrize("spec", [CollabSpec(rank=384), LowRankSpec(rank=384), CollabSpec(rank=384, form="tucker")])
 def test_lossless_to_a_hundred_thousandth(model: PreTrainedModel, source, spec: hf_heads.HeadsSpec):
-    converted, _ = hf_heads.convert(model, spec, calibration="none")
+    converted, _ = hf_heads.convert(model, spec, blocks="encoder.layer.[05].*", calibration="none")
     assert (embed(converted, source) - embed(model, source)).abs().max() < 1e-5
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from transformers import PreTrainedModel
 
 import hf_heads
 from hf_heads import CollabSpec, HeadsError
@@ -15,6 +17,7 @@ from hf_heads.attention.hosts.reading import read_host
 from hf_heads.core.statistics import Moments
 from hf_heads.io.checkpoints.sources import Source
 from hf_heads.io.data.calibration import CalibrationChoice, calibration_data, load_data
+from hf_heads.jobs.conversion.report import Report
 from hf_heads.jobs.conversion.statistics import collect_statistics
 from hf_heads.jobs.evaluation.drift import measure_drift
 from hf_heads.modeling.blocks import share_weights
@@ -100,12 +103,17 @@ def many(count: int) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in ids]
 
 
+def convert(model: PreTrainedModel, rank: int = 4, **more: Any) -> tuple[PreTrainedModel, Report]:
+    """To collab, whose scores are not refined: that is another matter."""
+    return hf_heads.convert(model, CollabSpec(rank=rank), objective="scores", **more)
+
+
 def test_the_refit_helps_on_data_that_it_has_not_seen():
     model = TWINS["bert"].model()
     data = many(40)
     drifts = {}
     for refit in (True, False):
-        converted, report = hf_heads.convert(model, CollabSpec(rank=4), calibration=data[:30], refit=refit)
+        converted, report = convert(model, calibration=data[:30], refit=refit)
         drifts[refit] = measure_drift(converted, model, data[30:]).kl
         assert any(block.refit_gain for block in report.blocks) == refit
     assert drifts[True] < drifts[False]
@@ -116,8 +124,7 @@ def test_the_refit_is_guarded_against_too_little_data():
     unseen = many(40)[30:]
     few = [{name: value[:4] for name, value in many(1)[0].items()}]
     drifts = [
-        measure_drift(hf_heads.convert(model, CollabSpec(rank=4), calibration=few, refit=refit)[0], model, unseen).kl
-        for refit in (True, False)
+        measure_drift(convert(model, calibration=few, refit=refit)[0], model, unseen).kl for refit in (True, False)
     ]
     assert drifts[0] < 1.1 * drifts[1]
 
@@ -126,7 +133,7 @@ def test_calibration_beats_the_weights_alone():
     model = TWINS["bert"].model()
     data = many(40)
     kl = [
-        measure_drift(hf_heads.convert(model, CollabSpec(rank=8), calibration=batches)[0], model, data[30:]).kl
+        measure_drift(convert(model, rank=8, calibration=batches)[0], model, data[30:]).kl
         for batches in (data[:30], None)
     ]
     assert kl[0] < kl[1]

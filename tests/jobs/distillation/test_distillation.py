@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, BertForSequenceClassif
 import hf_heads
 from hf_heads import CollabSpec, HeadsSpec, MgkSpec, MheSpec, PrunedSpec
 from hf_heads.core.errors import HeadsError
-from hf_heads.core.vocabulary import RANDOM
+from hf_heads.core.vocabulary import NONE, RANDOM
 from hf_heads.io.checkpoints.sources import resolve_source
 from hf_heads.io.data.calibration import CalibrationChoice
 from hf_heads.jobs.conversion.checkpoint import convert_checkpoint
@@ -68,7 +68,7 @@ def conversions(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Head
         folder = tmp_path_factory.mktemp(name)
         source = save_checkpoint(TWINS[name].model(), folder / name)
         output = folder / f"{name}-{spec.method}"
-        convert_checkpoint(ConversionRequest(str(source), spec, calibration=CalibrationChoice(samples=16)), output)
+        convert_checkpoint(ConversionRequest(str(source), spec, calibration=CalibrationChoice(NONE)), output)
         return folder
 
     return make
@@ -98,9 +98,9 @@ def test_healing_lowers_the_drift_and_leaves_the_rest_alone(
     student: tuple[str, HeadsSpec], optimizer: Any, converted: Callable[..., Path], tmp_path: Path
 ):
     name, source = student[0], converted(*student)
-    settings = DistillSettings(steps=30, batch_size=8, evaluations=3, learning_rate=1e-3, optimizer=optimizer)
+    settings = DistillSettings(steps=20, batch_size=8, evaluations=2, learning_rate=1e-3, optimizer=optimizer)
     healed = distill_checkpoint(
-        resolve_source(str(source)), tmp_path / "out", settings, data_for(name, tmp_path), samples=64
+        resolve_source(str(source)), tmp_path / "out", settings, data_for(name, tmp_path), samples=40
     )
     run = healed.distillation
     assert run["after"]["drift"] < 0.99 * run["before"]["drift"]
@@ -134,7 +134,7 @@ def interrupted(steps: int) -> Callable[[str, int, int], None]:
 
 
 @only(
-    *("bert-mhe-attention", "vit-mhe-attention", "marian-collab-all"),
+    *("bert-mhe-attention", "marian-collab-all"),
     student={
         "bert-mhe": ("bert", MheSpec()),
         "vit-mhe": ("vit", MheSpec()),
@@ -174,7 +174,7 @@ def test_task_loss_learns_labels(run: Run, tmp_path: Path):
     data = write_rows(tmp_path / "data.jsonl", rows)
     assert run("convert", folder, "--to", "mhe", "--output", tmp_path / "mhe", "--calibration-samples", 16).code == 0
     found = run(
-        "distill", tmp_path / "mhe", "--data", data, "--label", "label", "--losses", "output=0.1,task=1", "--steps", 40,
+        "distill", tmp_path / "mhe", "--data", data, "--label", "label", "--losses", "output=0.1,task=1", "--steps", 25,
         "--train", "all", "--batch-size", 16, "--learning-rate", 0.005, "--output", tmp_path / "out", "--json",
     )  # fmt: skip
     assert found.code == 0, found.err
@@ -207,15 +207,17 @@ def test_two_processes_equal_one_on_the_same_global_batch(
 
 def test_time_budget_stops_a_run(converted: Callable[..., Path], tmp_path: Path):
     source = resolve_source(str(converted("bert", MheSpec())))
-    settings = DistillSettings(minutes=0.05, epochs=1e6, batch_size=8, evaluations=3, learning_rate=3e-3)
+    settings = DistillSettings(minutes=0.02, epochs=1e6, batch_size=8, evaluations=3, learning_rate=3e-3)
     run = distill_checkpoint(source, tmp_path / "out", settings, MADE, samples=64).distillation
-    assert run["seconds"] >= 3
+    assert run["seconds"] >= 1.2
     assert len(run["curve"]) == 4
 
 
 def test_teacher_writes_the_targets_that_data_lacks(converted: Callable[..., Path], sentences: Path, tmp_path: Path):
     source, gentle = resolve_source(str(converted("marian", MheSpec()))), replace(SHORT, warmup=20)
-    run = distill_checkpoint(source, tmp_path / "out", gentle, CalibrationChoice(str(sentences))).distillation
+    run = distill_checkpoint(
+        source, tmp_path / "out", gentle, CalibrationChoice(str(sentences)), samples=40
+    ).distillation
     assert "targets by the original" in run["data"]
 
 

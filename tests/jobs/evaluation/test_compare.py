@@ -206,15 +206,15 @@ def test_formats_and_what_is_left_out(run: Run, embedder: Path, pairs: Path, tmp
 def test_compare_translations_and_images(run: Run, tmp_path: Path):
     marian = save_checkpoint(TWINS["marian"].model(), tmp_path / "marian", save_marian_tokenizer)
     pairs = write_rows(tmp_path / "pairs.jsonl", ({"a": f"word{i} word3", "b": f"word{i}"} for i in range(6)))
-    half = converted(run, marian, "half", "pruned", "--keep", 0.5)
-    found = run("compare", marian, half, "--data", pairs, *FAST, "--json")
+    half = converted(run, marian, "half", "pruned", "--keep", 0.5, "--score", "weights")
+    found = run("compare", marian, half, "--data", pairs, *FAST, "--drift-samples", 8, "--json")
     assert found.code == 0, found.err
     assert found.json["metric"]["name"] == "bleu" and "sacrebleu" in found.json["versions"]
     assert [cell["batch"] for cell in found.json["models"][1]["generation"]] == [2]
     assert {block["kind"] for block in found.json["models"][0]["blocks"]} == {"self", "causal", "cross"}
     vit = save_checkpoint(TWINS["vit"].model(), tmp_path / "vit", save_image_processor)
     merged = converted(run, vit, "merged", "mgk", "--merge", 2)
-    found = run("compare", vit, merged, "--batches", 1, "--seconds", 0, "--json")
+    found = run("compare", vit, merged, "--batches", 1, "--seconds", 0, "--drift-samples", 8, "--json")
     assert found.code == 0, found.err
     record = found.json
     assert record["lengths"] == [17] and record["metric"] is None and record["models"][1]["score"] is None
@@ -258,7 +258,7 @@ def test_what_compare_refuses(run: Run, embedder: Path, pairs: Path, tmp_path: P
 def test_cards_carry_the_comparisons_numbers(run: Run, embedder: Path, pairs: Path, tmp_path: Path):
     folder = converted(run, embedder, "made", "collab", "--rank", 4)
     for _ in range(2):  # a second time replaces what the first wrote
-        found = run("compare", embedder, folder, "--data", pairs, *FAST, "--write-cards", "--json")
+        found = run("compare", embedder, folder, "--data", pairs, *FAST, "--no-control", "--write-cards", "--json")
         assert found.code == 0, found.err
     card = ModelCard.load(folder / "README.md")
     (score,) = [one for one in card.data.eval_results if one.metric_type == "spearman"]

@@ -14,6 +14,7 @@ from hf_heads.core.errors import HeadsError
 from hf_heads.jobs.reporting.figures.curves import draw_curves
 from hf_heads.jobs.reporting.figures.heads import draw_heads, heads_figure
 from hf_heads.jobs.reporting.figures.style import block_label, luminance, need_matplotlib, shortened
+from tests.support.matrix import each
 
 BERT = {f"encoder.layer.{layer}.attention.self": [10 ** (-layer - head / 4) for head in range(4)] for layer in range(3)}
 CURVES = {name: [(x, 90 - x * slope) for x in range(5)] for slope, name in enumerate(["taylor", "magnitude", "random"])}
@@ -69,8 +70,7 @@ def test_numbers_have_two_digits(value: float, text: str):
     assert shortened(value) == text
 
 
-@pytest.mark.parametrize("draw", [heads, curves])
-@pytest.mark.parametrize("ending", [".png", ".svg", ".pdf", ".PNG"])
+@each(draw={"heads": heads, "curves": curves}, ending=[".png", ".svg", ".pdf", ".PNG"])
 def test_equal_input_gives_equal_bytes_whatever_the_settings(draw, ending: str, tmp_path: Path):
     import matplotlib
 
