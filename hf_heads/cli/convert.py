@@ -59,23 +59,7 @@ def add_convert(commands: Any, methods: bool) -> None:
         help="heads to leave exact, as encoder.layer.1:7,encoder.layer.2:9 (`inspect --heads` shows which have a job) "
         "[collab, pruned]",
     )
-    command.add_argument(
-        "--objective",
-        choices=tuple(OBJECTIVES),
-        help="what errors of scores are weighed by: attention (the default), or scores, which takes less time",
-    )
-    command.add_argument(
-        "--inputs",
-        choices=tuple(INPUTS),
-        help="what a block is converted on: what reaches it behind converted blocks (the default), or in the original, "
-        "which takes less time and keeps a little less",
-    )
-    command.add_argument(
-        "--cache",
-        metavar="DIR",
-        help="keep what is done in DIR: a conversion that was killed goes on from there, and with --inputs original "
-        "another rank or method takes no forward pass to convert",
-    )
+    _add_ways(command)
     command.add_argument("--recipe", metavar="FILE", help="a TOML recipe (see conversions/) that says all of this")
     command.add_argument("--no-refit", action="store_true", help="leave the output projections as they are")
     command.add_argument("--revision", metavar="REV", help="commit, branch or tag of a source on the hub")
@@ -93,6 +77,27 @@ def add_convert(commands: Any, methods: bool) -> None:
     )
     add_seed(command)
     add_push(command)
+
+
+def _add_ways(command: argparse.ArgumentParser) -> None:
+    """The options of how a conversion goes about its work."""
+    command.add_argument(
+        "--objective",
+        choices=tuple(OBJECTIVES),
+        help="what errors of scores are weighed by: attention (the default), or scores, which takes less time",
+    )
+    command.add_argument(
+        "--inputs",
+        choices=tuple(INPUTS),
+        help="what a block is converted on: what reaches it behind converted blocks (the default), or in the original, "
+        "which takes less time and keeps a little less",
+    )
+    command.add_argument(
+        "--cache",
+        metavar="DIR",
+        help="keep what is done in DIR: a conversion that was killed goes on from there, and with --inputs original "
+        "another rank or method takes no forward pass to convert",
+    )
 
 
 def _method_options() -> dict[str, tuple[dataclasses.Field[Any], list[str]]]:
@@ -148,6 +153,8 @@ def _convert(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
 
     with progress_bar(not options.json) as progress:
         report = convert_checkpoint(request, output, overwrite=options.overwrite, progress=progress)
+    if not report.main:
+        return 0
     if not options.json:
         print_report(report.to_dict(), output)
     pushed = push(options, output)

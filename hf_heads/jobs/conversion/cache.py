@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from hf_heads.io.checkpoints.weights import digest
 from hf_heads.jobs.conversion.installing import block_called
 from hf_heads.jobs.conversion.report import BlockReport
 from hf_heads.jobs.conversion.stepping import Stepper, Stop
+from hf_heads.jobs.conversion.team import Team
 from hf_heads.methods.registry import get_method
 from hf_heads.modeling.classes import replace_block
 from hf_heads.modeling.configuration import native_entries
@@ -104,16 +105,19 @@ class FinishedBlocks:
     def __init__(self, cache: Path | None, *asked: Any) -> None:
         self.folder = None if cache is None else cache / f"blocks-{fingerprint(*asked)}"
 
-    def plan(self) -> dict[str, HeadsSpec] | None:
-        """The resolved settings of all blocks."""
+    def plan(self, team: Team, make: Callable[[], dict[str, HeadsSpec]]) -> dict[str, HeadsSpec]:
+        """The resolved settings of all blocks, which the first process of a team makes where they were not kept."""
+        if not team.main:
+            team.wait()
         found = self._entries("plan")
-        return None if found is None else {name: _spec(values) for name, values in found.items()}
-
-    def keep_plan(self, specs: dict[str, HeadsSpec]) -> None:
-        """Keep the resolved settings of all blocks."""
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_file(self.folder / "plan.json", json.dumps({name: _values(spec) for name, spec in specs.items()}))
+        specs = make() if found is None else {name: _spec(values) for name, values in found.items()}
+        if team.main:
+            if self.folder is not None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                content = {name: _values(spec) for name, spec in specs.items()}
+                write_file(self.folder / "plan.json", json.dumps(content))
+            team.wait()
+        return specs
 
     def keep(self, report: BlockReport, block: Block) -> None:
         """Keep a block as it is now, and what the report says of it."""
@@ -185,44 +189,69 @@ class Recorded:
         model: whose blocks they are.
         batches: keyword arguments of its forward.
         more: other batches, which are asked for apart.
-        folders: where they are, from `record`, of either kind.
+        folders: where they are, of either kind: those of each process of a team.
     """
 
     def __init__(
-        self, model: PreTrainedModel, batches: Sequence[Batch], more: Sequence[Batch], folders: Sequence[Path]
+        self,
+        model: PreTrainedModel,
+        batches: Sequence[Batch],
+        more: Sequence[Batch],
+        folders: tuple[Sequence[Path], Sequence[Path]],
     ) -> None:
         self.model, self.batches, self.more, self.folders = model, batches, more, folders
 
     def at(self, name: str, more: bool = False) -> Iterator[Stop]:
         """Every batch, or every other batch, that reaches a block."""
+        folders = self.folders[more]
         for index, batch in enumerate(self.more if more else self.batches):
-            path = self.folders[more] / _file(name, index)
+            path = folders[index % len(folders)] / _file(name, index // len(folders))
             if path.is_file():
                 yield Stop(name, batch, torch.load(path, map_location=self.model.device, weights_only=True))
 
 
-def record(model: PreTrainedModel, batches: Sequence[Batch], names: Sequence[str], cache: Path, key: str) -> Path:
-    """The folder with what a model's blocks are called with; one forward pass fills it where it is missing.
+def recorded(
+    model: PreTrainedModel,
+    batches: Sequence[Batch],
+    more: Sequence[Batch],
+    names: Sequence[str],
+    cache: Path,
+    key: str,
+    team: Team,
+) -> Recorded:
+    """What a model's blocks are called with, from folders of a cache; a forward pass fills those that are missing.
+
+    Each process of a team runs its share of the batches.
 
     Args:
         model: to run.
         batches: keyword arguments of its forward.
+        more: other batches, which are asked for apart.
         names: of the blocks.
-        cache: where the folder is to be.
+        cache: where the folders are to be.
         key: the model's fingerprint.
+        team: the processes at work.
 
     Raises:
         HeadsError: a block is called with what cannot be kept.
     """
-    folder = cache / f"inputs-{fingerprint(key, [*batches], [*names])}"
-    if folder.is_dir():
-        return folder
+    found = []
+    for kind in (batches, more):
+        shares = [[kind[index] for index in Team(rank, team.size).share(len(kind))] for rank in range(team.size)]
+        folders = [cache / f"inputs-{fingerprint(key, share, [*names])}" for share in shares]
+        if shares[team.rank] and not folders[team.rank].is_dir():
+            _record(model, shares[team.rank], names, folders[team.rank])
+        found.append(folders)
+    team.wait()
+    return Recorded(model, batches, more, (found[0], found[1]))
+
+
+def _record(model: PreTrainedModel, batches: Sequence[Batch], names: Sequence[str], folder: Path) -> None:
     places = {id(batch): index for index, batch in enumerate(batches)}
     with finished_folder(check_output(folder, False)) as new, Stepper(model, batches, names) as stepper:
         for name in names:
             for stop in stepper.at(name):
                 torch.save(_plain(stop), new / _file(name, places[id(stop.batch)]))
-    return folder
 
 
 def _file(name: str, index: int) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,8 +13,10 @@ from transformers import PreTrainedModel
 
 from hf_heads.attention.spec import HeadsSpec
 from hf_heads.core.batches import Batch, Progress
+from hf_heads.core.errors import HeadsError
 from hf_heads.core.vocabulary import NONE, RANDOM, of_length
 from hf_heads.io.checkpoints.files import Place, check_apart, check_output
+from hf_heads.io.checkpoints.hidden import beside
 from hf_heads.io.checkpoints.loading import find_device, load_source
 from hf_heads.io.checkpoints.precision import round_as_written
 from hf_heads.io.checkpoints.shelf import Shelf
@@ -26,6 +30,7 @@ from hf_heads.jobs.conversion.convert import convert
 from hf_heads.jobs.conversion.planning import choose_blocks
 from hf_heads.jobs.conversion.report import Report
 from hf_heads.jobs.conversion.request import ConversionRequest
+from hf_heads.jobs.conversion.team import Team, launched
 from hf_heads.jobs.evaluation.drift import measure_drift
 from hf_heads.jobs.scoring.probe import jobs_left, probe_heads
 from hf_heads.modeling.blocks import share_weights
@@ -36,6 +41,9 @@ def convert_checkpoint(
 ) -> Report:
     """Convert a checkpoint folder into another one.
 
+    Several processes (accelerate launch) share the blocks, where these do not depend on one another; the first one
+    measures and writes.
+
     Args:
         request: what to convert, and how.
         output: the folder to make; it appears when it is complete.
@@ -44,16 +52,39 @@ def convert_checkpoint(
 
     Raises:
         HeadsError: see `resolve_source`, `load_source`, `load_data`, `convert`, `round_as_written` and
-            `write_checkpoint`; or the outputs of what would be written are not finite.
+            `write_checkpoint`; the outputs of what would be written are not finite; or several processes are to
+            convert blocks that depend on one another.
     """
     started = time.perf_counter()
     place = check_output(output, overwrite)
     source, device = request.find_source(), find_device(request.device)
     check_apart(output, source.folder, "source")
+    team = launched(device == "cpu")
+    if team.size > 1 and request.inputs == "converted" and request.calibration.source != NONE:
+        raise HeadsError(
+            f"{team.size} processes can share blocks only where these do not wait for one another: add --inputs "
+            "original or --calibrate none, or start one process"
+        )
+    progress = progress if team.main else None
     if progress:
         progress("loading", 0, 1)
-    with Shelf(place.path) as shelf:
-        return _convert(request, source, device, place, None if device != "cpu" else shelf, started, progress)
+    team.wait()  # the others have looked at the output's place
+    with _shared_cache(request, place, team) as shared, Shelf(place.path) as shelf:
+        device = team.device if team.size > 1 and device == "cuda" else device
+        return _convert(shared, source, device, place, None if device != "cpu" else shelf, team, started, progress)
+
+
+@contextmanager
+def _shared_cache(request: ConversionRequest, place: Place, team: Team) -> Iterator[ConversionRequest]:
+    """The request with a cache where a team needs one, which goes away in the end."""
+    if team.size == 1 or request.cache is not None:
+        yield request
+    elif team.main:
+        place.path.parent.mkdir(parents=True, exist_ok=True)
+        with beside(place.path, lambda hidden: hidden.mkdir(mode=0o700)) as hidden:
+            yield replace(request, cache=team.agree(str(hidden)))
+    else:
+        yield replace(request, cache=team.agree(""))
 
 
 def _convert(
@@ -62,6 +93,7 @@ def _convert(
     device: str,
     place: Place,
     shelf: Shelf | None,
+    team: Team,
     started: float,
     progress: Progress | None,
 ) -> Report:
@@ -90,16 +122,17 @@ def _convert(
         cache=request.cache,
         inplace=True,
         shelf=shelf,
+        team=team,
         progress=progress,
     )
+    team.wait()  # all have what they need of the cache
+    report.main = team.main
+    if not team.main:
+        return report
     report.calibration = _described(data, specs)
     dtype = None if request.dtype is None else getattr(torch, request.dtype)
     round_as_written(converted, names, weights, dtype=dtype, shelf=shelf)
-    inputs = {RANDOM: probes(source, original)}
-    inputs |= {of_length(RANDOM, length): batches for length, batches in probes_by_length(source, original).items()}
-    if not choice.made and data is not None and data.held_out:
-        inputs["held-out"] = data.held_out
-        inputs |= {of_length("held-out", length): batches for length, batches in data.by_length.items()}
+    inputs = _measured_on(source, original, data, choice)
     report.drift = {name: _measured(converted, original, batches) for name, batches in inputs.items()}
     report.jobs = jobs_left(converted, probe_heads(original), probe_heads(converted))
     if progress:
@@ -114,6 +147,18 @@ def _convert(
     }
     write_checkpoint(place, source, converted, names, record, dtype=dtype, shard_bytes=request.shard_bytes, shelf=shelf)
     return report
+
+
+def _measured_on(
+    source: Source, original: PreTrainedModel, data: Data | None, choice: CalibrationChoice
+) -> dict[str, Sequence[Batch]]:
+    """What the drift is measured on, by the names that reports use."""
+    inputs: dict[str, Sequence[Batch]] = {RANDOM: probes(source, original)}
+    inputs |= {of_length(RANDOM, length): batches for length, batches in probes_by_length(source, original).items()}
+    if not choice.made and data is not None and data.held_out:
+        inputs["held-out"] = data.held_out
+        inputs |= {of_length("held-out", length): batches for length, batches in data.by_length.items()}
+    return inputs
 
 
 def _measured(converted: PreTrainedModel, original: PreTrainedModel, batches: Sequence[Batch]) -> dict[str, float]:

@@ -29,7 +29,7 @@ from hf_heads.jobs.conversion.cache import (
     asked_of,
     check_cache,
     model_fingerprint,
-    record,
+    recorded,
 )
 from hf_heads.jobs.conversion.inputs import Calibration, calibration_batches, check_model, checked_batches
 from hf_heads.jobs.conversion.installing import block_called, install, load_weights
@@ -41,6 +41,7 @@ from hf_heads.jobs.conversion.repeats import made_repeats
 from hf_heads.jobs.conversion.report import BlockReport, Report
 from hf_heads.jobs.conversion.statistics import statistics_of
 from hf_heads.jobs.conversion.stepping import Stepper
+from hf_heads.jobs.conversion.team import Team
 from hf_heads.jobs.scoring.probe import special_ids
 from hf_heads.methods.registry import get_method
 from hf_heads.modeling.blocks import block_shape, block_size, block_specs, read_block, share_weights
@@ -62,6 +63,7 @@ def convert(
     cache: str | Path | None = None,
     inplace: bool = False,
     shelf: Shelf | None = None,
+    team: Team | None = None,
     progress: Progress | None = None,
 ) -> tuple[PreTrainedModel, Report]:
     """Re-parametrize the attention heads of a model.
@@ -90,6 +92,8 @@ def convert(
             method runs no forward pass. It may be removed at any time.
         inplace: change `model` itself instead of a copy; an error on the way leaves it partly converted.
         shelf: where the model's weights are, if on one; each converted block goes there as well.
+        team: the processes that share the work, all of which make this call: each converts some of the blocks, which
+            must not depend on one another, so without data or with `inputs="original"`, and with a cache.
         progress: called with (what, done, total).
 
     Returns:
@@ -121,8 +125,8 @@ def convert(
     settings = {name: asked_of(one) for name, one in by_pattern(spec).items()}
     finished = FinishedBlocks(folder, key, settings, blocks, kept, refit, objective, inputs, seed, batches, labelled)
     ranking = partial(order_heads, original, batches, labelled, seed, progress)
-    specs = finished.plan() or plan_blocks(original, chosen, batches, ranking, progress, kept)
-    finished.keep_plan(specs)
+    team = team or Team()
+    specs = finished.plan(team, lambda: plan_blocks(original, chosen, batches, ranking, progress, kept))
     repeats = None
     refinable = any(get_method(one.method).scores for one in specs.values())
     if objective == "attention" and refinable and batches is not None:
@@ -130,11 +134,8 @@ def convert(
         room = ENTRIES // (2 * max(block_shape(block).heads for block, _ in chosen.values()) or 1)
         repeats = made_repeats(batches, model.config, special_ids(model), seed, pairs_sampled, room)
     way = _Way(converted, original, batches or (), repeats or (), refit, repeats is not None, shelf)
-    with torch.no_grad(), _stops(way, list(chosen), inputs, folder, key) as (here, there):
-        for index, name in enumerate(chosen):
-            if progress:
-                progress(f"converting {name}", index, len(chosen))
-            report.blocks.append(_done_block(way, here, there, name, specs[name], finished))
+    with torch.no_grad(), _stops(way, list(chosen), inputs, folder, key, team) as (here, there):
+        report.blocks = _all_blocks(way, here, there, specs, list(chosen), finished, team, progress)
     set_specs(converted, {**block_specs(converted), **{block.name: block.spec for block in report.blocks}})
     converted.train(training)
     if progress:
@@ -169,7 +170,7 @@ class _Way:
 
 @contextmanager
 def _stops(
-    way: _Way, names: Sequence[str], inputs: str, cache: Path | None, key: str | None
+    way: _Way, names: Sequence[str], inputs: str, cache: Path | None, key: str | None, team: Team
 ) -> Iterator[tuple[Stepper | Recorded, Stepper | Recorded]]:
     """What a block is converted on, and what it is refitted to."""
     if inputs == "converted":
@@ -182,10 +183,8 @@ def _stops(
         with Stepper(way.original, way.batches, names, way.repeats) as there:
             yield there, there
     else:
-        kinds = (way.batches, way.repeats)
-        folders = [record(way.original, batches, names, cache, key) if batches else cache for batches in kinds]
-        recorded = Recorded(way.original, *kinds, folders)
-        yield recorded, recorded
+        blocks = recorded(way.original, way.batches, way.repeats, names, cache, key, team)
+        yield blocks, blocks
 
 
 def _check_finite(chosen: Mapping[str, tuple[Block, HeadsSpec]], shelf: Shelf | None) -> None:
@@ -217,6 +216,30 @@ def _data(
             labelled = batches
         batches = [{name: value for name, value in batch.items() if name != "labels"} for batch in batches]
     return batches, labelled, said
+
+
+def _all_blocks(
+    way: _Way,
+    here: Stepper | Recorded,
+    there: Stepper | Recorded,
+    specs: Mapping[str, HeadsSpec],
+    names: Sequence[str],
+    finished: FinishedBlocks,
+    team: Team,
+    progress: Progress | None,
+) -> list[BlockReport]:
+    """Convert this process's share of the blocks, and take the others from those that did them."""
+    done: dict[str, BlockReport] = {}
+    for index in team.share(len(names)):
+        name = names[index]
+        if progress:
+            progress(f"converting {name}", index, len(names))
+        done[name] = _done_block(way, here, there, name, specs[name], finished)
+    team.wait()
+    for name in names:
+        if name not in done:
+            done[name] = _done_block(way, here, there, name, specs[name], finished)
+    return [done[name] for name in names]
 
 
 def _done_block(

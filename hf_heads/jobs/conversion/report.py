@@ -52,6 +52,7 @@ class Report:
     inputs: str = "converted"
     jobs: list[dict[str, Any]] = field(default_factory=list)
     kept_heads: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    main: bool = True  # of several processes, the one that measures and writes
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON and the model card."""
