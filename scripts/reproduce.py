@@ -23,6 +23,8 @@ COMMANDS = {
     "attention_error": "attention_error DATA --threads 1",
     "joined": "joined DATA MODELS --threads 1",
     "roads": "roads DATA MODELS WORK --threads 1",
+    "memory": "memory WORK --threads 1",
+    "scaling": "scaling --threads 1 --objectives scores",
     "architectures": "architectures DATA MODELS",
     "latency": "latency",
     "ways": "ways",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from markdown_tables import Row, grid, table
-from tables_of_inputs import attention_error, joined, lengths, roads
+from tables_of_inputs import attention_error, joined, lengths, memory, roads, scaling
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -277,6 +277,8 @@ TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "lengths": ("lengths", lengths),
     "roads": ("roads", roads),
     "joined": ("joined", joined),
+    "memory": ("memory", memory),
+    "scaling": ("scaling", scaling),
     "attention_error": ("attention_error", attention_error),
     "architectures": ("architectures", architectures),
     "latency": ("latency", latency),

@@ -70,3 +70,31 @@ def roads(results: Row) -> list[str]:
             lines.append(cells)
     head = ["score (seeds)", "fine-tuned", "then converted", "one more epoch", "converted on the way", "before"]
     return table(head, lines)
+
+
+def memory(results: Row) -> list[str]:
+    """Peak memory of converting a large checkpoint."""
+    same = {True: "the same bytes", False: "other bytes"}
+    body = (
+        [row["way"], f"{row['peak_mb'] / 1000:.2f} GB", f"{row['cpu_seconds']:.0f}", same[row["identical"]]]
+        for row in results["rows"]
+    )
+    size = f"a checkpoint of {results['bytes'] / 1e9:.1f} GB, {results['layers']} layers"
+    return table([size, "peak memory", "CPU seconds", "a small one in files and in memory"], body)
+
+
+def scaling(results: Row) -> list[str]:
+    """How conversions grow with each size."""
+    base = ", ".join(f"{name} {value}" for name, value in results["base"].items())
+    body = (
+        [
+            f"{row['varied']} {', '.join(map(str, row['values']))}; `{row['objective']}`",
+            ", ".join(f"{size['seconds']:.0f}" for size in row["sizes"]),
+            f"{row['seconds_exponent']:.2f}",
+            ", ".join(f"{size['forward_seconds']:.1f}" for size in row["sizes"]),
+            ", ".join(f"{size['peak_mb'] / 1000:.2f}" for size in row["sizes"]),
+        ]
+        for row in results["rows"]
+    )
+    columns = [f"collab, from {base}", "CPU seconds", "exponent", "of one forward pass", "peak GB"]
+    return table(columns, body)

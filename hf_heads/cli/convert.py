@@ -90,7 +90,7 @@ def _add_ways(command: argparse.ArgumentParser) -> None:
         "--inputs",
         choices=tuple(INPUTS),
         help="what a block is converted on: what reaches it behind converted blocks (the default), or in the original, "
-        "which takes less time and keeps a little less",
+        "which then runs once for all blocks",
     )
     command.add_argument(
         "--cache",
