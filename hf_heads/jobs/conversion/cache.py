@@ -25,6 +25,7 @@ from hf_heads.core.batches import Batch
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.vocabulary import VERSION
 from hf_heads.io.checkpoints.files import check_output, finished_folder, write_file
+from hf_heads.io.checkpoints.json_files import read_json
 from hf_heads.io.checkpoints.shelf import Shelf
 from hf_heads.io.checkpoints.weights import digest
 from hf_heads.jobs.conversion.installing import block_called
@@ -34,6 +35,8 @@ from hf_heads.jobs.conversion.team import Team
 from hf_heads.methods.registry import get_method
 from hf_heads.modeling.classes import replace_block
 from hf_heads.modeling.configuration import native_entries
+
+_LIST = "files.json"  # of a folder of inputs: what it holds, and the hashes
 
 
 def check_cache(folder: str | Path | None) -> Path | None:
@@ -139,9 +142,10 @@ class FinishedBlocks:
             if hashlib.sha256(content).hexdigest() != entries.pop("sha256", None):
                 return None
             tensors = load(content)
-        except (OSError, SafetensorError):
+            spec = _spec(entries.pop("spec"))
+            report = BlockReport(spec=spec, **entries)
+        except (OSError, SafetensorError, HeadsError, KeyError, TypeError):
             return None
-        spec = _spec(entries.pop("spec"))
         before = block_called(model, name)
         device = before.output.weight.device
         replace_block(model, before, spec)
@@ -149,7 +153,7 @@ class FinishedBlocks:
         for part, module in _parts(block).items():
             own = {key: tensors[f"{part}.{key}"].to(device) for key in module.state_dict()}
             module.load_state_dict(own, assign=True)
-        return BlockReport(spec=spec, **entries)
+        return report
 
     def _entries(self, name: str) -> dict[str, Any] | None:
         """The content of a JSON file; None where there is none, or none that can be read."""
@@ -200,14 +204,34 @@ class Recorded:
         folders: tuple[Sequence[Path], Sequence[Path]],
     ) -> None:
         self.model, self.batches, self.more, self.folders = model, batches, more, folders
+        self._seen: set[Path] = set()
+        self._listed: dict[Path, dict[str, str]] = {}
 
     def at(self, name: str, more: bool = False) -> Iterator[Stop]:
         """Every batch, or every other batch, that reaches a block."""
-        folders = self.folders[more]
+        folders = self.folders[more]  # of processes that had a share: the first ones
         for index, batch in enumerate(self.more if more else self.batches):
-            path = folders[index % len(folders)] / _file(name, index // len(folders))
-            if path.is_file():
-                yield Stop(name, batch, torch.load(path, map_location=self.model.device, weights_only=True))
+            folder, file = folders[index % len(folders)], _file(name, index // len(folders))
+            if (wanted := self._files(folder).get(file)) is None:
+                continue  # the batch never reaches the block
+            path = folder / file
+            if path not in self._seen:
+                if not path.is_file() or _hash_of(path) != wanted:
+                    raise HeadsError(f"'{path}' is damaged or gone: remove '{folder}' and start again")
+                self._seen.add(path)
+            yield Stop(name, batch, torch.load(path, map_location=self.model.device, weights_only=True))
+
+    def _files(self, folder: Path) -> dict[str, str]:
+        """The files of a folder, each with its hash."""
+        if folder not in self._listed:
+            found: dict[str, str] = read_json(folder / _LIST, "list of the cache's files")
+            self._listed[folder] = found
+        return self._listed[folder]
+
+
+def _hash_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def recorded(
@@ -233,16 +257,18 @@ def recorded(
         team: the processes at work.
 
     Raises:
-        HeadsError: a block is called with what cannot be kept.
+        HeadsError: a block is called with what cannot be kept, or another process fills a folder elsewhere.
     """
-    found = []
+    found: list[list[Path]] = []
     for kind in (batches, more):
         shares = [[kind[index] for index in Team(rank, team.size).share(len(kind))] for rank in range(team.size)]
-        folders = [cache / f"inputs-{fingerprint(key, share, [*names])}" for share in shares]
+        folders = [cache / f"inputs-{fingerprint(key, share, [*names])}" for share in shares if share]
         if shares[team.rank] and not folders[team.rank].is_dir():
             _record(model, shares[team.rank], names, folders[team.rank])
         found.append(folders)
     team.wait()
+    if lacking := [folder for folders in found for folder in folders if not folder.is_dir()]:
+        raise HeadsError(f"'{lacking[0]}' of another process is not there: choose a --cache that all processes share")
     return Recorded(model, batches, more, (found[0], found[1]))
 
 
@@ -252,6 +278,8 @@ def _record(model: PreTrainedModel, batches: Sequence[Batch], names: Sequence[st
         for name in names:
             for stop in stepper.at(name):
                 torch.save(_plain(stop), new / _file(name, places[id(stop.batch)]))
+        files = {path.name: _hash_of(path) for path in new.iterdir()}
+        (new / _LIST).write_text(json.dumps(files), encoding="utf-8")
 
 
 def _file(name: str, index: int) -> str:

@@ -139,6 +139,19 @@ def test_damaged_files_are_not_there(tmp_path: Path):
         assert same(convert("bert", CollabSpec(rank=8), cache=tmp_path)[0], wanted)
 
 
+def test_damaged_inputs_are_refused(tmp_path: Path):
+    convert("bert", CollabSpec(rank=8), inputs="original", cache=tmp_path)
+    path = min(tmp_path.glob("inputs-*/*.pt"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(HeadsError, match=r"is damaged or gone: remove '.*inputs-[0-9a-f]+' and start again"):
+        convert("bert", CollabSpec(rank=9), inputs="original", cache=tmp_path)
+    path.unlink()
+    with pytest.raises(HeadsError, match="is damaged or gone"):
+        convert("bert", CollabSpec(rank=9), inputs="original", cache=tmp_path)
+
+
 def test_a_cache_that_is_no_folder_is_refused(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(HeadsError, match="file' is not a folder that can be made; choose another --cache"):
