@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO := out/all-MiniLM-L6-v2-collab-96
 RECIPE := conversions/all-MiniLM-L6-v2-collab-96.toml
 
-.PHONY: demo lint test test-all slow-test fuzz clean
+.PHONY: demo default-tests lint test test-all slow-test fuzz clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hf-heads convert --recipe $(RECIPE) --output $(DEMO) --overwrite
@@ -16,7 +16,11 @@ demo: $(VENV)/.demo
 # Two workers with one thread each: tiny models gain nothing from more.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-test: lint
+# Checks of types and style run beside the tests, which leave a core idle at times.
+test: $(VENV)/.test
+	$(MAKE) --no-print-directory -j 2 lint default-tests
+
+default-tests: $(VENV)/.test
 	$(PYTEST) -m "not slow and not full"
 
 # The full matrices, and what takes minutes.

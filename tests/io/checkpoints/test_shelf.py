@@ -58,7 +58,7 @@ def on_shelf(monkeypatch: pytest.MonkeyPatch) -> list[Shelf]:
         ("bert", "float32", "collab", "none", None),
         ("bert", "float32", "collab", "random", None),
         ("bert", "bfloat16", "collab", "random", None),
-        ("bert", "bfloat16", "mhe", "none", None),
+        pytest.param("bert", "bfloat16", "mhe", "none", None, marks=pytest.mark.full),
         ("bert", "float32", "mhe", "none", "bfloat16"),
         pytest.param("bert", "float16", "mhe", "random", "float32", marks=pytest.mark.full),
         pytest.param("marian", "bfloat16", "collab", "random", None, marks=pytest.mark.full),
