@@ -349,7 +349,7 @@ def test_gaussian_keys_learns_and_tells_how_far_its_keys_are_apart(kind: str, tm
     assert {spec.method for spec in loaded.config.block_specs().values()} == {"mgk"}
 
 
-@only("collab", "pruned", method=["collab", "low-rank", "mhe", "pruned"])
+@only("collab", method=["collab", "low-rank", "mhe", "pruned"])
 def test_fine_tune_then_convert_learns_made_up_pairs(method: str, tmp_path: Path):
     output = tmp_path / "output"
     scores = load_example("fine_tune_then_convert").main(["--to", method, "--groups", "2", "--output", str(output)])

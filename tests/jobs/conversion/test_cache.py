@@ -199,7 +199,7 @@ def try_kills(kills: int, folder: Path) -> Counter[str]:
     return found
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [pytest.param(2, marks=FULL), pytest.param(100, marks=pytest.mark.slow)])
 def test_killed_conversions_go_on_to_the_bit(kills: int, tmp_path: Path):
     found = try_kills(kills, tmp_path)
     print(dict(found))

@@ -134,7 +134,7 @@ def interrupted(steps: int) -> Callable[[str, int, int], None]:
 
 
 @only(
-    *("bert-mhe-attention", "marian-collab-all"),
+    "bert-mhe-attention",
     student={
         "bert-mhe": ("bert", MheSpec()),
         "vit-mhe": ("vit", MheSpec()),
