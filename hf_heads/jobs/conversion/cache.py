@@ -112,8 +112,11 @@ class FinishedBlocks:
         """The resolved settings of all blocks, which the first process of a team makes where they were not kept."""
         if not team.main:
             team.wait()
-        found = self._entries("plan")
-        specs = make() if found is None else {name: _spec(values) for name, values in found.items()}
+        try:
+            specs = {name: _spec(values) for name, values in (self._entries("plan") or {}).items()}
+        except (HeadsError, KeyError, TypeError, AttributeError):  # damaged, so not there
+            specs = {}
+        specs = specs or make()
         if team.main:
             if self.folder is not None:
                 self.folder.mkdir(parents=True, exist_ok=True)

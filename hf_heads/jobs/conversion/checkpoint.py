@@ -26,6 +26,7 @@ from hf_heads.io.checkpoints.weights import Weights
 from hf_heads.io.checkpoints.writing import write_checkpoint
 from hf_heads.io.data.calibration import Data, calibration_data, labelled_batches, probes, probes_by_length
 from hf_heads.io.data.choice import CalibrationChoice
+from hf_heads.jobs.conversion.cache import check_cache
 from hf_heads.jobs.conversion.convert import convert
 from hf_heads.jobs.conversion.planning import choose_blocks
 from hf_heads.jobs.conversion.report import Report
@@ -59,6 +60,7 @@ def convert_checkpoint(
     place = check_output(output, overwrite)
     source, device = request.find_source(), find_device(request.device)
     check_apart(output, source.folder, "source")
+    check_cache(request.cache)  # before the data takes its time
     team = launched(device == "cpu")
     if team.size > 1 and request.inputs == "converted" and request.calibration.source != NONE:
         raise HeadsError(

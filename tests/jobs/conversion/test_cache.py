@@ -149,6 +149,9 @@ def test_damaged_files_are_not_there(tmp_path: Path):
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
         assert same(convert("bert", CollabSpec(rank=8), cache=tmp_path)[0], wanted)
+    for path in sorted(tmp_path.rglob("*.json")):
+        path.write_text('{"encoder.layer.0.attention.self": {"method": 5}, "spec": []}')
+        assert same(convert("bert", CollabSpec(rank=8), cache=tmp_path)[0], wanted)
 
 
 def test_damaged_inputs_are_refused(tmp_path: Path):
