@@ -3,89 +3,16 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-from transformers import initialization as init
+from torch import Tensor
 
-from hf_heads.attention.hosts.reading import read_value_output
-from hf_heads.attention.kernels import shared_scores
-from hf_heads.attention.module import HeadsAttention
 from hf_heads.core.decompositions import SharedFactors, cp, squared_norm, tucker
-from hf_heads.core.dense import AttentionShape, DenseAttention
+from hf_heads.core.dense import DenseAttention
 from hf_heads.core.gauge import gauge
 from hf_heads.core.statistics import BlockStatistics
 from hf_heads.core.whitening import content_bias, whitened_factors
+from hf_heads.methods.attention.collab import CollabAttention
 from hf_heads.methods.base import Converted
 from hf_heads.methods.settings.collab import ABOUT, CollabSpec, ResolvedCollab
-
-
-class CollabAttention(HeadsAttention):
-    """Attention over one shared key per position; queries are the shared query, reweighted for each head."""
-
-    spec: ResolvedCollab
-
-    @property
-    def shared(self) -> tuple[str, ...]:
-        return ("shared_query", "shared_key", "mixing")
-
-    def build(self, shape: AttentionShape) -> None:
-        rank, heads = self.spec.rank, shape.heads
-        self.shared_query = nn.Linear(shape.query_width, rank, bias=False)
-        self.shared_key = nn.Linear(shape.key_width, rank, bias=False)
-        self.content_bias = nn.Linear(shape.key_width, heads, bias=False)
-        self.mixing = nn.Parameter(torch.empty((heads, rank) if self.spec.form == "cp" else (heads, rank, rank)))
-
-    def init_weights(self) -> None:
-        # Scores start with the variance that heads of width head_dim would give.
-        rank = self.mixing.shape[-1]
-        terms = rank if self.spec.form == "cp" else rank**2
-        init.normal_(self.mixing, mean=0.0, std=(self.shape.head_dim / terms) ** 0.5)
-
-    def project_query(self, hidden_states: Tensor) -> Tensor:
-        # (batch, 1, target, rank): the shared query, then reweighted for each head
-        shared = self.shared_query(hidden_states)[:, None]
-        return shared * self.mixing[:, None] if self.spec.form == "cp" else shared @ self.mixing
-
-    def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        key = torch.cat([self.shared_key(memory), self.content_bias(memory)], -1)
-        return key[:, None], self.value_projection(memory)[:, None]
-
-    def unpack_memory(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        heads = self.shape.heads
-        value = value.squeeze(1).unflatten(-1, (heads, -1)).transpose(1, 2)
-        shared, bias = key[..., :-heads], key[..., -heads:]
-        return shared, value, bias.transpose(1, 3).squeeze(-1)[:, :, None]
-
-    def scores(self, hidden_states: Tensor, memory: Tensor) -> Tensor:
-        key, content = self.shared_key(memory)[:, None], self.content_bias(memory).mT[:, :, None]
-        return shared_scores(self.project_query(hidden_states), key, self.scaling, content)
-
-    def fixed(self, name: str) -> Tensor | None:
-        exact = list(self.spec.exact or ())
-        if not exact:
-            return None
-        parameter = self.get_parameter(name)
-        fixed = torch.zeros_like(parameter, dtype=torch.bool)
-        if name in ("mixing", "content_bias.weight"):
-            fixed[exact] = True
-        else:
-            fixed[: len(exact) * self.shape.head_dim] = True
-        return fixed
-
-    def to_dense(self, output: nn.Linear) -> DenseAttention:
-        mixing = self.mixing.detach()
-        heads, rank = mixing.shape[:2]
-        shared = self.shared_query.weight.detach().T
-        zeros = shared.new_zeros(heads, rank)
-        return DenseAttention(
-            query=shared * mixing[:, None] if self.spec.form == "cp" else shared @ mixing,
-            key=self.shared_key.weight.detach().T.expand(heads, -1, -1),
-            query_bias=zeros,
-            key_bias=zeros,
-            content_bias=self.content_bias.weight.detach(),
-            scale=self.scaling,
-            bias=self.shape.bias,
-            **read_value_output(self.value_projection, output, heads),
-        )
 
 
 def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: ResolvedCollab) -> Converted:

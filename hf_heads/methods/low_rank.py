@@ -2,58 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-
-from hf_heads.attention.hosts.reading import read_value_output
-from hf_heads.attention.kernels import shared_scores
-from hf_heads.attention.module import HeadsAttention
 from hf_heads.core.decompositions import low_rank
-from hf_heads.core.dense import AttentionShape, DenseAttention, split_heads
+from hf_heads.core.dense import DenseAttention
 from hf_heads.core.statistics import BlockStatistics
 from hf_heads.core.whitening import augmented_factors
+from hf_heads.methods.attention.low_rank import LowRankAttention
 from hf_heads.methods.base import Converted
 from hf_heads.methods.settings.low_rank import ABOUT, LowRankSpec, ResolvedLowRank
-
-
-class LowRankAttention(HeadsAttention):
-    """Standard attention with narrow queries and keys."""
-
-    spec: ResolvedLowRank
-
-    def build(self, shape: AttentionShape) -> None:
-        rank = self.spec.rank
-        self.narrow_query = nn.Linear(shape.query_width, rank)
-        self.narrow_key = nn.Linear(shape.key_width, rank, bias=False)
-
-    def project_query(self, hidden_states: Tensor) -> Tensor:
-        return self.narrow_query(hidden_states).unflatten(-1, (self.shape.heads, -1)).transpose(1, 2)
-
-    def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        key = self.narrow_key(memory).unflatten(-1, (self.shape.heads, -1)).transpose(1, 2)
-        return key, self.split_value(memory)
-
-    def scores(self, hidden_states: Tensor, memory: Tensor) -> Tensor:
-        key = self.narrow_key(memory).unflatten(-1, (self.shape.heads, -1)).transpose(1, 2)
-        return shared_scores(self.project_query(hidden_states), key, self.scaling, None)
-
-    def to_dense(self, output: nn.Linear) -> DenseAttention:
-        heads = self.shape.heads
-        query, key = (
-            split_heads(self.narrow_query.weight.detach(), heads),
-            split_heads(self.narrow_key.weight.detach(), heads),
-        )
-        query_bias = self.narrow_query.bias.detach().view(heads, -1)
-        return DenseAttention(
-            query=query,
-            key=key,
-            query_bias=query_bias,
-            key_bias=torch.zeros_like(query_bias),
-            content_bias=key.new_zeros(heads, key.shape[1]),
-            scale=self.scaling,
-            bias=self.shape.bias,
-            **read_value_output(self.value_projection, output, heads),
-        )
 
 
 def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: ResolvedLowRank) -> Converted:

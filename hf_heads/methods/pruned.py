@@ -2,45 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hf_heads.attention.hosts.reading import read_projections
-from hf_heads.attention.module import HeadsAttention
-from hf_heads.core.dense import AttentionShape, DenseAttention, merge_heads
+from hf_heads.core.dense import DenseAttention, merge_heads
 from hf_heads.core.statistics import BlockStatistics
+from hf_heads.methods.attention.pruned import PrunedAttention
 from hf_heads.methods.base import Converted
 from hf_heads.methods.settings.pruned import ABOUT, PrunedSpec, ResolvedPruned
-
-
-class PrunedAttention(HeadsAttention):
-    """Standard attention with fewer heads, under the host's own names; without heads there are no projections."""
-
-    replaces: ClassVar[tuple[str, ...]] = ("query", "key", "value")
-    spec: ResolvedPruned
-
-    def build(self, shape: AttentionShape) -> None:
-        site, heads = self.site, shape.heads
-        if heads:
-            self.add_module(site.query, nn.Linear(shape.query_width, heads * shape.head_dim, bias=shape.bias))
-            self.add_module(site.key, nn.Linear(shape.key_width, heads * shape.head_dim, bias=shape.bias))
-            self.add_module(site.value, nn.Linear(shape.key_width, heads * shape.value_dim, bias=shape.bias))
-
-    def _heads(self, name: str, inputs: Tensor) -> Tensor:
-        return getattr(self, name)(inputs).unflatten(-1, (self.shape.heads, -1)).transpose(1, 2)
-
-    def project_query(self, hidden_states: Tensor) -> Tensor:
-        return self._heads(self.site.query, hidden_states)
-
-    def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        return self._heads(self.site.key, memory), self._heads(self.site.value, memory)
-
-    def to_dense(self, output: nn.Linear) -> DenseAttention:
-        if self.shape.heads:
-            return read_projections(self, self.site, output, self.shape, self.scaling)
-        return DenseAttention.empty(self.shape, output.bias.detach(), self.scaling)
 
 
 def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: ResolvedPruned) -> Converted:

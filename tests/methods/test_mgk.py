@@ -19,7 +19,7 @@ from hf_heads.attention.kernels import Conditions
 from hf_heads.attention.mixture import centred, hard_attention, linear_attention, mixture_attention
 from hf_heads.jobs.conversion.statistics import collect_statistics
 from hf_heads.jobs.evaluation.drift import measure_drift
-from hf_heads.methods.mgk.attention import MgkAttention
+from hf_heads.methods.attention.mgk import MgkAttention
 from hf_heads.methods.mgk.conversion import match_heads
 from tests.support.attention import block_inputs
 from tests.support.matrix import pairwise

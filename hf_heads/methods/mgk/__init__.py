@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hf_heads.methods.mgk.attention import MgkAttention
+from hf_heads.methods.attention.mgk import MgkAttention
 from hf_heads.methods.mgk.conversion import from_dense
 from hf_heads.methods.settings.mgk import ABOUT, MgkSpec
 

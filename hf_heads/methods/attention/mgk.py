@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,9 @@ from hf_heads.attention.mixture import centred, hard_attention, linear_attention
 from hf_heads.attention.module import HeadsAttention
 from hf_heads.core.dense import AttentionShape, DenseAttention
 from hf_heads.core.errors import HeadsError
-from hf_heads.methods.settings.mgk import ResolvedMgk
+
+if TYPE_CHECKING:
+    from hf_heads.methods.settings.mgk import ResolvedMgk
 
 
 class MgkAttention(HeadsAttention):
