@@ -73,6 +73,16 @@ class HeadsAttention(nn.Module):
         """Names of the parameters and submodules that several heads share, which training has to move with care."""
         return ()
 
+    @property
+    def inertia(self) -> int:
+        """How many times larger the parameters of `shared` are than they act: a step of Adam moves them less by it."""
+        return 1
+
+    @property
+    def score_scaling(self) -> float:
+        """What products of queries and keys are multiplied by: the host's scale, less what inertia has added."""
+        return self.scaling
+
     # What a method brings.
 
     def build(self, shape: AttentionShape) -> None:
@@ -110,7 +120,7 @@ class HeadsAttention(nn.Module):
         conditions: Conditions,
     ) -> tuple[Tensor, Tensor | None]:
         """Attention itself, by default softmax attention, see `attend`."""
-        return attend(query, key, value, self.scaling, bias, conditions)
+        return attend(query, key, value, self.score_scaling, bias, conditions)
 
     def scores(self, hidden_states: Tensor, memory: Tensor) -> Tensor:
         """Scores before mask and softmax, where the attention is plain softmax attention.
@@ -123,7 +133,7 @@ class HeadsAttention(nn.Module):
             (batch, heads, target, source)
         """
         key, _, bias = self.unpack_memory(*self.project_memory(memory))
-        return shared_scores(self.project_query(hidden_states), key, self.scaling, bias)
+        return shared_scores(self.project_query(hidden_states), key, self.score_scaling, bias)
 
     def fixed(self, name: str) -> Tensor | None:
         """Which entries of a parameter a refinement must leave as they are, True there; None where all may change."""

@@ -14,6 +14,9 @@ from torch import Tensor
 from hf_heads.core.dense import DenseAttention
 from hf_heads.core.statistics import BlockStatistics, Moments
 
+# One parameter moves the scores of all heads that share it, and its step is right for none of them. Factors that are
+# stored so many times larger than they act are moved by so much less; a power of two changes no digit.
+INERTIA = 8
 _TINY = 1e-30
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
 from hf_heads.core.decompositions import SharedFactors, cp, squared_norm, tucker
 from hf_heads.core.dense import DenseAttention
-from hf_heads.core.gauge import gauge
+from hf_heads.core.gauge import INERTIA, gauge
 from hf_heads.core.statistics import BlockStatistics
 from hf_heads.core.whitening import content_bias, whitened_factors
 from hf_heads.methods.attention.collab import CollabAttention
@@ -33,7 +35,11 @@ def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: Resolve
         statistics,
     )
     unwhitened = SharedFactors(u * dense.scale, core, v, factors.error)
-    return Converted(weights_from_factors(dense, statistics, unwhitened), factors.error)
+    made = weights_from_factors(dense, statistics, unwhitened)
+    inertia = spec.inertia or INERTIA
+    for name in ("shared_query.weight", "shared_key.weight", "mixing"):
+        made[name] = made[name] * inertia
+    return Converted(made, factors.error, dataclasses.replace(spec, inertia=inertia))
 
 
 def _with_exact_heads(query: Tensor, key: Tensor, rank: int, exact: tuple[int, ...]) -> SharedFactors:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_heads.core.decompositions import cp, shared_basis
 from hf_heads.core.dense import DenseAttention
-from hf_heads.core.gauge import balance, reach, rms
+from hf_heads.core.gauge import INERTIA, balance, reach, rms
 from hf_heads.core.grouping import balanced_groups, captured_energy
 from hf_heads.core.statistics import BlockStatistics
 from hf_heads.core.whitening import score_factors
@@ -115,8 +115,15 @@ def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: Resolve
         "output.weight": output.flatten(0, 1).T,
         "output.bias": output_bias,
     }
+    inertia = spec.inertia or INERTIA
+    sides = {"query": spec.groups_qk, "key": spec.groups_qk, "value": spec.groups_v}
+    for name in weights:
+        side = next((side for side in sides if name.startswith((f"shared_{side}", f"{side}_emb"))), None)
+        if side is not None and sides[side] < len(order):
+            weights[name] = weights[name] * inertia
     squares = torch.tensor([*score_errors, *value_errors], dtype=torch.float64).square()
-    return Converted(weights, float(squares.mean().sqrt()), dataclasses.replace(spec, order=tuple(order)))
+    decided = dataclasses.replace(spec, order=tuple(order), inertia=inertia)
+    return Converted(weights, float(squares.mean().sqrt()), decided)
 
 
 def _balanced(

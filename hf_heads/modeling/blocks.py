@@ -6,7 +6,7 @@ import copy
 
 from transformers import PreTrainedModel
 
-from hf_heads.attention.hosts.blocks import Block
+from hf_heads.attention.hosts.blocks import Block, find_blocks
 from hf_heads.attention.hosts.reading import host_shape, read_host
 from hf_heads.attention.module import HeadsAttention
 from hf_heads.attention.spec import HeadsSpec
@@ -45,3 +45,17 @@ def block_size(block: Block) -> tuple[int, int]:
 def block_specs(model: PreTrainedModel) -> dict[str, HeadsSpec]:
     """The settings of the converted blocks of a model."""
     return model.config.block_specs() if isinstance(model.config, HeadsConfig) else {}
+
+
+def inertia_by_name(model: PreTrainedModel) -> dict[str, int]:
+    """The parameters that several heads of a block share, by name, and how many times larger than they act they are."""
+    if not block_specs(model):
+        return {}
+    found = {}
+    for block in find_blocks(model):
+        if isinstance(block.module, HeadsAttention):
+            shared = block.module.shared
+            for name, _ in block.module.named_parameters():
+                if name in shared or name.partition(".")[0] in shared:
+                    found[f"{block.path}.{name}"] = block.module.inertia
+    return found

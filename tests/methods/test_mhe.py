@@ -54,8 +54,10 @@ def naive(module: MheAttention, x: Tensor, y: Tensor, allowed: Tensor, drop: Ten
     def project(linear: nn.Linear, groups: int, inputs: Tensor, head: int, embedding: Tensor) -> Tensor:
         group = head // (HEADS // groups)
         rows = slice(group * DIM, (group + 1) * DIM)
-        shared = inputs @ linear.weight[rows].T + linear.bias[rows]
-        return shared * (1 + embedding[head]) if module.spec.variant == "mul" else shared + embedding[head]
+        inertia = module.spec.inertia if groups < HEADS else 1  # what heads share is stored so much larger
+        shared = (inputs @ linear.weight[rows].T + linear.bias[rows]) / inertia
+        own = embedding[head] / inertia
+        return shared * (1 + own) if module.spec.variant == "mul" else shared + own
 
     contexts = []
     for head in range(HEADS):

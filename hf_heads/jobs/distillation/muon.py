@@ -42,12 +42,14 @@ class Muon(torch.optim.AdamW):
     A step takes the gradients of matrices away, so that AdamW passes them over.
 
     Args:
-        parameters: what to train.
+        parameters: what to train, or groups of it.
         lr: learning rate of both; an update of either has a root mean square of about a fifth of it, or of it.
         momentum: of matrices; Nesterov's.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], lr: float, momentum: float = 0.95
+    ) -> None:
         super().__init__(parameters, lr=lr, betas=_BETAS, eps=_EPSILON, weight_decay=0.0)
         for group in self.param_groups:
             group["momentum"] = momentum

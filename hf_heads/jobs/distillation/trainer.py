@@ -23,7 +23,7 @@ from hf_heads.jobs.distillation.schedule import LengthSampler, Patience, RunCloc
 from hf_heads.jobs.distillation.settings import DistillSettings, Train
 from hf_heads.jobs.evaluation.drift import Reference
 from hf_heads.modeling.auto_classes import auto_classes
-from hf_heads.modeling.blocks import block_specs
+from hf_heads.modeling.blocks import block_specs, inertia_by_name
 from hf_heads.modeling.classes import native_model
 from hf_heads.modeling.internals import unsaved_keys
 
@@ -219,11 +219,20 @@ class DistillTrainer(Trainer):
         return metrics
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """Muon or AdamW over what is trained."""
-        if self.optimizer is None and self.settings.optimizer == "muon":
-            parameters = [p for p in (model or self.student).parameters() if p.requires_grad]
-            self.optimizer = Muon(parameters, lr=self.args.learning_rate)
-        return super().create_optimizer(model)
+        """Muon or AdamW over what is trained; what heads share moves as far as anything else, whatever its inertia."""
+        if self.optimizer is None:
+            inertias, groups = inertia_by_name(self.student), dict[int, list[nn.Parameter]]()
+            for name, parameter in self.student.named_parameters():
+                if parameter.requires_grad:
+                    groups.setdefault(inertias.get(name, 1), []).append(parameter)
+            rate = self.args.learning_rate
+            given = [{"params": chosen, "lr": rate * inertia} for inertia, chosen in groups.items()]
+            if self.settings.optimizer == "muon":
+                self.optimizer = Muon(given, lr=rate)
+            else:
+                kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.student)
+                self.optimizer = kind(given, **options)
+        return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """A rise and a cosine's fall, over the steps or over the time, whichever is sooner at its end."""

@@ -8,10 +8,8 @@ from typing import Any, cast
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 
-from hf_heads.attention.hosts.blocks import find_blocks
-from hf_heads.attention.module import HeadsAttention
 from hf_heads.core.errors import HeadsError
-from hf_heads.modeling.blocks import block_specs
+from hf_heads.modeling.blocks import inertia_by_name
 
 SHARE = 0.1
 
@@ -28,21 +26,16 @@ def shared_factors(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """
     if not isinstance(model, PreTrainedModel):
         raise HeadsError(f"expected a model of transformers, not {type(model).__name__}")
-    if not block_specs(model):
-        return {}
-    found = {}
-    for block in find_blocks(model):
-        if isinstance(block.module, HeadsAttention):
-            for name, parameter in block.module.named_parameters():
-                if name in block.module.shared or name.partition(".")[0] in block.module.shared:
-                    found[f"{block.path}.{name}"] = parameter
-    return found
+    return {name: model.get_parameter(name) for name in inertia_by_name(model)}
 
 
 def parameter_groups(
     model: PreTrainedModel, lr: float, *, weight_decay: float = 0.0, share: float = SHARE
 ) -> list[dict[str, Any]]:
     """Groups for an optimizer of `torch.optim` in which the factors that heads share learn at a rate of their own.
+
+    A conversion stores these factors larger than they act (`inertia`), so that any optimizer moves them with care. Here
+    the rate is said outright: `share` is relative to the factors as they act, whatever the size that is stored.
 
     `Trainer(..., optimizers=(torch.optim.AdamW(parameter_groups(model, 5e-5)), None))` trains with them; the Trainer's
     schedule scales every group's rate. Every parameter that is to be trained is in exactly one group.
@@ -51,7 +44,7 @@ def parameter_groups(
         model: any model of transformers; a native one gives the groups that the Trainer makes by itself.
         lr: the rate of all but the shared factors.
         weight_decay: of all but biases and norms, which the Trainer leaves out as well.
-        share: the shared factors' rate as a share of `lr`.
+        share: the shared factors' rate as a share of `lr`, in units of their size as they act.
 
     Raises:
         HeadsError: a rate that is no positive number, a decay or share below zero, or no model of transformers.
@@ -60,16 +53,17 @@ def parameter_groups(
         fits = isinstance(value, int | float) and math.isfinite(value) and (value > 0 or (value == 0 and not least))
         if not fits:
             raise HeadsError(f"{name} is {value!r}, expected a number {least or 'of 0 or more'}")
-    slow = {id(parameter) for parameter in shared_factors(model).values()}
+    inertias = inertia_by_name(model) if shared_factors(model) else {}
     # It looks at nothing of a Trainer but its class.
     decayed = set(Trainer.get_decay_parameter_names(cast(Any, None), model))
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((id(parameter) in slow, name in decayed), []).append(parameter)
+            rate = lr * share * inertias[name] if name in inertias else lr
+            groups.setdefault((rate, name in decayed), []).append(parameter)
     return [
-        {"params": chosen, "lr": lr * share if is_slow else lr, "weight_decay": weight_decay if decays else 0.0}
-        for (is_slow, decays), chosen in groups.items()
+        {"params": chosen, "lr": rate, "weight_decay": weight_decay if decays else 0.0}
+        for (rate, decays), chosen in groups.items()
     ]
 
 

@@ -26,6 +26,14 @@ class CollabAttention(HeadsAttention):
     def shared(self) -> tuple[str, ...]:
         return ("shared_query", "shared_key", "mixing")
 
+    @property
+    def inertia(self) -> int:
+        return self.spec.inertia or 1
+
+    @property
+    def score_scaling(self) -> float:
+        return self.scaling / self.inertia**3  # one for each of query, key and mixing
+
     def build(self, shape: AttentionShape) -> None:
         rank, heads = self.spec.rank, shape.heads
         self.shared_query = nn.Linear(shape.query_width, rank, bias=False)
@@ -56,7 +64,7 @@ class CollabAttention(HeadsAttention):
 
     def scores(self, hidden_states: Tensor, memory: Tensor) -> Tensor:
         key, content = self.shared_key(memory)[:, None], self.content_bias(memory).mT[:, :, None]
-        return shared_scores(self.project_query(hidden_states), key, self.scaling, content)
+        return shared_scores(self.project_query(hidden_states), key, self.score_scaling, content)
 
     def fixed(self, name: str) -> Tensor | None:
         exact = list(self.spec.exact or ())
@@ -73,11 +81,11 @@ class CollabAttention(HeadsAttention):
     def to_dense(self, output: nn.Linear) -> DenseAttention:
         mixing = self.mixing.detach()
         heads, rank = mixing.shape[:2]
-        shared = self.shared_query.weight.detach().T
+        shared = self.shared_query.weight.detach().T / self.inertia**2
         zeros = shared.new_zeros(heads, rank)
         return DenseAttention(
             query=shared * mixing[:, None] if self.spec.form == "cp" else shared @ mixing,
-            key=self.shared_key.weight.detach().T.expand(heads, -1, -1),
+            key=(self.shared_key.weight.detach().T / self.inertia).expand(heads, -1, -1),
             query_bias=zeros,
             key_bias=zeros,
             content_bias=self.content_bias.weight.detach(),

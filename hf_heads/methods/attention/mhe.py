@@ -33,6 +33,18 @@ class MheAttention(HeadsAttention):
         of = [side for side, groups in sides.items() if groups < self.shape.heads]
         return (*(f"shared_{side}" for side in of), *(f"{side}_embedding" for side in of))
 
+    @property
+    def inertia(self) -> int:
+        return self.spec.inertia or 1
+
+    def inertia_of(self, side: str) -> int:
+        """That of a side's projection and embeddings: `query`, `key` or `value`."""
+        return self.inertia if f"shared_{side}" in self.shared else 1
+
+    @property
+    def score_scaling(self) -> float:
+        return self.scaling / self.inertia_of("query") ** 2  # one for queries, one for keys
+
     def build(self, shape: AttentionShape) -> None:
         groups_qk, groups_v = self.spec.groups_qk, self.spec.groups_v
         self.shared_query = nn.Linear(shape.query_width, groups_qk * shape.head_dim, bias=shape.bias)
@@ -60,7 +72,8 @@ class MheAttention(HeadsAttention):
         # (batch, groups, 1, target, head_dim), then every head of a group its own
         shared = self.shared_query(hidden_states).unflatten(-1, (groups, -1)).transpose(1, 2)[:, :, None]
         if self._multiplies:
-            own = (1 + self.query_embedding) * (1 + self.key_embedding)
+            inertia = self.inertia_of("query")
+            own = (1 + self.query_embedding / inertia) * (1 + self.key_embedding / inertia)
             query = shared * own.unflatten(0, (groups, -1))[:, :, None]
         else:
             query = shared + self.query_embedding.unflatten(0, (groups, -1))[:, :, None]
@@ -80,24 +93,25 @@ class MheAttention(HeadsAttention):
     def row_term(self, query: Tensor) -> Tensor | None:
         if self._multiplies or not torch.is_grad_enabled() or not self.key_embedding.requires_grad:
             return None
-        return self.scaling * (query @ self.key_embedding[..., None])
+        return self.score_scaling * (query @ self.key_embedding[..., None])
 
     def finish_context(self, context: Tensor) -> Tensor:
-        embedding = self.value_embedding[:, None]
+        embedding, inertia = self.value_embedding[:, None], self.inertia_of("value")
         if self._multiplies:
-            return context * (1 + embedding)
+            return context * ((1 + embedding / inertia) / inertia)
         if self._drops_weights:
-            return context[..., :-1] + context[..., -1:] * embedding
-        return context + embedding
+            return (context[..., :-1] + context[..., -1:] * embedding) / inertia
+        return (context + embedding) / inertia
 
     def to_dense(self, output: nn.Linear) -> DenseAttention:
         spec, shape = self.spec, self.shape
         found: dict[str, Any] = {}
         for name, groups in (("query", spec.groups_qk), ("key", spec.groups_qk), ("value", spec.groups_v)):
             shared: nn.Linear = getattr(self, f"shared_{name}")
-            embedding = getattr(self, f"{name}_embedding").detach()
-            weight = split_heads(shared.weight.detach(), groups)
-            bias = weight.new_zeros(groups, weight.shape[-1]) if shared.bias is None else shared.bias.detach()
+            inertia = self.inertia_of(name)
+            embedding = getattr(self, f"{name}_embedding").detach() / inertia
+            weight = split_heads(shared.weight.detach(), groups) / inertia
+            bias = weight.new_zeros(groups, weight.shape[-1]) if shared.bias is None else shared.bias.detach() / inertia
             weight, bias = (one.repeat_interleave(shape.heads // groups, 0) for one in (weight, bias.view(groups, -1)))
             if self._multiplies:
                 weight, bias = weight * (1 + embedding[:, None]), bias * (1 + embedding)

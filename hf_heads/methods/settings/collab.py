@@ -26,6 +26,8 @@ class CollabSpec(RankSpec):
         rank: R, width of the shared space; heads * head_dim is lossless.
         exact: heads whose scores are left as they are; each takes head_dim of the rank for itself.
         form: cp (a mixing vector per head) or tucker (a mixing matrix per head).
+        inertia: how many times larger U, V and the mixing are stored than they act, so that training moves them less;
+            a conversion sets it, None is 1.
     """
 
     method: ClassVar[str] = "collab"
@@ -33,6 +35,8 @@ class CollabSpec(RankSpec):
         None, "heads left exact, each by head_dim of the rank", command=False, stored=False
     )
     form: str = option("cp", "how heads mix the shared space", choices=("cp", "tucker"))
+
+    inertia: int | None = option(None, "how much larger shared factors are stored", command=False, at_least=1)
 
     @classmethod
     def block_type(cls) -> type[HeadsSpec]:

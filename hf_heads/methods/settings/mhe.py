@@ -27,6 +27,8 @@ class MheSpec(HeadsSpec):
         groups: number of shared heads; 1 is the paper, the number of heads is the original.
         groups_qk, groups_v: the same for queries and keys, and for values, where they differ; one divides the other.
         order: which head of the host stands at each place: heads that share are neighbours.
+        inertia: how many times larger what heads share is stored than it acts, embeddings too, so that training moves
+            it less; a conversion sets it, None is 1.
     """
 
     method: ClassVar[str] = "mhe"
@@ -37,6 +39,8 @@ class MheSpec(HeadsSpec):
     groups_qk: int | None = option(None, "shared heads of queries and keys, where not `groups`", at_least=1)
     groups_v: int | None = option(None, "shared heads of values, where not `groups`", at_least=1)
     order: tuple[int, ...] | None = option(None, "the host's heads by place", command=False)
+
+    inertia: int | None = option(None, "how much larger shared projections are stored", command=False, at_least=1)
 
     @classmethod
     def block_type(cls) -> type[HeadsSpec]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,7 +14,12 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel, Trainer, Trainin
 
 import hf_heads
 from hf_heads import CollabSpec, HeadsError, HeadsSpec, LowRankSpec, MgkSpec, MheSpec, PrunedSpec
+from hf_heads.attention.hosts.blocks import find_blocks
+from hf_heads.attention.module import HeadsAttention
+from hf_heads.core.dense import DenseAttention
+from hf_heads.core.gauge import INERTIA
 from hf_heads.jobs.finetuning.factors import SHARE, shared_factors
+from hf_heads.modeling.blocks import inertia_by_name, read_block
 from tests.support.matrix import each
 from tests.support.twins import TWINS, Twin, fit
 
@@ -73,13 +80,66 @@ def test_factors_learn_slowly_and_biases_and_norms_do_not_decay():
     model = converted(CollabSpec(rank=12))
     found = by_name(model, hf_heads.parameter_groups(model, 1e-3, weight_decay=0.1))
     layer = "bert.encoder.layer.0."
-    assert found[f"{layer}attention.self.shared_key.weight"] == (1e-3 * SHARE, 0.1)
-    assert found[f"{layer}attention.self.mixing"] == (1e-3 * SHARE, 0.1)
+    assert found[f"{layer}attention.self.shared_key.weight"] == (1e-3 * SHARE * INERTIA, 0.1)
+    assert found[f"{layer}attention.self.mixing"] == (1e-3 * SHARE * INERTIA, 0.1)
     assert found[f"{layer}attention.self.value.weight"] == (1e-3, 0.1)
     assert found[f"{layer}attention.self.value.bias"] == (1e-3, 0.0)
     assert found[f"{layer}attention.output.LayerNorm.weight"] == (1e-3, 0.0)
     other = by_name(model, hf_heads.parameter_groups(model, 1e-3, share=0.5))
-    assert other[f"{layer}attention.self.mixing"] == (5e-4, 0.0)
+    assert other[f"{layer}attention.self.mixing"] == (5e-4 * INERTIA, 0.0)
+
+
+def without_inertia(model: PreTrainedModel) -> PreTrainedModel:
+    """A model with the same function whose shared factors are stored as they act."""
+    light, inertias = copy.deepcopy(model), inertia_by_name(model)
+    assert set(inertias.values()) == {INERTIA}
+    for block in find_blocks(light):
+        assert isinstance(block.module, HeadsAttention)
+        block.module.spec = dataclasses.replace(cast(Any, block.module.spec), inertia=None)
+    with torch.no_grad():
+        for name in inertias:
+            light.get_parameter(name).div_(INERTIA)
+    return light
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [FACTORS[name][0] for name in ("collab", "tucker", "mhe", "mhe, values apart")]
+    + [MheSpec(groups=1, variant="add")],
+    ids=str,
+)
+def test_inertia_does_not_change_the_function(spec: HeadsSpec):
+    model = converted(spec)
+    light = without_inertia(model)
+    inputs = TWINS["bert"].inputs()
+    for training in (False, True):
+        first, second = (one.train(training) for one in (model, light))
+        outputs = []
+        for one in (first, second):
+            torch.manual_seed(0)
+            outputs.append(one(**inputs).logits)
+        # A sum of products, each times a power of two: no digit changes.
+        assert torch.equal(*outputs)
+    for block, other in zip(find_blocks(model), find_blocks(light), strict=True):
+        for field in dataclasses.fields(DenseAttention):
+            one, two = (getattr(read_block(b), field.name) for b in (block, other))
+            assert torch.equal(torch.as_tensor(one), torch.as_tensor(two)), field.name
+
+
+@pytest.mark.parametrize("spec", [FACTORS["collab"][0], FACTORS["mhe"][0]], ids=str)
+def test_a_step_moves_what_heads_share_less(spec: HeadsSpec):
+    model = converted(spec).eval()
+    light = without_inertia(model)
+    before = {name: one.detach().clone() for name, one in light.named_parameters()}
+    for one in (model, light):
+        fit(one, TWINS["bert"].inputs(), 1, 1e-3)
+    inertias = inertia_by_name(model)
+    for name, start in before.items():
+        if name.endswith("shared_key.bias"):
+            continue  # softmax drops it: its gradient is rounding
+        heavy, there = model.get_parameter(name).detach(), light.get_parameter(name).detach()
+        moved = (heavy / inertias.get(name, 1) - start).abs().max()
+        torch.testing.assert_close(moved, (there - start).abs().max() / inertias.get(name, 1), rtol=0.02, atol=1e-7)
 
 
 @pytest.mark.parametrize("twin", TWINS)
