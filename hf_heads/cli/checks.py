@@ -11,7 +11,7 @@ from hf_heads.cli.heads import inspect_heads
 from hf_heads.cli.options import SOURCE, add_calibration, add_command, calibration_choice, number, print_json
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.numbers import COSINE, Number
-from hf_heads.core.vocabulary import percent
+from hf_heads.core.vocabulary import PRECISIONS, percent
 from hf_heads.io.checkpoints.sources import resolve_source
 from hf_heads.io.data.choice import CalibrationChoice
 from hf_heads.jobs.conversion.recipes import load_recipe
@@ -84,6 +84,9 @@ def add_verify(commands: Any) -> None:
     command.add_argument(
         "--tolerance", type=number(Number(0)), metavar="X", help="fail when any output differs by more than this"
     )
+    command.add_argument(
+        "--dtype", choices=PRECISIONS, help="also compare both models in this precision with themselves in float32"
+    )
 
 
 def _verify(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -105,6 +108,7 @@ def _verify(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
         expect=expect,
         min_cosine=options.min_cosine,
         tolerance=options.tolerance,
+        dtype=options.dtype,
     )
     if options.json:
         print_json({"figures": verdict.figures, "failures": verdict.failures})

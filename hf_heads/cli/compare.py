@@ -12,7 +12,7 @@ from typing import Any
 from hf_heads.cli.options import SOURCE, add_command, add_data, add_device, add_seed, calibration_choice, number
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.numbers import Number
-from hf_heads.core.vocabulary import printable
+from hf_heads.core.vocabulary import PRECISIONS, printable
 from hf_heads.io.checkpoints.files import check_file, write_file
 from hf_heads.io.checkpoints.sources import resolve_source
 from hf_heads.jobs.evaluation.choices import NUMBERS, SIZES, Choices
@@ -100,6 +100,9 @@ def _add_measures(command: argparse.ArgumentParser) -> None:
         metavar="X",
         help="of timing at each batch and length, for all models together (default 2)",
     )
+    command.add_argument(
+        "--dtype", choices=PRECISIONS, help="also compare each model in this precision with itself in float32"
+    )
     command.add_argument("--no-latency", action="store_true", help="time nothing")
     command.add_argument(
         "--no-control", action="store_true", help="leave out the original with uniform attention (scores of rank 0)"
@@ -141,6 +144,7 @@ def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
         seconds=options.seconds,
         latency=not options.no_latency,
         control=not options.no_control,
+        dtype=options.dtype,
     )
     original = resolve_source(options.original, options.revision)
     converted = [resolve_source(given) for given in options.converted]

@@ -114,6 +114,9 @@ def print_report(record: dict[str, Any], output: Path) -> None:
         console.print(f"{f'drift, {inputs}':26} {figures}", markup=False)
     if lowest := lowest_cosine(record["drift"]):
         console.print(f"{'lowest cosine':26} {lowest[1]:.4g}, {lowest[0]}", markup=False, style="bold")
+    for name, cosine in record["precision"].items():
+        text = f"cosine to its own float32 {cosine['converted']:.5f}, of the original {cosine['original']:.5f}"
+        console.print(f"{f'in {name}':26} {text}", markup=False)
     if jobs := record.get("jobs"):
         left = ", ".join(f"{row['job']} {row['before']:.2f} -> {row['after']:.2f}" for row in jobs)
         console.print(f"{'heads with a job':26} {left}")

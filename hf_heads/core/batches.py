@@ -23,8 +23,13 @@ def thin(batch: Batch, every: int) -> dict[str, Tensor]:
 
 def main_output(model: Any, batch: Batch) -> tuple[Tensor, bool]:
     """The main output of a model of transformers, and whether it is logits (else its last hidden state)."""
-    outputs = model(**{name: value.to(model.device) for name, value in batch.items()})
+    outputs = model(**{name: _fitting(value, model) for name, value in batch.items()})
     return (outputs["logits"], True) if "logits" in outputs else (outputs[0], False)
+
+
+def _fitting(value: Tensor, model: Any) -> Tensor:
+    """An input where the model is, images in its precision."""
+    return value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
 
 
 def output_mask(batch: Batch, output: Tensor) -> Tensor | None:

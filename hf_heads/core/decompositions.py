@@ -85,7 +85,12 @@ def tail_energy(query: Tensor, key: Tensor) -> Tensor:
     return (kept[-1] - kept).clamp_min(0)
 
 
-def cp(query: Tensor, key: Tensor, rank: int, sweeps: int = 100, tolerance: float = 1e-4) -> SharedFactors:
+DAMPING = 1e-3  # of CP; what it costs in error on the data at hand is within what other data differs by
+
+
+def cp(
+    query: Tensor, key: Tensor, rank: int, sweeps: int = 100, tolerance: float = 1e-4, damping: float = DAMPING
+) -> SharedFactors:
     """CP decomposition sum_r U[i, r] M[h, r] V[j, r] of the query-key tensor, see `hf_heads.core.cp_descent`.
 
     Starts from the `rank` largest singular triplets of all heads, which is exact at rank heads * head_dim, and never
@@ -97,6 +102,8 @@ def cp(query: Tensor, key: Tensor, rank: int, sweeps: int = 100, tolerance: floa
         rank: number of components R.
         sweeps: upper bound on the number of sweeps in a row.
         tolerance: stop when sweeps lower the squared error by less than this share of it each.
+        damping: penalty on sum_r |u_r|^2 |v_r|^2 |m_r|^2, against large terms that cancel; at most the share of the
+            squared norm that the singular triplets lose, so that near a lossless rank it does no harm.
 
     Returns:
         Factors with columns of U and V of equal norms and rows of the core of (heads, rank).
@@ -115,11 +122,12 @@ def cp(query: Tensor, key: Tensor, rank: int, sweeps: int = 100, tolerance: floa
     norm = squared_norm(query, key)
     error = norm - values.flatten()[order].square().sum()
     if error > 1e-14 * norm and sweeps > 0:
-        problem = CPProblem(query, key, norm)
+        problem = CPProblem(query, key, norm, min(damping, float(error / norm)))
         # Heads that are alike start with equal columns, a saddle that no descent leaves: a fixed nudge does.
         nudge = torch.arange(v.numel(), dtype=torch.float64).square().cos().view_as(v)
         rows = lower(problem, torch.cat([v + 0.1 * v.square().mean(0).sqrt() * nudge, mixing]), sweeps, tolerance)
-        new_u, new_error = problem.best_query(rows)
+        new_u, _ = problem.best_query(rows)
+        new_error = problem.error(new_u, rows)
         if new_error < error:
             u, (v, mixing), error = new_u, problem.split(rows), new_error
             balance = (v.norm(dim=0).clamp_min(1e-150) / u.norm(dim=0).clamp_min(1e-150)).sqrt()

@@ -61,6 +61,8 @@ OBJECTIVES = {
     "scores": "squared errors of the scores between all tokens, as the data spreads them",
     "attention": "then the divergence of the attention maps, with tokens that repeat among the inputs",
 }
+BFLOAT16, INT8 = "bfloat16", "int8"
+PRECISIONS = (BFLOAT16, "float16", INT8)  # in which a model is compared with itself in float32
 REPORT = "heads_report.json"
 RANDOM, NONE = "random", "none"  # what may stand where the name of a data set can
 
@@ -93,3 +95,8 @@ def lowest_cosine(drift: Mapping[str, Mapping[str, float | None]]) -> tuple[str,
 def of_length(inputs: str, length: int) -> str:
     """What inputs of so many tokens are called in records, as `random of 128 tokens`."""
     return f"{inputs} of {length} tokens"
+
+
+def in_precision(figure: str, precision: str) -> str:
+    """What a figure of a model in a lower precision against itself in float32 is called, as `cosine in bfloat16`."""
+    return f"{figure} in {precision}"

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from hf_heads.core.decompositions import SharedFactors, cp, squared_norm, tucker
+from hf_heads.core.decompositions import DAMPING, SharedFactors, cp, squared_norm, tucker
 from hf_heads.core.dense import DenseAttention
 from hf_heads.core.gauge import INERTIA, gauge
 from hf_heads.core.statistics import BlockStatistics
@@ -48,15 +48,16 @@ def _with_exact_heads(query: Tensor, key: Tensor, rank: int, exact: tuple[int, .
     others = [head for head in range(heads) if head not in exact]
     own = [factor[list(exact)].transpose(0, 1).flatten(1) for factor in (query, key)]
     balance = (own[1].norm(dim=0) / own[0].norm(dim=0).clamp_min(1e-150)).sqrt().clamp_min(1e-150)
-    u, v = own[0] * balance, own[1] / balance
+    u, v, damping = own[0] * balance, own[1] / balance, 1e-10
     if others:
         rest = cp(query[others], key[others], rank - u.shape[1])
+        damping += min(DAMPING, rest.error**2)
         u, v = torch.cat([u, rest.query], 1), torch.cat([v, rest.key], 1)
-    # The best mixing for given columns: m_h = [(U^T U) o (V^T V)]^-1 diag(U^T A_h B_h^T V).
+    # The best mixing for given columns: m_h = [(U^T U) o (V^T V)]^-1 diag(U^T A_h B_h^T V), damped as CP is.
     gram = (u.T @ u) * (v.T @ v)
     wanted = torch.einsum("wr,hwd,hvd,vr->hr", u, query, key, v)
-    ridge = 1e-10 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    mixing = torch.linalg.solve(gram + ridge, wanted.T).T
+    ridge = damping * gram.diagonal().clamp_min(1e-6 * float(gram.diagonal().mean()))
+    mixing = torch.linalg.solve(gram + ridge.diag(), wanted.T).T
     for place, head in enumerate(exact):
         mixing[head] = 0.0
         mixing[head, place * head_dim : (place + 1) * head_dim] = 1.0

@@ -122,3 +122,25 @@ def test_tensorlys_backend_is_left_alone():
     cp(*factors(), 3)
     tucker(*factors(), (3, 3))
     assert tensorly.get_backend() == before
+
+
+def test_cp_does_not_let_large_terms_cancel():
+    """a (a b' + b a') and b a a': rank 3, and approached without end by two terms that grow and cancel."""
+    a, b = torch.eye(5, dtype=torch.float64)[:2]
+    query = torch.stack([torch.stack([a, b], 1), torch.stack([a, 0 * a], 1)])
+    key = torch.stack([torch.stack([b, a], 1), torch.stack([a, 0 * a], 1)])
+
+    def largest_term(damping: float) -> float:
+        found = cp(query, key, 2, sweeps=1000, tolerance=1e-9, damping=damping)
+        return float((found.query.norm(dim=0) * found.core.norm(dim=0) * found.key.norm(dim=0)).max())
+
+    assert largest_term(0.0) > 3 * float(squared_norm(query, key).sqrt())
+    assert largest_term(1e-3) < 1.5 * float(squared_norm(query, key).sqrt())
+
+
+def test_damping_costs_little_near_a_lossless_rank():
+    query, key = factors()
+    key[2, :, 3] *= 1e-4  # the last of twelve directions hardly matters
+    start = float((tail_energy(query, key)[11] / squared_norm(query, key)).sqrt())
+    assert 0 < start < 1e-4
+    assert cp(query, key, 11).error <= start

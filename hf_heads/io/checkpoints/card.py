@@ -83,7 +83,13 @@ def _environment() -> Environment:
         loader=PackageLoader("hf_heads.io.checkpoints"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     made.filters.update(
-        cell=_cell, figure=_figure, grouped="{:,}".format, lowered=_lowered, percent=percent, settings=settings_text
+        cell=_cell,
+        figure=_figure,
+        finely=_finely,
+        grouped="{:,}".format,
+        lowered=_lowered,
+        percent=percent,
+        settings=settings_text,
     )
     return made
 
@@ -107,6 +113,10 @@ def _lowered(markdown: str) -> str:
 
 def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
+
+
+def _finely(value: float | None) -> str:
+    return "no number" if value is None else f"{value:.5f}"
 
 
 def _cell(text: object) -> str:

@@ -46,6 +46,11 @@ class Shelf:
         self._stack.close()
 
     @property
+    def large(self) -> bool:
+        """Whether the watched model is larger than the room, so that no copy of it can be in memory."""
+        return self._large
+
+    @property
     def folder(self) -> Path:
         """The hidden folder."""
         if self._folder is None:

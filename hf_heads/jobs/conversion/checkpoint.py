@@ -12,9 +12,9 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_heads.attention.spec import HeadsSpec
-from hf_heads.core.batches import Batch, Progress
+from hf_heads.core.batches import Batch, Progress, thin
 from hf_heads.core.errors import HeadsError
-from hf_heads.core.vocabulary import NONE, RANDOM, of_length
+from hf_heads.core.vocabulary import BFLOAT16, NONE, RANDOM, of_length
 from hf_heads.io.checkpoints.files import Place, check_apart, check_output
 from hf_heads.io.checkpoints.hidden import beside
 from hf_heads.io.checkpoints.loading import find_device, load_source
@@ -33,8 +33,11 @@ from hf_heads.jobs.conversion.report import Report
 from hf_heads.jobs.conversion.request import ConversionRequest
 from hf_heads.jobs.conversion.team import Team, launched
 from hf_heads.jobs.evaluation.drift import measure_drift
+from hf_heads.jobs.evaluation.precision import precision_drift
 from hf_heads.jobs.scoring.probe import jobs_left, probe_heads
 from hf_heads.modeling.blocks import share_weights
+
+_PRECISION_SHARE = 4  # one example in so many: processors without bfloat16 take their time
 
 
 def convert_checkpoint(
@@ -136,6 +139,7 @@ def _convert(
     round_as_written(converted, names, weights, dtype=dtype, shelf=shelf)
     inputs = _measured_on(source, original, data, choice)
     report.drift = {name: _measured(converted, original, batches) for name, batches in inputs.items()}
+    report.precision = _in_bfloat16(converted, original, inputs[RANDOM], shelf)
     report.jobs = jobs_left(converted, probe_heads(original), probe_heads(converted))
     if progress:
         progress("writing", 0, 1)
@@ -172,6 +176,17 @@ def _measured(converted: PreTrainedModel, original: PreTrainedModel, batches: Se
     drift = measure_drift(converted, original, batches)
     drift.check_finite("the converted model")
     return drift.to_dict()
+
+
+def _in_bfloat16(
+    converted: PreTrainedModel, original: PreTrainedModel, batches: Sequence[Batch], shelf: Shelf | None
+) -> dict[str, dict[str, float]]:
+    """Both models in bfloat16 against themselves, on some examples; nothing of models that are not in memory."""
+    if shelf is not None and shelf.large:
+        return {}
+    some = [thin(batch, _PRECISION_SHARE) for batch in batches]
+    pairs = {"converted": converted, "original": original}
+    return {BFLOAT16: {name: precision_drift(one, some, BFLOAT16).cosine for name, one in pairs.items()}}
 
 
 def _described(data: Data | None, specs: Iterable[HeadsSpec]) -> str:

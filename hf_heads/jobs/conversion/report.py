@@ -48,6 +48,7 @@ class Report:
     calibration: str = "none"
     seconds: float = 0.0
     drift: dict[str, dict[str, float]] = field(default_factory=dict)
+    precision: dict[str, dict[str, float]] = field(default_factory=dict)
     objective: str = "scores"
     inputs: str = "converted"
     jobs: list[dict[str, Any]] = field(default_factory=list)
@@ -70,6 +71,7 @@ class Report:
             "calibration": self.calibration,
             "seconds": round(self.seconds, 1),
             "drift": self.drift,
+            "precision": self.precision,
             "objective": self.objective,
             "inputs": self.inputs,
             "jobs": self.jobs,

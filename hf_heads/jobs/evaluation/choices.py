@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.numbers import EXAMPLES, Number, shown
+from hf_heads.core.vocabulary import PRECISIONS
 from hf_heads.io.data.choice import CalibrationChoice
 
 AUTO = "auto"
@@ -36,6 +37,7 @@ class Choices:
         seconds: of timing, for all models together at each batch and length.
         latency: whether to time at all.
         control: whether to measure the original with uniform attention as well.
+        dtype: one of `PRECISIONS`, in which each model is compared with itself as well; None for none.
 
     Raises:
         HeadsError: a number of the wrong kind or out of its bounds.
@@ -52,10 +54,13 @@ class Choices:
     seconds: float = 2.0
     latency: bool = True
     control: bool = True
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in NUMBERS.items():
             allowed.check(name, getattr(self, name))
+        if self.dtype not in (None, *PRECISIONS):
+            raise HeadsError(f"dtype is {self.dtype!r}, expected one of {', '.join(PRECISIONS)}, or None")
         for name, allowed in SIZES.items():
             sizes = getattr(self, name)
             if name == "lengths" and sizes is None:

@@ -34,6 +34,7 @@ from hf_heads.jobs.evaluation.costs import (
 )
 from hf_heads.jobs.evaluation.drift import check_outputs, measure_closely, measure_drift
 from hf_heads.jobs.evaluation.metrics import Task
+from hf_heads.jobs.evaluation.precision import precision_drift
 from hf_heads.jobs.evaluation.record import Comparison, Metric, ModelRow, Score
 from hf_heads.jobs.evaluation.sources import check_classes, check_configs, describe
 from hf_heads.jobs.evaluation.tasks import make_task
@@ -90,7 +91,7 @@ def compare_checkpoints(
     rows = describe(sources, models)
     cells = len(choices.batches) * (len(timed) + _generates(models[0])) if choices.latency else 0
     rivals = len(converted) + choices.control
-    step.total += len(models) + cells + rivals + (rivals + 1 if task else 0)
+    step.total += len(models) + cells + rivals + (rivals + 1) * ((task is not None) + (choices.dtype is not None))
 
     rows = _counted(rows, models, choices, (lengths, timed), step)
     load = None
@@ -223,6 +224,7 @@ def _judged(
 ) -> list[ModelRow]:
     """The rows with the drift from the first model and, where there is a task, its scores."""
     data, task = inputs
+    rows = _in_precision(rows, models, choices.dtype, data, step)
     found, statistics = [rows[0]], []
     for index, (row, model) in enumerate(zip(rows, models, strict=True)):
         if index:
@@ -243,6 +245,21 @@ def _judged(
         return found
     scores = paired_scores(statistics, task.metric.value, resamples=choices.resamples, seed=choices.data.seed)
     return [replace(row, score=_score(*score)) for row, score in zip(found, scores, strict=True)]
+
+
+def _in_precision(
+    rows: Sequence[ModelRow], models: Sequence[PreTrainedModel], dtype: str | None, data: Data, step: _Steps
+) -> Sequence[ModelRow]:
+    """The rows with each model's cosine in a lower precision to itself."""
+    if dtype is None:
+        return rows
+    found = []
+    for row, model in zip(rows, models, strict=True):
+        step(f"{row.name} in {dtype}")
+        own = precision_drift(model, data.batches, dtype)
+        own.check_finite(f"'{row.name}' in {dtype}")
+        found.append(replace(row, cosine_by_precision={dtype: own.cosine}))
+    return found
 
 
 def _timed(

@@ -151,6 +151,8 @@ class ModelRow:
         latency, generation, peak_memory: at each batch and length; empty where they were not measured.
         drift: figures of `hf_heads.jobs.evaluation.drift.Drift` against the original; None of the original.
         cosine_by_length: of the outputs on texts of so many tokens, by their number; empty where none were measured.
+        cosine_by_precision: of the outputs in a lower precision to the model's own in float32; empty where none was
+            measured.
         score: of the task, None without one.
         blocks: a row for every attention block.
     """
@@ -171,6 +173,7 @@ class ModelRow:
     peak_memory: tuple[Memory, ...] = ()
     drift: Mapping[str, float] | None = None
     cosine_by_length: Mapping[int, float] = field(default_factory=dict)
+    cosine_by_precision: Mapping[str, float] = field(default_factory=dict)
     score: Score | None = None
     blocks: tuple[BlockRow, ...] = ()
 

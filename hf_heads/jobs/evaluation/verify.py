@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ from warnings import warn
 import torch
 from transformers import PreTrainedModel
 
+from hf_heads.core.batches import Batch
 from hf_heads.core.errors import HeadsError, HeadsWarning
 from hf_heads.core.numbers import COSINE, Number
-from hf_heads.core.vocabulary import NONE, RANDOM, of_length
+from hf_heads.core.vocabulary import NONE, RANDOM, in_precision, of_length
 from hf_heads.io.checkpoints.inspection import sizes
 from hf_heads.io.checkpoints.loading import load_source
 from hf_heads.io.checkpoints.record import read_record, recorded_source
@@ -22,6 +23,7 @@ from hf_heads.io.checkpoints.tensors import tensor_names
 from hf_heads.io.checkpoints.weights import Weights, digest
 from hf_heads.io.data.calibration import CalibrationChoice, calibration_data, probes, probes_by_length
 from hf_heads.jobs.evaluation.drift import Drift, measure_drift
+from hf_heads.jobs.evaluation.precision import precision_drift
 from hf_heads.jobs.evaluation.sources import check_classes, check_configs
 from hf_heads.modeling.configuration import HeadsConfig
 
@@ -31,7 +33,8 @@ class Verdict:
     """What a verification found.
 
     Attributes:
-        figures: drift and sizes by name; the cosines of texts of other lengths as `cosine of 128 tokens`.
+        figures: drift and sizes by name; the cosines of texts of other lengths as `cosine of 128 tokens`; those of
+            either model in a lower precision to itself as `cosine in bfloat16` and `original's cosine in bfloat16`.
         failures: one line for everything that is not as it should be.
     """
 
@@ -47,6 +50,7 @@ def verify(
     expect: Mapping[str, float] | None = None,
     min_cosine: float | None = None,
     tolerance: float | None = None,
+    dtype: str | None = None,
 ) -> Verdict:
     """Run a converted checkpoint and its original on the same inputs and compare their files.
 
@@ -57,6 +61,7 @@ def verify(
         expect: figures as in a recipe's `[expect]`.
         min_cosine: fail where the cosine is below this, at any length.
         tolerance: fail where any output number differs by more than this.
+        dtype: one of `PRECISIONS`, in which both models are compared with themselves as well.
 
     Raises:
         HeadsError: one of the two cannot be loaded, they are of different architectures, sizes or classes, the data is
@@ -91,12 +96,25 @@ def verify(
     longer = {length: measure_drift(model, original, batches) for length, batches in by_length.items()}
     cosines = {of_length("cosine", length): one.cosine for length, one in longer.items()}
     verdict.figures = {**drift.to_dict(), **cosines, **sizes(model)}
+    if dtype is not None:
+        _judge_precision(verdict, model, original, inputs, dtype)
     _judge(verdict, drift, record if data is None else {}, expect or {}, min_cosine, tolerance)
     for length, one in longer.items():
         recorded = {} if data is not None else record
         failed = _judge_one(one, of_length(RANDOM, length), recorded, min_cosine, tolerance)
         verdict.failures += [f"texts of {length} tokens: {failure}" for failure in failed]
     return verdict
+
+
+def _judge_precision(
+    verdict: Verdict, model: PreTrainedModel, original: PreTrainedModel, inputs: Sequence[Batch], dtype: str
+) -> None:
+    """Both models in a lower precision against themselves."""
+    for whose, one in (("", model), ("original's ", original)):
+        own = precision_drift(one, inputs, dtype)
+        verdict.figures[whose + in_precision("cosine", dtype)] = own.cosine
+        if own.overflow and one is model:
+            verdict.failures.append(f"in {dtype} its outputs contain NaN or Inf: {own.overflow}")
 
 
 def _judge(

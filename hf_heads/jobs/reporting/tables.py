@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hf_heads.core.vocabulary import of_length, percent
+from hf_heads.core.vocabulary import in_precision, of_length, percent
 from hf_heads.jobs.evaluation.record import Comparison, Metric, ModelRow
 
 _DRIFT = ("cosine", "max_difference", "kl", "agreement", "neighbours", "attention_distance")
@@ -89,6 +89,7 @@ def _quality(model: ModelRow, metric: Metric | None) -> dict[str, str]:
         if name in (drift := model.drift or {}):
             cells[name.replace("_", " ")] = f"{drift[name]:.4f}"
     cells |= {of_length("cosine", length): f"{value:.4f}" for length, value in model.cosine_by_length.items()}
+    cells |= {in_precision("own cosine", name): f"{value:.5f}" for name, value in model.cosine_by_precision.items()}
     return cells
 
 
@@ -155,6 +156,7 @@ def _flat(model: ModelRow) -> dict[str, Any]:
             cells[f"generation_{name}_{one.batch}"] = getattr(one, name)
     cells |= {f"peak_bytes_{row.batch}x{row.length}": row.bytes for row in model.peak_memory}
     cells |= {f"cosine_{length}": value for length, value in model.cosine_by_length.items()}
+    cells |= {f"own_cosine_{name}": value for name, value in model.cosine_by_precision.items()}
     if model.score:
         cells |= {f"score_{name}": value for name, value in asdict(model.score).items()}
     return cells | dict(model.drift or {})

@@ -52,7 +52,7 @@ class Sentences:
         for batch in self.batches:
             inputs = {name: value for name, value in batch.items() if name != "index"}
             states = main_output(model, inputs)[0]
-            found[batch["index"]] = mean_pool(states, batch["attention_mask"]).cpu()
+            found[batch["index"]] = mean_pool(states.float(), batch["attention_mask"]).cpu()
         return torch.nn.functional.normalize(found, dim=-1)
 
     def spearman(self, embeddings: Tensor) -> float:
