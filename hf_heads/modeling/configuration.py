@@ -10,10 +10,6 @@ from __future__ import annotations
 
 import copy
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,61 +25,23 @@ from hf_heads.core.vocabulary import PREFIX
 from hf_heads.methods.registry import get_method
 from hf_heads.modeling import internals
 from hf_heads.modeling.auto_classes import auto_classes
+from hf_heads.modeling.guarded import FORMAT, GuardedConfig, block_entries
 
-FORMAT = 1
 _STUB = "heads_remote"
-GUARD = (
-    "this checkpoint has re-parametrized attention heads and a native class would load it with random attention; "
-    "`import hf_heads` and load it with AutoModel or any AutoModelForX"
-)
-
-_building_ours: ContextVar[bool] = ContextVar("_building_ours", default=False)
 
 
-@contextmanager
-def building_ours() -> Iterator[None]:
-    """While a class of ours builds itself from its host's parts, these may take its config."""
-    token = _building_ours.set(True)
-    try:
-        yield
-    finally:
-        _building_ours.reset(token)
-
-
-class HeadsConfig:
-    """What every derived config has on top of its host's.
-
-    Attributes:
-        heads: the config section described above; None or an empty section is the host's own attention.
-    """
-
-    heads: dict[str, Any] | None
-    model_type: str
-    _name_or_path: str
+class HeadsConfig(GuardedConfig):
+    """What every derived config has on top of its host's; its classes are made and registered with the first one."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("auto_map", None)  # as the guard, for those who load the file without us
-        super().__post_init__(**internals.without_guard(kwargs))  # type: ignore[misc]
-        self.block_specs()
+        super().__post_init__(**kwargs)
         models.deriver(type(self))
 
-    @property
-    def name_or_path(self) -> str:
-        """Where the config came from.
-
-        Raises:
-            HeadsError: a host's own class, or one derived from it, reads this to build a model without our attention.
-        """
-        model = None if _building_ours.get() else internals.model_being_built(sys._getframe(1))
-        if model is not None and self.block_specs():
-            host = architectures()[self.model_type.removeprefix(PREFIX)].modeling.__name__
-            if any(base.__module__ == host for base in type(model).__mro__):
-                raise HeadsError(f"{type(model).__name__} cannot be built from a {type(self).__name__}: {GUARD}")
-        return self._name_or_path
-
-    @name_or_path.setter
-    def name_or_path(self, value: Any) -> None:
-        self._name_or_path = str(value)
+    @classmethod
+    def heads_adapter(cls) -> AttentionAdapter:
+        """The row of the architecture."""
+        return architectures()[cls.model_type.removeprefix(PREFIX)]
 
     def block_specs(self) -> dict[str, HeadsSpec]:
         """The settings of every converted block by name.
@@ -93,12 +51,14 @@ class HeadsConfig:
         """
         return parse_heads(self.heads)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The config as written to `config.json`, with what makes other ways of loading it safe."""
-        entries: dict[str, Any] = super().to_dict()  # type: ignore[misc]
-        if self.heads:
-            return {**internals.guarded(entries, GUARD), "auto_map": auto_map(type(self))}
-        return entries
+    @classmethod
+    def remote_classes(cls) -> dict[str, str]:
+        """The `auto_map` of `config.json`: which class of the stub serves which Auto class."""
+        names = {name: f"Heads{native}" for name, native in auto_classes(cls.heads_adapter()).items()}
+        return {
+            "AutoConfig": f"{_STUB}.{cls.__name__}",
+            **{auto: f"{_STUB}.{name}" for auto, name in names.items()},
+        }
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Write `config.json`, and beside it the module that `trust_remote_code=True` looks for."""
@@ -113,22 +73,8 @@ def parse_heads(heads: Any) -> dict[str, HeadsSpec]:
     Raises:
         HeadsError: the section is malformed or of a format newer than this package.
     """
-    if not heads:
-        return {}
-    version = heads.get("format")
-    if not isinstance(version, int) or version < 1:
-        raise HeadsError(f"config.json: heads.format is {version!r}, expected a number from 1 to {FORMAT}")
-    if version > FORMAT:
-        raise HeadsError(
-            f"config.json: heads.format {version} is newer than this hf-heads reads ({FORMAT}); upgrade hf-heads"
-        )
-    blocks = heads.get("blocks")
-    if not isinstance(blocks, dict) or set(heads) - {"format", "blocks"}:
-        raise HeadsError("config.json: heads must hold format and blocks, and nothing else")
     specs = {}
-    for name, entry in blocks.items():
-        if not isinstance(entry, dict) or "method" not in entry:
-            raise HeadsError(f"config.json: heads.blocks['{name}'] names no method")
+    for name, entry in block_entries(heads).items():
         settings = {key: value for key, value in entry.items() if key != "method"}
         method = get_method(entry["method"])
         spec = method.spec.resolved().from_mapping(settings, where=f"config.json: heads.blocks['{name}']")
@@ -186,19 +132,9 @@ def derived_config(config: PreTrainedConfig, specs: dict[str, HeadsSpec]) -> Any
     return made
 
 
-def auto_map(config: type[HeadsConfig]) -> dict[str, str]:
-    """The `auto_map` of `config.json`: which class of the stub serves which Auto class."""
-    adapter = architectures()[config.model_type.removeprefix(PREFIX)]
-    names = {name: f"Heads{native}" for name, native in auto_classes(adapter).items()}
-    return {
-        "AutoConfig": f"{_STUB}.{config.__name__}",
-        **{auto: f"{_STUB}.{name}" for auto, name in names.items()},
-    }
-
-
 def write_stub(directory: Path, config: type[HeadsConfig]) -> None:
     """Write the module through which `trust_remote_code=True` reaches hf_heads."""
-    names = sorted({entry.rpartition(".")[2] for entry in auto_map(config).values()})
+    names = sorted({entry.rpartition(".")[2] for entry in config.remote_classes().values()})
     (directory / f"{_STUB}.py").write_text(
         '"""Reaches hf-heads (pip install hf-heads), where the classes of this checkpoint are made."""\n\n'
         f"from hf_heads.models import {', '.join(names)}  # noqa: F401\n",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from hf_heads.attention.hosts.table import AttentionSite, Kind, adapter_of
+from hf_heads.attention.hosts.table import AttentionAdapter, AttentionSite, Kind, adapter_of
 from hf_heads.core.errors import HeadsError
 
 if TYPE_CHECKING:
@@ -58,7 +58,13 @@ def find_blocks(model: PreTrainedModel, pattern: str | None = None) -> list[Bloc
     """
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise HeadsError(f"find_blocks takes a model of transformers, not {type(model).__name__}")
-    adapter = adapter_of(model.config)
+    blocks = blocks_of(model, adapter_of(model.config))
+    chosen = select_names([block.name for block in blocks], pattern)
+    return [block for block in blocks if block.name in chosen]
+
+
+def blocks_of(model: PreTrainedModel, adapter: AttentionAdapter) -> list[Block]:
+    """The attention blocks of a model by the row of its architecture, in the order in which they run."""
     prefix, parts = base_prefix(model), dict(adapter.parts)
     part = next((f"{parts[kind.__name__]}." for kind in type(model).__mro__ if kind.__name__ in parts), "")
     blocks = []
@@ -72,8 +78,7 @@ def find_blocks(model: PreTrainedModel, pattern: str | None = None) -> list[Bloc
         output = model.get_submodule(site.output_name(path))
         assert isinstance(output, nn.Linear)
         blocks.append(Block(name, site, kind, module, output, path))
-    chosen = select_names([block.name for block in blocks], pattern)
-    return [block for block in blocks if block.name in chosen]
+    return blocks
 
 
 def select_names(names: list[str], pattern: str | None) -> set[str]:

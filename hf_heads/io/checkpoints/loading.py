@@ -27,7 +27,8 @@ from hf_heads.io.checkpoints.sources import Source, check_own_code
 from hf_heads.io.checkpoints.weights import Weights, pieces
 from hf_heads.io.checkpoints.writing import write_weights
 from hf_heads.modeling.auto_classes import auto_classes
-from hf_heads.modeling.classes import check_loaded, model_class
+from hf_heads.modeling.classes import model_class
+from hf_heads.modeling.grafting import check_loaded
 
 
 def read_config(source: Source) -> Any:
@@ -167,7 +168,7 @@ def _load(cls: type[PreTrainedModel], source: Source, folder: Path) -> PreTraine
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
             part.name_or_path = part.config.name_or_path = str(source.folder)
-    check_loaded(model, info)
+    check_loaded(model, info, adapter_of(model.config))
     _check_complete(model, info, source.given)
     return model
 

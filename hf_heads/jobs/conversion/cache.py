@@ -33,8 +33,8 @@ from hf_heads.jobs.conversion.report import BlockReport
 from hf_heads.jobs.conversion.stepping import Stepper, Stop
 from hf_heads.jobs.conversion.team import Team
 from hf_heads.methods.registry import get_method
-from hf_heads.modeling.classes import replace_block
 from hf_heads.modeling.configuration import native_entries
+from hf_heads.modeling.grafting import replace_block
 
 _LIST = "files.json"  # of a folder of inputs: what it holds, and the hashes
 

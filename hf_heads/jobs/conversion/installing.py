@@ -11,7 +11,7 @@ from hf_heads.attention.spec import HeadsSpec
 from hf_heads.core.dense import DenseAttention, merge_heads
 from hf_heads.core.errors import HeadsError
 from hf_heads.modeling.blocks import read_block
-from hf_heads.modeling.classes import replace_block
+from hf_heads.modeling.grafting import replace_block
 
 
 def install(model: PreTrainedModel, name: str, spec: HeadsSpec, weights: dict[str, torch.Tensor]) -> Block:
