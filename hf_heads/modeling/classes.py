@@ -15,7 +15,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_heads.attention.hosts.blocks import Block, find_blocks
-from hf_heads.attention.hosts.table import AttentionAdapter, adapter_of, architectures
+from hf_heads.attention.hosts.reading import argument_names
+from hf_heads.attention.hosts.sites import AttentionAdapter
+from hf_heads.attention.hosts.table import adapter_of, architectures
 from hf_heads.attention.module import HeadsAttention, linear
 from hf_heads.attention.spec import HeadsSpec
 from hf_heads.core.errors import HeadsError
@@ -165,6 +167,7 @@ def attention_class(native: type[nn.Module], method: str) -> type[HeadsAttention
         "__module__": "hf_heads.models",
         "__qualname__": name,
         "__doc__": f"{mixin.__name__} in the place of {native.__name__}.",
+        "arguments": argument_names(native),
     }
     made = _made[name] = type(name, (mixin, native), namespace)
     return made
@@ -235,10 +238,11 @@ def replace_block(model: PreTrainedModel, block: Block, spec: HeadsSpec) -> Head
     module.train(block.module.training)
     model.set_submodule(block.path, module)
     internals.forget_captures(model)
-    width = module.shape.heads * module.shape.value_dim
-    if block.output.in_features != width:
+    shape = module.shape
+    width = shape.heads * shape.value_dim
+    if not isinstance(block.output, nn.Linear) or block.output.in_features != width:
         with torch.device(reference.device), _default_dtype(reference.dtype):
-            output = linear(width, block.output.out_features, bias=block.output.bias is not None)
+            output = linear(width, shape.output_width, bias=shape.biases.output)
         model.set_submodule(block.output_path, output)
     return module
 
