@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hf_heads.attention.hosts.blocks import Block, find_blocks
     from hf_heads.attention.hosts.reading import read_output, read_value_output
-    from hf_heads.attention.hosts.table import AttentionAdapter, AttentionSite
+    from hf_heads.attention.hosts.sites import AttentionAdapter, AttentionSite
     from hf_heads.attention.kernels import Conditions, attend
     from hf_heads.attention.module import HeadsAttention
     from hf_heads.attention.spec import BlockProfile, HeadsSpec, RankHeads, option
-    from hf_heads.core.dense import AttentionShape, DenseAttention, merge_heads, split_heads
+    from hf_heads.core.dense import AttentionShape, Biases, DenseAttention, merge_heads, split_heads
     from hf_heads.core.errors import HeadsError
     from hf_heads.core.statistics import BlockStatistics, Moments
     from hf_heads.methods.base import Converted, Method
 
 _PLACES = {
-    "AttentionAdapter": "attention.hosts.table",
+    "AttentionAdapter": "attention.hosts.sites",
     "AttentionShape": "core.dense",
-    "AttentionSite": "attention.hosts.table",
+    "AttentionSite": "attention.hosts.sites",
+    "Biases": "core.dense",
     "Block": "attention.hosts.blocks",
     "BlockProfile": "attention.spec",
     "BlockStatistics": "core.statistics",
@@ -51,6 +52,7 @@ __all__ = [
     "AttentionAdapter",
     "AttentionShape",
     "AttentionSite",
+    "Biases",
     "Block",
     "BlockProfile",
     "BlockStatistics",

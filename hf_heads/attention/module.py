@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import Cache
 
-from hf_heads.attention.hosts.reading import host_shape
-from hf_heads.attention.hosts.table import AttentionSite, Kind
+from hf_heads.attention.hosts.reading import argument_names, host_scale, host_shape
+from hf_heads.attention.hosts.sites import AttentionSite, Kind
 from hf_heads.attention.kernels import Conditions, attend, shared_scores
 from hf_heads.core.dense import AttentionShape, DenseAttention
 
@@ -34,39 +35,53 @@ class HeadsAttention(nn.Module):
     """
 
     replaces: ClassVar[tuple[str, ...]] = ("query", "key")
-    layer_idx: int | None
+    arguments: ClassVar[tuple[str, ...]] = ("hidden_states", "attention_mask")  # of the host's forward, by position
     scaling: float
     config: Any
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        ours = HeadsAttention.__mro__
+        native = next(
+            (base for base in cls.__bases__ if not issubclass(base, HeadsAttention) and base not in ours), None
+        )
+        if native is not None:
+            cls.arguments = argument_names(native)
 
     def __init__(self, host: nn.Module, site: AttentionSite, kind: Kind, output: nn.Linear, spec: HeadsSpec) -> None:
         nn.Module.__init__(self)
         for name, value in vars(host).items():
             if not name.startswith("_"):
                 setattr(self, name, value)
-        before = host.shape if isinstance(host, HeadsAttention) else host_shape(host, site, output)
+        before, scaling = _shape_and_scale(host, site, output)
         dropout = getattr(host, "attention_dropout", getattr(host, "dropout", 0.0))
         self.attention_dropout = dropout.p if isinstance(dropout, nn.Dropout) else float(dropout)
         self.is_causal = kind == "causal"
         self.site = site
         self.kind = kind
         self.spec = spec
+        self.scaling = scaling
         self.shape: AttentionShape = spec.reshape(before)
-        stays = {site.output} if site.output_inside else set()
+        self._take_over(host)
         if "value" not in self.replaces:
-            stays.add(site.value)
-        for name, child in host.named_children():
-            if name in stays or not any(True for _ in child.parameters()):
-                self.add_module(name, child)
-        if "value" not in self.replaces:
-            self.add_module(site.value, self._fitting_value(getattr(self, site.value, None)))
+            self.add_module(site.value, self._fitting_value(getattr(host, site.value, None)))
         self.build(self.shape)
+
+    def _take_over(self, host: nn.Module) -> None:
+        """Keep what the host has beside the projections that are replaced: norms, dropout, tables of positions."""
+        goes = {*self.site.projections, self.site.query, self.site.key, self.site.value}
+        before = getattr(host, "kept", None)  # of a block that was converted before, what it had kept itself
+        for name, child in host.named_children():
+            if name not in goes and (before is None or name in before):
+                self.add_module(name, child)
+        self.kept = tuple(name for name, _ in self.named_children())
 
     def _fitting_value(self, value: nn.Linear | None) -> nn.Linear:
         """The host's value projection, or a new one where its size is not (or no longer) the block's."""
         width = self.shape.heads * self.shape.value_dim
         if value is not None and value.out_features == width:
             return value
-        return linear(self.shape.key_width, width, bias=self.shape.bias)
+        return linear(self.shape.key_width, width, bias=self.shape.biases.value)
 
     @property
     def shared(self) -> tuple[str, ...]:
@@ -168,52 +183,56 @@ class HeadsAttention(nn.Module):
         value = self.value_projection(memory)
         return value.unflatten(-1, (self.spec.heads, -1)).transpose(1, 2)
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attention as the hosts call it.
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Attention as the host calls it, under the host's own names of the arguments.
 
         Args:
-            hidden_states: (batch, target, query_width)
-            attention_mask: what transformers builds for the implementation at hand: additive, boolean or None.
-            past_key_values: a cache of transformers, of any kind; it may come under any other name as well.
-            kwargs: the key-side inputs of cross-attention under the host's name for them; the rest is not used.
+            args: as the host's forward takes them, `hidden_states` (batch, target, query_width) first.
+            kwargs: among them the mask that transformers builds for the implementation at hand (additive, boolean or
+                None), the key-side inputs of cross-attention, and a cache of transformers, of any kind and name.
 
         Returns:
             The block's output (batch, target, output_width), or the merged heads where the host projects outside of
             the module, and the attention weights (batch, heads, target, source) in `eager`, else None.
         """
-        memory = kwargs.pop(self.site.memory, None) if self.site.memory else None
-        if past_key_values is None:  # transformers 5.24 renamed it to `cache`
-            past_key_values = next((value for value in kwargs.values() if isinstance(value, Cache)), None)
-        key, value = self._memory(hidden_states if memory is None else memory, memory is not None, past_key_values)
+        given = {**dict(zip(self.arguments, args, strict=False)), **kwargs}
+        context, weights = self.attend(given)
+        return self.finish(context, weights, given)
+
+    def attend(self, given: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """What goes into the output projection, (batch, target, heads * value_dim), and the weights as returned.
+
+        Args:
+            given: the arguments of `forward` by name.
+        """
+        hidden_states: Tensor = given["hidden_states"]
+        memory = given.get(self.site.memory) if self.site.memory else None
+        cache = next((value for value in given.values() if isinstance(value, Cache)), None)
+        key, value = self._memory(hidden_states if memory is None else memory, memory is not None, cache)
         if not self.shape.heads:
             return self._without_heads(hidden_states, key)
         query = self.project_query(hidden_states)
         key, value, bias = self.unpack_memory(key, value)
         if (constant := self.row_term(query)) is not None:
             bias = constant if bias is None else bias + constant
-        causal = self.is_causal if kwargs.get("is_causal") is None else kwargs["is_causal"]
+        causal = self.is_causal if given.get("is_causal") is None else given["is_causal"]
         dropout = self.attention_dropout if self.training else 0.0
-        conditions = Conditions(attention_mask, causal, dropout, self.implementation)
+        conditions = Conditions(given.get(self.site.mask), causal, dropout, self.implementation)
         context, weights = self.core(query, key, value, bias, conditions)
-        context = self.finish_context(context).transpose(1, 2).flatten(2)
+        return self.finish_context(context).transpose(1, 2).flatten(2), weights
+
+    def finish(self, context: Tensor, weights: Tensor | None, given: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What `forward` returns, from what `attend` returned and was given."""
         if self.site.output_inside:
-            context = getattr(self, self.site.output)(context)
+            context = self.get_submodule(self.site.output)(context)
         return context, weights
 
     def _without_heads(self, hidden_states: Tensor, key: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The output of a block whose heads are all gone: the output projection's bias."""
+        """What a block whose heads are all gone gives the output projection, of which the bias is left."""
         batch, target = hidden_states.shape[:2]
-        context = hidden_states.new_zeros(batch, target, 0)
-        if self.site.output_inside:
-            context = getattr(self, self.site.output)(context)
         eager = self.implementation == "eager"
-        return context, hidden_states.new_zeros(batch, 0, target, key.shape[-2]) if eager else None
+        weights = hidden_states.new_zeros(batch, 0, target, key.shape[-2]) if eager else None
+        return hidden_states.new_zeros(batch, target, 0), weights
 
     def _cached_memory(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """`project_memory`; without heads one zero per position, by which a cache knows how many it holds."""
@@ -227,17 +246,25 @@ class HeadsAttention(nn.Module):
         """Keys and values as cached: made from `source`, or taken from the cache where they are there already."""
         if past_key_values is None:
             return self._cached_memory(source)
+        index = getattr(self, self.site.index)
         both = hasattr(past_key_values, "is_updated")  # an encoder-decoder pair of caches
         cache = past_key_values
         if both:
             cache = past_key_values.cross_attention_cache if cross else past_key_values.self_attention_cache
-            if cross and past_key_values.is_updated.get(self.layer_idx):
-                layer = cache.layers[self.layer_idx]
+            if cross and past_key_values.is_updated.get(index):
+                layer = cache.layers[index]
                 return layer.keys, layer.values
-        key, value = cache.update(*self._cached_memory(source), self.layer_idx)
+        key, value = cache.update(*self._cached_memory(source), index)
         if both and cross:
-            past_key_values.is_updated[self.layer_idx] = True
+            past_key_values.is_updated[index] = True
         return key, value
+
+
+def _shape_and_scale(host: nn.Module, site: AttentionSite, output: nn.Linear) -> tuple[AttentionShape, float]:
+    """The sizes of the module that is replaced, and the factor on its scores."""
+    if isinstance(host, HeadsAttention):
+        return host.shape, host.scaling
+    return host_shape(host, site, output), host_scale(host, site)
 
 
 def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:

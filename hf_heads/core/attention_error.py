@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+HIDDEN = -1e9  # far below any score, and finite: a row of padding sees nothing at all
+
 
 @dataclass(frozen=True)
 class AttentionSample:
@@ -22,20 +24,20 @@ class AttentionSample:
     Attributes:
         queries: (batch, target, query_width), inputs of the sampled queries.
         memory: (batch, source, key_width), inputs of all keys.
-        hidden: (batch, 1, target, source), True where a query must not look.
+        mask: (batch, 1 or heads, target, source), added to the scores; `HIDDEN` where a query must not look.
         attention: p, (batch, heads, target, source); zero where hidden.
         counts: (batch, 1, target), how much a query counts; 0 for padding.
     """
 
     queries: Tensor
     memory: Tensor
-    hidden: Tensor
+    mask: Tensor
     attention: Tensor
     counts: Tensor
 
     def divergence(self, scores: Tensor) -> Tensor:
         """KL(p || softmax(scores)) in nats summed over the queries, (heads,)."""
-        rows: Tensor = _CrossEntropy.apply(scores, self.attention, self.hidden)
+        rows: Tensor = _CrossEntropy.apply(scores, self.attention, self.mask)
         return ((rows - self.entropy) * self.counts).sum((0, 2))
 
     @cached_property
@@ -48,7 +50,7 @@ class AttentionSample:
 
         Queries count by the square root: the gradients' second moment is then the divergence's Gauss-Newton matrix.
         """
-        scores = scores.masked_fill(self.hidden, -1e9)
+        scores = scores + self.mask
         logs = scores.log_softmax(-1)
         noise = torch.rand(scores.shape, generator=generator).clamp_min(1e-20).log().neg().log()
         chosen = (logs.detach() - noise.to(logs)).argmax(-1, keepdim=True)
@@ -59,8 +61,8 @@ class _CrossEntropy(torch.autograd.Function):
     """-sum_j p_j log softmax(s)_j of every row, in a third of the time of autograd: passes over memory count."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, attention: Tensor, hidden: Tensor) -> Tensor:
-        scores = scores.masked_fill(hidden, -1e9)
+    def forward(ctx: Any, scores: Tensor, attention: Tensor, mask: Tensor) -> Tensor:
+        scores = scores + mask
         product = torch.linalg.vecdot(attention, scores)
         largest = scores.amax(-1, keepdim=True)
         softmax = scores.sub_(largest).exp_()

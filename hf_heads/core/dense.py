@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,18 @@ def merge_heads(weight: Tensor) -> Tensor:
     return weight.transpose(1, 2).reshape(-1, weight.shape[1])
 
 
+class Biases(NamedTuple):
+    """Which of a block's four projections carry a bias."""
+
+    query: bool = True
+    key: bool = True
+    value: bool = True
+    output: bool = True
+
+
+ALL_BIASES = Biases()
+
+
 @dataclass(frozen=True)
 class AttentionShape:
     """The sizes of one attention block.
@@ -31,7 +44,8 @@ class AttentionShape:
         head_dim: width of one head's query and key.
         value_dim: width of one head's value.
         output_width: width of the block's output.
-        bias: whether the query, key and value projections carry biases.
+        biases: which projections carry biases.
+        kv_heads: number of key and value heads, where several query heads read one; None where each has its own.
     """
 
     heads: int
@@ -40,24 +54,36 @@ class AttentionShape:
     head_dim: int
     value_dim: int
     output_width: int
-    bias: bool = True
+    biases: Biases = ALL_BIASES
+    kv_heads: int | None = None
+
+    @property
+    def memory_heads(self) -> int:
+        """Number of heads of keys and values."""
+        return self.heads if self.kv_heads is None else self.kv_heads
 
     @property
     def parameters(self) -> int:
         """Parameters of the standard multi-head block of this shape, output projection and biases included."""
-        scores = self.heads * self.head_dim * (self.query_width + self.key_width + 2 * self.bias)
-        return scores + self.value_parameters
+        query = self.heads * self.head_dim * (self.query_width + self.biases.query)
+        key = self.memory_heads * self.head_dim * (self.key_width + self.biases.key)
+        return query + key + self.value_parameters
 
     @property
     def value_parameters(self) -> int:
         """Parameters of the value and output projections alone."""
-        value = self.heads * self.value_dim * (self.key_width + self.bias)
-        return value + self.output_width * (self.heads * self.value_dim + 1)
+        value = self.memory_heads * self.value_dim * (self.key_width + self.biases.value)
+        return value + self.output_parameters
+
+    @property
+    def output_parameters(self) -> int:
+        """Parameters of the output projection."""
+        return self.output_width * (self.heads * self.value_dim + self.biases.output)
 
     @property
     def cache_per_token(self) -> int:
         """Numbers that the standard block keeps per token in a key-value cache."""
-        return self.heads * (self.head_dim + self.value_dim)
+        return self.memory_heads * (self.head_dim + self.value_dim)
 
 
 @dataclass(frozen=True)
@@ -75,7 +101,9 @@ class DenseAttention:
         output_bias: (output_width,)
         content_bias: (heads, key_width): an additional score y c_h, zero in a standard block.
         scale: the factor on the scores, head_dim ** -0.5 in a standard block.
-        bias: whether the block's query, key and value projections carry biases; where not, these are zero.
+        biases: which of the block's projections carry biases; those of the others are zero.
+        shared: which key and value head each query head reads, where several read one; None: each its own. `key` and
+            `value` hold a matrix for each query head all the same.
     """
 
     query: Tensor
@@ -88,7 +116,8 @@ class DenseAttention:
     output_bias: Tensor
     content_bias: Tensor
     scale: float
-    bias: bool = True
+    biases: Biases = ALL_BIASES
+    shared: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         heads, _, head_dim = self.query.shape
@@ -115,15 +144,15 @@ class DenseAttention:
         value = output_bias.new_zeros(0, shape.key_width, shape.value_dim)
         output = output_bias.new_zeros(0, shape.value_dim, shape.output_width)
         biases = query[:, 0], query[:, 0], value[:, 0]
-        return cls(query, key, value, output, *biases, output_bias, key[:, :, 0], scale, shape.bias)
+        return cls(query, key, value, output, *biases, output_bias, key[:, :, 0], scale, shape.biases)
 
     @property
     def shape(self) -> AttentionShape:
         """The block's sizes."""
         heads, query_width, head_dim = self.query.shape
-        return AttentionShape(
-            heads, query_width, self.key.shape[1], head_dim, self.value.shape[2], self.output.shape[2], self.bias
-        )
+        key_width, value_dim, output_width = self.key.shape[1], self.value.shape[2], self.output.shape[2]
+        kv_heads = None if self.shared is None else len(set(self.shared))
+        return AttentionShape(heads, query_width, key_width, head_dim, value_dim, output_width, self.biases, kv_heads)
 
     def double(self) -> DenseAttention:
         """The same weights in float64 on the same device."""

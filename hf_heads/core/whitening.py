@@ -52,16 +52,16 @@ def augmented_factors(dense: DenseAttention, statistics: BlockStatistics) -> tup
 
 
 def score_factors(dense: DenseAttention, statistics: BlockStatistics) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Whitened factors of the scores for queries with a bias where the block has biases, and without where not.
+    """Whitened factors of the scores for queries with a bias where the block's have one, and without where not.
 
     Returns:
-        As `augmented_factors`, of x alone where the block has no biases; the inverse of the query's whitening then has
-        a row of zeros for the bias. And how the mean query combines the query factor's rows, (rows,).
+        As `augmented_factors`, of x alone where the block's queries have no bias; the inverse of the query's whitening
+        then has a row of zeros for the bias. And how the mean query combines the query factor's rows, (rows,).
     """
     query, key, query_inverse, key_inverse = augmented_factors(dense, statistics)
     mean_row = torch.zeros(query.shape[1], dtype=torch.float64)
     mean_row[-1] = 1.0
-    if not dense.bias:
+    if not dense.biases.query:
         root, inverse = statistics.query.square_root(centred=False)
         query = root @ dense.query.double().cpu() * dense.scale
         query = torch.nn.functional.pad(query, (0, key.shape[-1] - query.shape[-1]))

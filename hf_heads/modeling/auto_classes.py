@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from hf_heads.attention.hosts.table import AttentionAdapter
+from hf_heads.attention.hosts.sites import AttentionAdapter
 from hf_heads.modeling import internals
 
 

@@ -18,7 +18,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from hf_heads import models
-from hf_heads.attention.hosts.table import AttentionAdapter, architectures
+from hf_heads.attention.hosts.sites import AttentionAdapter
+from hf_heads.attention.hosts.table import architectures
 from hf_heads.attention.spec import HeadsSpec
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.vocabulary import PREFIX

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_heads.attention.hosts.blocks import Block, blocks_of
-from hf_heads.attention.hosts.table import AttentionAdapter
+from hf_heads.attention.hosts.sites import AttentionAdapter
 from hf_heads.attention.module import HeadsAttention, linear
 from hf_heads.core.errors import HeadsError
 from hf_heads.modeling.guarded import building_ours
@@ -172,10 +172,11 @@ def replace_block(model: Any, block: Block, spec: HeadsSpec) -> HeadsAttention:
     module.train(block.module.training)
     model.set_submodule(block.path, module)
     forget_captures(model)
-    width = module.shape.heads * module.shape.value_dim
-    if block.output.in_features != width:
+    shape = module.shape
+    width = shape.heads * shape.value_dim
+    if not isinstance(block.output, nn.Linear) or block.output.in_features != width:
         with torch.device(reference.device), _default_dtype(reference.dtype):
-            output = linear(width, block.output.out_features, bias=block.output.bias is not None)
+            output = linear(width, shape.output_width, bias=shape.biases.output)
         model.set_submodule(block.output_path, output)
     return module
 

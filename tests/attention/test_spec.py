@@ -13,7 +13,7 @@ import hf_heads
 from hf_heads import CollabSpec, HeadsError, LowRankSpec, MgkSpec, MheSpec, PrunedSpec
 from hf_heads.core.dense import AttentionShape
 
-SHAPE = AttentionShape(4, 32, 32, 8, 8, 32, True)
+SHAPE = AttentionShape(4, 32, 32, 8, 8, 32)
 
 
 @pytest.mark.parametrize(

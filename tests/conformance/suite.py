@@ -98,7 +98,7 @@ def check_cache(self: Any, batch_size: int, past_key_values: Any, seq_length: in
     self.assertIsInstance(past_key_values, Cache)
     self.assertEqual(len(past_key_values), config.get_text_config(decoder=True).num_hidden_layers)
     width, heads = config.hidden_size, config.num_attention_heads
-    shape = AttentionShape(heads, width, width, width // heads, width // heads, width, True)
+    shape = AttentionShape(heads, width, width, width // heads, width // heads, width)
     (numbers,) = {spec.cache_per_token(shape) for spec in config.block_specs().values()}
     for layer in past_key_values.layers:
         self.assertEqual(layer.keys.shape[::2][:2], layer.values.shape[::2][:2])

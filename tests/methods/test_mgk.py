@@ -19,6 +19,7 @@ from hf_heads.attention.kernels import Conditions
 from hf_heads.attention.mixture import centred, hard_attention, linear_attention, mixture_attention
 from hf_heads.jobs.conversion.statistics import collect_statistics
 from hf_heads.jobs.evaluation.drift import measure_drift
+from hf_heads.jobs.scoring.probe import memory_mask
 from hf_heads.methods.attention.mgk import MgkAttention
 from hf_heads.methods.mgk.conversion import match_heads
 from tests.support.attention import block_inputs
@@ -281,7 +282,7 @@ def test_statistics_of_attention_are_their_formulas_written_out():
         scores = dense.scores(x, y).double()
         rows, logs, alike = [], [], torch.zeros(HEADS, HEADS, dtype=torch.float64)
         for example, target in inputs[block.site.query_mask].bool().nonzero():
-            keys = inputs[block.site.key_mask][example].bool()
+            keys = inputs[memory_mask(block, inputs)][example].bool()
             one = scores[example, :, target][:, keys]
             alike += one.softmax(-1) @ one.softmax(-1).T
             logs.append(one.exp().sum(-1).log())

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
-from hf_heads.attention.hosts.table import AttentionAdapter, AttentionSite, Kind, adapter_of
+from hf_heads.attention.hosts.sites import AttentionAdapter, AttentionSite, Kind
+from hf_heads.attention.hosts.table import adapter_of
 from hf_heads.core.errors import HeadsError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class Block:
         name: the attention module's name inside the base model; the key of the config's `heads` section.
         site: its row entry; the kind is resolved for this model.
         module: the attention module.
-        output: the output projection, wherever the host keeps it.
+        output: the output projection, wherever the host keeps it; a Conv1D where the block is a host's that has such.
         path: the attention module's name inside the model at hand, which is a task class or a part of the base model.
     """
 
@@ -76,8 +77,7 @@ def blocks_of(model: PreTrainedModel, adapter: AttentionAdapter) -> list[Block]:
         causal = adapter.decoder_flag is not None and getattr(model.config, adapter.decoder_flag, False)
         kind: Kind = "causal" if causal and site.kind == "self" else site.kind
         output = model.get_submodule(site.output_name(path))
-        assert isinstance(output, nn.Linear)
-        blocks.append(Block(name, site, kind, module, output, path))
+        blocks.append(Block(name, site, kind, module, cast(nn.Linear, output), path))
     return blocks
 
 

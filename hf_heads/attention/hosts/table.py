@@ -5,95 +5,13 @@ A new architecture is a row in `ADAPTERS` and a tiny twin in `tests/support/twin
 
 from __future__ import annotations
 
-import importlib
-import re
 import warnings
-from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import entry_points
-from typing import Any, Literal
+from typing import Any
 
+from hf_heads.attention.hosts.sites import AttentionAdapter, AttentionSite
 from hf_heads.core.errors import HeadsError
-
-Kind = Literal["self", "causal", "cross"]
-
-
-@dataclass(frozen=True)
-class AttentionSite:
-    """One place of an architecture where attention happens.
-
-    Attributes:
-        kind: self-attention, causal self-attention or cross-attention.
-        pattern: regular expression for the module's name inside the base model.
-        query, key, value: names of the three projections inside the attention module.
-        output: path of the output projection; a leading `../` starts at the parent of the attention module.
-        heads: attribute of the host's module that holds the number of heads.
-        memory: the forward argument with the key-side inputs, for cross-attention.
-        query_mask, key_mask: the model inputs that tell padding from tokens on either side.
-    """
-
-    kind: Kind
-    pattern: str
-    query: str = "q_proj"
-    key: str = "k_proj"
-    value: str = "v_proj"
-    output: str = "out_proj"
-    heads: str = "num_heads"
-    memory: str | None = None
-    query_mask: str = "attention_mask"
-    key_mask: str = "attention_mask"
-
-    @property
-    def output_inside(self) -> bool:
-        """Whether the output projection belongs to the attention module itself."""
-        return not self.output.startswith("../")
-
-    def output_name(self, block: str) -> str:
-        """Full name of the output projection of the block called `block`."""
-        if self.output_inside:
-            return f"{block}.{self.output}"
-        return f"{block.rpartition('.')[0]}.{self.output.removeprefix('../')}"
-
-
-@dataclass(frozen=True)
-class AttentionAdapter:
-    """A row of the table: one architecture.
-
-    Attributes:
-        model_type: the model type of transformers.
-        modality: what its inputs are.
-        sites: where its attention is; the first matching site wins.
-        decoder_flag: config field that turns the encoder's self-attention causal, if there is one.
-        package: the package NAME with the modules modeling_NAME and configuration_NAME; the one of transformers that
-            is called like the model type when None.
-        parts: model classes that are a part of the base model, with the part's name in it.
-    """
-
-    model_type: str
-    modality: Literal["text", "image", "text-to-text"]
-    sites: tuple[AttentionSite, ...]
-    decoder_flag: str | None = None
-    package: str | None = None
-    parts: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def modeling(self) -> Any:
-        """The module with the architecture's model classes (importing it is slow)."""
-        return self._module("modeling")
-
-    @property
-    def configuration(self) -> Any:
-        """The module with the architecture's config class."""
-        return self._module("configuration")
-
-    def _module(self, what: str) -> Any:
-        package = self.package or f"transformers.models.{self.model_type.replace('-', '_')}"
-        return importlib.import_module(f"{package}.{what}_{package.rpartition('.')[2]}")
-
-    def site(self, name: str) -> AttentionSite | None:
-        """The site of the module called `name` (inside the base model), or None."""
-        return next((site for site in self.sites if re.fullmatch(site.pattern, name)), None)
-
 
 _bert_site = partial(
     AttentionSite, query="query", key="key", value="value", output="../output.dense", heads="num_attention_heads"
@@ -111,7 +29,6 @@ ADAPTERS: dict[str, AttentionAdapter] = {
                     "cross",
                     r"encoder\.layer\.\d+\.crossattention\.self",
                     memory="encoder_hidden_states",
-                    key_mask="encoder_attention_mask",
                 ),
             ),
             decoder_flag="is_decoder",
@@ -126,7 +43,7 @@ ADAPTERS: dict[str, AttentionAdapter] = {
             "text-to-text",
             (
                 AttentionSite("self", r"encoder\.layers\.\d+\.self_attn"),
-                _decoder_site("causal", r"decoder\.layers\.\d+\.self_attn", key_mask="decoder_attention_mask"),
+                _decoder_site("causal", r"decoder\.layers\.\d+\.self_attn"),
                 _decoder_site("cross", r"decoder\.layers\.\d+\.encoder_attn", memory="key_value_states"),
             ),
             parts=(("MarianEncoder", "encoder"), ("MarianDecoder", "decoder")),

@@ -300,7 +300,8 @@ def _convert_block(
     if way.refit and spec.refits() and way.batches and not lossless:
         fitted = refit_output(block, here.at(name), block_called(way.original, name), there.at(name))
         if fitted is not None:
-            load_weights(block, {"output.weight": fitted.weight, "output.bias": fitted.bias})
+            found = {"output.weight": fitted.weight, "output.bias": fitted.bias}
+            load_weights(block, {name: tensor for name, tensor in found.items() if tensor is not None})
             gain = fitted.gain
     if way.shelf is not None:
         way.shelf.put(block.module, block.output)

@@ -18,7 +18,8 @@ def install(model: PreTrainedModel, name: str, spec: HeadsSpec, weights: dict[st
     """Swap the block called `name` for a module with these weights; returns the block as it is now."""
     before = block_called(model, name)
     module = replace_block(model, before, spec)
-    if "value" not in module.replaces and "value" in getattr(before.module, "replaces", ()):
+    value = None if "value" in module.replaces else module.value_projection
+    if value is not None and value is not getattr(before.module, before.site.value, None):  # nothing of it is left
         weights = {**value_output_weights(read_block(before)), **weights}
     block = block_called(model, name)
     load_weights(block, weights)

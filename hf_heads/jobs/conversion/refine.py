@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from hf_heads.attention.hosts.blocks import Block
 from hf_heads.attention.module import HeadsAttention
-from hf_heads.core.attention_error import AttentionSample, descend
+from hf_heads.core.attention_error import HIDDEN, AttentionSample, descend
 from hf_heads.core.dense import DenseAttention
-from hf_heads.jobs.conversion.statistics import allowed_keys
-from hf_heads.jobs.conversion.stepping import Stop
+from hf_heads.jobs.conversion.stepping import Stop, real_queries, received_mask
 
 QUERIES = 32  # of each sequence, at most
 ENTRIES = 6_000_000  # of all sampled maps of a block together, at most
@@ -74,22 +73,23 @@ def _samples(block: Block, dense: DenseAttention, stops: Sequence[Stop], every: 
     generator = torch.Generator().manual_seed(0)
     samples: list[AttentionSample] = []
     for stop in stops:
-        part = {name: value[::every] for name, value in stop.batch.items()}
-        query_mask, key_mask = part.get(block.site.query_mask), part.get(block.site.key_mask)
         hidden_states = stop.hidden_states[::every]
         given = stop.arguments.get(block.site.memory) if block.site.memory else None
         memory = hidden_states if given is None else given[::every]
         rows, target = hidden_states.shape[:2]
-        real = torch.ones(rows, target) if query_mask is None else query_mask.float().cpu()
+        no_padding, mask = real_queries(block, stop), received_mask(block, stop, memory.shape[1])
+        real = torch.ones(rows, target) if no_padding is None else no_padding[::every].float().cpu()
         # The real ones first, in a random order.
         order = (real + torch.rand(rows, target, generator=generator)).topk(min(QUERIES, target), 1).indices
         counts = real.gather(1, order)[:, None].to(hidden_states)
         order = order.to(hidden_states.device)
         queries = hidden_states.gather(1, order[..., None].expand(-1, -1, hidden_states.shape[-1]))
-        allowed = allowed_keys(block, hidden_states, memory, key_mask).expand(rows, 1, target, -1)
-        allowed = allowed.gather(2, order[:, None, :, None].expand(-1, -1, -1, allowed.shape[-1]))
-        scores = dense.scores(queries, memory).masked_fill(~allowed, -torch.inf)
-        samples.append(AttentionSample(queries, memory, ~allowed, scores.softmax(-1).nan_to_num(0.0), counts))
+        term = hidden_states.new_zeros(1, 1, 1, memory.shape[1]) if mask is None else mask
+        term = term if len(term) == 1 else term[::every]
+        term = term.expand(rows, -1, target, -1)
+        term = term.gather(2, order[:, None, :, None].expand(-1, term.shape[1], -1, term.shape[-1]))
+        attention = (dense.scores(queries, memory) + term).softmax(-1).nan_to_num(0.0)
+        samples.append(AttentionSample(queries, memory, term.clamp_min(HIDDEN), attention, counts))
     return samples
 
 
@@ -154,7 +154,10 @@ def _parts(sample: AttentionSample, order: Sequence[int] | None, watched: bool) 
     """The sequences of a sample that are watched, or those that are fitted, with heads in the module's order."""
     chosen = (torch.arange(len(sample.queries)) % HELD_OUT == HELD_OUT - 1) == watched
     found = AttentionSample(*(getattr(sample, item.name)[chosen] for item in fields(sample)))
-    return found if order is None else replace(found, attention=found.attention[:, list(order)])
+    if order is None:
+        return found
+    mask = found.mask if found.mask.shape[1] == 1 else found.mask[:, list(order)]
+    return replace(found, attention=found.attention[:, list(order)], mask=mask)
 
 
 @contextmanager

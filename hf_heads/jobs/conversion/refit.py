@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from hf_heads.attention.hosts.blocks import Block
+from hf_heads.attention.module import HeadsAttention
 from hf_heads.core.batches import token_rows
-from hf_heads.jobs.conversion.stepping import Stop, call_block
+from hf_heads.jobs.conversion.stepping import Stop, call_block, real_queries
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,13 @@ class Refit:
 
     Attributes:
         weight: (output_width, heads * value_dim)
-        bias: (output_width,)
+        bias: (output_width,); None where the projection has none.
         ridge: strength of the pull towards the projection before, chosen by cross-validation.
         gain: share of the block's squared output error that it removes on calibration data it was not fitted to.
     """
 
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None
     ridge: float
     gain: float
 
@@ -54,43 +55,44 @@ def refit_output(
     Returns:
         The new projection, or None where no refit does better on unseen data than the present one.
     """
-    linear = block.output
-    weight, bias = linear.weight.detach(), linear.bias.detach()
-    width = linear.in_features + 1
+    linear, module = block.output, cast(HeadsAttention, block.module)
+    weight, bias = linear.weight.detach(), linear.bias
+    shift = 0.0 if bias is None else bias.detach().double()
+    width = linear.in_features + (bias is not None)
     grams = torch.zeros(_FOLDS, width, width, dtype=torch.float64)
     crosses = torch.zeros(_FOLDS, width, linear.out_features, dtype=torch.float64)
-    errors = torch.zeros(_FOLDS, dtype=torch.float64)
-    module, site = original_block.module, original_block.site
+    errors, counts = (torch.zeros(_FOLDS, dtype=torch.float64) for _ in range(2))
     for stop, original_stop in zip(stops, original_stops, strict=True):
-        mask = stop.batch.get(block.site.query_mask)
-        wanted, *others = call_block(module, original_stop)
-        target = wanted if site.output_inside else original_block.output(wanted)
-        with _captured_input(linear) as inputs:
-            output, *rest = call_block(block.module, stop)
-        context = inputs[0] if block.site.output_inside else output
-        stop.result = partial(_result, linear if block.site.output_inside else nn.Identity(), context, rest)
-        original_stop.result = partial(_result, nn.Identity(), wanted, others)  # last: both may be the same stop
+        real = real_queries(block, stop)
+        with _captured_output(original_block.output) as outputs:
+            wanted = call_block(original_block.module, original_stop)
+        target = outputs[0] if outputs else original_block.output(wanted[0])
+        context, weights = module.attend(stop.arguments)
+        stop.result = partial(module.finish, context, weights, stop.arguments)
+        original_stop.result = partial(_same, wanted)  # last: both may be the same stop
         for fold in range(_FOLDS):  # whole sequences are left out together
-            rows = None if mask is None else mask[fold::_FOLDS]
+            rows = None if real is None else real[fold::_FOLDS]
             known = token_rows(context[fold::_FOLDS], rows).double()
-            missing = token_rows(target[fold::_FOLDS], rows).double() - known @ weight.double().T - bias.double()
-            known = torch.cat([known, known.new_ones(known.shape[0], 1)], -1)
+            missing = token_rows(target[fold::_FOLDS], rows).double() - known @ weight.double().T - shift
+            if bias is not None:
+                known = torch.cat([known, known.new_ones(known.shape[0], 1)], -1)
             grams[fold] += (known.T @ known).cpu()
             crosses[fold] += (known.T @ missing).cpu()
             errors[fold] += missing.square().sum().cpu()
-    if not (grams[:, -1, -1] > 0).all():  # too few sequences to leave any out
+            counts[fold] += len(known)
+    if not (counts > 0).all():  # too few sequences to leave any out
         return None
     ridge, gain = _cross_validate(grams, crosses, errors)
     if ridge is None:
         return None
-    change = _ridge_solve(grams.sum(0), crosses.sum(0), [ridge])[0]
-    change = change.to(weight.device, weight.dtype)
-    return Refit(weight + change[:-1].T, bias + change[-1], ridge, gain)
+    change = _ridge_solve(grams.sum(0), crosses.sum(0), [ridge])[0].to(weight.device, weight.dtype)
+    if bias is None:
+        return Refit(weight + change.T, None, ridge, gain)
+    return Refit(weight + change[:-1].T, bias.detach() + change[-1], ridge, gain)
 
 
-def _result(projection: nn.Module, context: Tensor, rest: Sequence[Any]) -> tuple[Any, ...]:
-    """What a block gives, with the projection as it is by then."""
-    return projection(context), *rest
+def _same(result: Any) -> Any:
+    return result
 
 
 def _ridge_solve(gram: Tensor, cross: Tensor, ridges: Sequence[float]) -> list[Tensor]:
@@ -117,16 +119,16 @@ def _cross_validate(grams: Tensor, crosses: Tensor, errors: Tensor) -> tuple[flo
     return (_RIDGES[best], gain) if significant else (None, 0.0)
 
 
-class _captured_input:
-    """Collects the inputs of a module within a `with` block."""
+class _captured_output:
+    """Collects the outputs of a module within a `with` block."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
     def __enter__(self) -> list[Tensor]:
-        inputs: list[Tensor] = []
-        self.handle = self.module.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-        return inputs
+        outputs: list[Tensor] = []
+        self.handle = self.module.register_forward_hook(lambda _, __, output: outputs.append(output))
+        return outputs
 
     def __exit__(self, *_: Any) -> None:
         self.handle.remove()

@@ -16,7 +16,7 @@ from hf_heads.core.batches import Batch, token_rows
 from hf_heads.core.dense import DenseAttention
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.statistics import BlockStatistics, Moments
-from hf_heads.jobs.conversion.stepping import Stepper, Stop
+from hf_heads.jobs.conversion.stepping import Stepper, Stop, real_queries, received_mask
 
 
 def collect_statistics(
@@ -47,22 +47,22 @@ def statistics_of(block: Block, dense: DenseAttention, stops: Iterable[Stop]) ->
     gram = dense.output @ dense.output.mT
     for stop in stops:
         hidden_states = stop.hidden_states
-        query_mask, key_mask = stop.batch.get(block.site.query_mask), stop.batch.get(block.site.key_mask)
         memory = stop.arguments.get(block.site.memory) if block.site.memory else None
         memory = hidden_states if memory is None else memory
-        query.update(token_rows(hidden_states, query_mask))
+        mask, real = received_mask(block, stop, memory.shape[1]), real_queries(block, stop)
+        query.update(token_rows(hidden_states, real))
         if block.kind == "cross":
-            key.update(token_rows(memory, key_mask))
-        allowed = allowed_keys(block, hidden_states, memory, key_mask)
-        scores = dense.scores(hidden_states, memory).masked_fill(~allowed, -torch.inf)
+            key.update(token_rows(memory, seen_keys(mask, memory)))
+        scores = dense.scores(hidden_states, memory)
+        scores = scores if mask is None else scores + mask
         weights = scores.softmax(-1).nan_to_num(0.0)
         found = head_energy(dense, gram, weights, memory), scores.logsumexp(-1).nan_to_num(0.0, neginf=0.0)
-        reach, logs = (token_rows(one.transpose(1, 2), query_mask).double().cpu() for one in found)
+        reach, logs = (token_rows(one.transpose(1, 2), real).double().cpu() for one in found)
         energy += reach.sum(0)
         sums += logs.sum(0)
-        cross += token_rows(hidden_states, query_mask).double().cpu().T @ logs
+        cross += token_rows(hidden_states, real).double().cpu().T @ logs
         by_query = weights.transpose(1, 2)
-        by_query = by_query.flatten(0, 1) if query_mask is None else by_query[query_mask.bool()]
+        by_query = by_query.flatten(0, 1) if real is None else by_query[real]
         alike += (by_query @ by_query.mT).sum(0).double().cpu()
     if not query.weight:
         raise HeadsError(
@@ -74,15 +74,11 @@ def statistics_of(block: Block, dense: DenseAttention, stops: Iterable[Stop]) ->
     return BlockStatistics(query, key, energy / query.weight, alike / query.weight, sums, cross)
 
 
-def allowed_keys(block: Block, hidden_states: Tensor, memory: Tensor, key_mask: Tensor | None) -> Tensor:
-    """Which key a query may see, (batch or 1, 1, target or 1, source)."""
-    target, source = hidden_states.shape[1], memory.shape[1]
-    allowed = torch.ones(1, 1, target, source, dtype=torch.bool, device=memory.device)
-    if block.kind == "causal":
-        allowed = allowed.tril()
-    if key_mask is not None:
-        allowed = allowed & key_mask.bool().to(memory.device)[:, None, None]
-    return allowed
+def seen_keys(mask: Tensor | None, memory: Tensor) -> Tensor | None:
+    """Which keys any query sees, boolean (batch, source), by a mask as `received_mask` gives it."""
+    if mask is None:
+        return None
+    return (mask.amax((1, 2)) > -torch.inf).expand(memory.shape[:2])
 
 
 def head_energy(dense: DenseAttention, gram: Tensor, weights: Tensor, memory: Tensor) -> Tensor:

@@ -16,10 +16,11 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_heads.attention.hosts.blocks import find_blocks
+from hf_heads.attention.hosts.blocks import Block, find_blocks
+from hf_heads.attention.hosts.reading import argument_names
+from hf_heads.attention.kernels import Conditions
 from hf_heads.core.batches import Batch
-
-_NAMES = ("hidden_states", "attention_mask")  # of what blocks are called with by position
+from hf_heads.modeling.grafting import native_attention
 
 
 @dataclass
@@ -47,6 +48,39 @@ class Stop:
 def call_block(module: nn.Module, stop: Stop) -> Any:
     """What a block's module gives for a batch that waits there."""
     return type(module).forward(module, **stop.arguments)
+
+
+def received_mask(block: Block, stop: Stop, source: int) -> Tensor | None:
+    """The mask that a block was called with, (batch or 1, heads or 1, target or 1, source), added to scores.
+
+    What may not be seen is minus infinity. A causal block that was given none may not see what comes later; None where
+    all is seen.
+
+    Args:
+        source: number of keys.
+    """
+    conditions = Conditions(stop.arguments.get(block.site.mask), block.kind == "causal")
+    found = conditions.additive(stop.hidden_states, source)
+    if found is None:
+        return None
+    found = found.masked_fill(found <= torch.finfo(found.dtype).min / 2, -torch.inf)
+    return found[(None,) * (4 - found.ndim)]
+
+
+def real_queries(block: Block, stop: Stop) -> Tensor | None:
+    """Which positions of what comes into a block are no padding, boolean (batch, target); None where none is padding.
+
+    In self-attention these are the positions that may see themselves, whatever the mask was made of.
+    """
+    rows, target = stop.hidden_states.shape[:2]
+    if block.kind == "cross":
+        mask = stop.batch.get(block.site.query_mask)
+        return None if mask is None or mask.shape != (rows, target) else mask.bool()
+    mask = received_mask(block, stop, target)
+    if mask is None or stop.arguments.get(block.site.mask) is None:
+        return None
+    own = mask.amax(1).expand(rows, target, target).diagonal(dim1=1, dim2=2)
+    return own > -torch.inf
 
 
 class Stepper:
@@ -107,7 +141,8 @@ class Stepper:
     def _stop(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """What stands for the forward of a block: waits, then runs what is in the block's place by then."""
         index = self._runs.index(getcurrent())
-        stop = Stop(name, self._all[index], {**dict(zip(_NAMES, args, strict=False)), **kwargs})
+        names = argument_names(native_attention(self.model.get_submodule(self.paths[name])))
+        stop = Stop(name, self._all[index], {**dict(zip(names, args, strict=False)), **kwargs})
         getcurrent().parent.switch(stop)
         if stop.result is not None:
             return stop.result()

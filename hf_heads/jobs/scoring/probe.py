@@ -173,7 +173,7 @@ def _jobs(
     decoder = "decoder_input_ids" in batch and block.kind != "self"
     ids = batch["decoder_input_ids" if decoder else "input_ids"]
     keys = batch["input_ids"] if block.kind == "cross" else ids
-    masks = (batch.get(block.site.query_mask), batch.get(block.site.key_mask))
+    masks = (batch.get(block.site.query_mask), batch.get(memory_mask(block, batch)))
     query_real, key_real = (
         torch.ones_like(one, dtype=torch.bool) if mask is None else mask.bool()
         for one, mask in zip((ids, keys), masks, strict=True)
@@ -200,6 +200,13 @@ def _jobs(
         other = segments[:, :, None] != segments[:, None]
         jobs |= {"matching": same & other, "same": same & ~other}
     return jobs
+
+
+def memory_mask(block: Block, batch: Batch) -> str:
+    """The model input that tells padding from tokens among what a block's keys are made of."""
+    if block.kind != "cross":
+        return block.site.query_mask
+    return "encoder_attention_mask" if "encoder_attention_mask" in batch else "attention_mask"
 
 
 def _neighbours(config: Any, shape: torch.Size) -> dict[str, Tensor]:

@@ -90,6 +90,6 @@ class CollabAttention(HeadsAttention):
             key_bias=zeros,
             content_bias=self.content_bias.weight.detach(),
             scale=self.scaling,
-            bias=self.shape.bias,
+            biases=self.shape.biases,
             **read_value_output(self.value_projection, output, heads),
         )

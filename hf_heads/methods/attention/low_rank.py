@@ -51,6 +51,6 @@ class LowRankAttention(HeadsAttention):
             key_bias=torch.zeros_like(query_bias),
             content_bias=key.new_zeros(heads, key.shape[1]),
             scale=self.scaling,
-            bias=self.shape.bias,
+            biases=self.shape.biases,
             **read_value_output(self.value_projection, output, heads),
         )

@@ -36,9 +36,10 @@ class MgkAttention(HeadsAttention):
     def build(self, shape: AttentionShape) -> None:
         spec, heads = self.spec, shape.heads
         keys = spec.components if spec.mixture == "mgk" else 1
-        self.component_query = nn.Linear(shape.query_width, heads * spec.query_count * shape.head_dim, bias=shape.bias)
-        self.component_key = nn.Linear(shape.key_width, heads * keys * shape.head_dim, bias=shape.bias)
-        self.component_value = nn.Linear(shape.key_width, heads * shape.value_dim, bias=shape.bias)
+        biases, queries = shape.biases, heads * spec.query_count
+        self.component_query = nn.Linear(shape.query_width, queries * shape.head_dim, bias=biases.query)
+        self.component_key = nn.Linear(shape.key_width, heads * keys * shape.head_dim, bias=spec.key_bias(shape))
+        self.component_value = nn.Linear(shape.key_width, heads * shape.value_dim, bias=biases.value)
         if spec.mixture == "smgk":
             self.shifts = nn.Parameter(torch.empty(heads, spec.components, shape.head_dim))
         if spec.priors == "learned":

@@ -47,9 +47,9 @@ class MheAttention(HeadsAttention):
 
     def build(self, shape: AttentionShape) -> None:
         groups_qk, groups_v = self.spec.groups_qk, self.spec.groups_v
-        self.shared_query = nn.Linear(shape.query_width, groups_qk * shape.head_dim, bias=shape.bias)
-        self.shared_key = nn.Linear(shape.key_width, groups_qk * shape.head_dim, bias=shape.bias)
-        self.shared_value = nn.Linear(shape.key_width, groups_v * shape.value_dim, bias=shape.bias)
+        self.shared_query = nn.Linear(shape.query_width, groups_qk * shape.head_dim, bias=shape.biases.query)
+        self.shared_key = nn.Linear(shape.key_width, groups_qk * shape.head_dim, bias=shape.biases.key)
+        self.shared_value = nn.Linear(shape.key_width, groups_v * shape.value_dim, bias=shape.biases.value)
         self.query_embedding = nn.Parameter(torch.empty(shape.heads, shape.head_dim))
         self.key_embedding = nn.Parameter(torch.empty(shape.heads, shape.head_dim))
         self.value_embedding = nn.Parameter(torch.empty(shape.heads, shape.value_dim))
@@ -119,4 +119,4 @@ class MheAttention(HeadsAttention):
                 bias = bias + embedding
             found |= {name: weight, f"{name}_bias": bias}
         found["content_bias"] = found["key"].new_zeros(shape.heads, shape.key_width)
-        return DenseAttention(**found, scale=self.scaling, bias=shape.bias, **read_output(output, shape.heads))
+        return DenseAttention(**found, scale=self.scaling, biases=shape.biases, **read_output(output, shape.heads))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
-from hf_heads.attention.hosts.reading import read_projections
+from hf_heads.attention.hosts.reading import Projection, read_projections
 from hf_heads.attention.module import HeadsAttention
 from hf_heads.core.dense import AttentionShape, DenseAttention
 
@@ -23,9 +23,10 @@ class PrunedAttention(HeadsAttention):
     def build(self, shape: AttentionShape) -> None:
         site, heads = self.site, shape.heads
         if heads:
-            self.add_module(site.query, nn.Linear(shape.query_width, heads * shape.head_dim, bias=shape.bias))
-            self.add_module(site.key, nn.Linear(shape.key_width, heads * shape.head_dim, bias=shape.bias))
-            self.add_module(site.value, nn.Linear(shape.key_width, heads * shape.value_dim, bias=shape.bias))
+            biases = shape.biases
+            self.add_module(site.query, nn.Linear(shape.query_width, heads * shape.head_dim, bias=biases.query))
+            self.add_module(site.key, nn.Linear(shape.key_width, heads * shape.head_dim, bias=biases.key))
+            self.add_module(site.value, nn.Linear(shape.key_width, heads * shape.value_dim, bias=biases.value))
 
     def _heads(self, name: str, inputs: Tensor) -> Tensor:
         return getattr(self, name)(inputs).unflatten(-1, (self.shape.heads, -1)).transpose(1, 2)
@@ -38,5 +39,7 @@ class PrunedAttention(HeadsAttention):
 
     def to_dense(self, output: nn.Linear) -> DenseAttention:
         if self.shape.heads:
-            return read_projections(self, self.site, output, self.shape, self.scaling)
-        return DenseAttention.empty(self.shape, output.bias.detach(), self.scaling)
+            names = self.site.query, self.site.key, self.site.value
+            query, key, value = (Projection.of(getattr(self, name)) for name in names)
+            return read_projections((query, key, value), output, self.shape, self.scaling)
+        return DenseAttention.empty(self.shape, Projection.of(output).filled_bias().detach(), self.scaling)

@@ -75,10 +75,11 @@ class ResolvedMhe(MheSpec):
     groups_v: int = option(MISSING, "shared heads of values", at_least=1)
 
     def parameters(self, shape: AttentionShape) -> int:
-        scores = self.groups_qk * shape.head_dim * (shape.query_width + shape.key_width + 2 * shape.bias)
-        values = self.groups_v * shape.value_dim * (shape.key_width + shape.bias)
+        biases = shape.biases
+        scores = self.groups_qk * shape.head_dim * (shape.query_width + biases.query + shape.key_width + biases.key)
+        values = self.groups_v * shape.value_dim * (shape.key_width + biases.value)
         embeddings = shape.heads * (2 * shape.head_dim + shape.value_dim)
-        return scores + values + embeddings + shape.output_width * (shape.heads * shape.value_dim + 1)
+        return scores + values + embeddings + shape.output_parameters
 
     def cache_per_token(self, shape: AttentionShape) -> int:
         return self.groups_qk * shape.head_dim + self.groups_v * shape.value_dim

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 import hf_heads
 from hf_heads.attention.hosts.blocks import Block, find_blocks
-from hf_heads.core.attention_error import AttentionSample, descend
+from hf_heads.core.attention_error import HIDDEN, AttentionSample, descend
 from hf_heads.core.batches import Batch
 from hf_heads.jobs.conversion.convert import convert
 from hf_heads.jobs.conversion.installing import load_weights
@@ -46,7 +46,7 @@ def test_divergence_against_loops() -> None:
     attention = attention.masked_fill(hidden, -math.inf).softmax(-1)
     counts = torch.ones(2, 1, 4)
     counts[0, 0, 1] = 0
-    sample = AttentionSample(torch.zeros(2, 4, 1), torch.zeros(2, 5, 1), hidden, attention, counts)
+    sample = AttentionSample(torch.zeros(2, 4, 1), torch.zeros(2, 5, 1), hidden * HIDDEN, attention, counts)
     wanted = [0.0] * 3
     for b in range(2):
         for h in range(3):

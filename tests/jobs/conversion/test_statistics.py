@@ -20,6 +20,7 @@ from hf_heads.io.data.calibration import CalibrationChoice, calibration_data, lo
 from hf_heads.jobs.conversion.report import Report
 from hf_heads.jobs.conversion.statistics import collect_statistics
 from hf_heads.jobs.evaluation.drift import measure_drift
+from hf_heads.jobs.scoring.probe import memory_mask
 from hf_heads.modeling.blocks import share_weights
 from hf_heads.modeling.classes import adopt
 from tests.support.tokenizers import save_image_processor, save_marian_tokenizer, save_tokenizer
@@ -60,7 +61,7 @@ def test_statistics_see_tokens_and_not_padding(name: str):
         handle.remove()
         statistics = collect_statistics(model, block, read_host(block.module, block.site, block.output), [inputs])
         for side, moments in (("query", statistics.query), ("key", statistics.key)):
-            mask = inputs.get(getattr(block.site, f"{side}_mask"))
+            mask = inputs.get(block.site.query_mask if side == "query" else memory_mask(block, inputs))
             rows = seen[side][mask.bool()] if mask is not None else seen[side].flatten(0, 1)
             assert moments.weight == len(rows)
             assert torch.allclose(moments.mean, rows.double().mean(0), atol=1e-6)
