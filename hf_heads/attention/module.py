@@ -41,12 +41,9 @@ class HeadsAttention(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        ours = HeadsAttention.__mro__
-        native = next(
-            (base for base in cls.__bases__ if not issubclass(base, HeadsAttention) and base not in ours), None
-        )
-        if native is not None:
-            cls.arguments = argument_names(native)
+        for base in cls.__bases__:
+            if issubclass(base, nn.Module) and base is not nn.Module and not issubclass(base, HeadsAttention):
+                cls.arguments = argument_names(base)
 
     def __init__(self, host: nn.Module, site: AttentionSite, kind: Kind, output: nn.Linear, spec: HeadsSpec) -> None:
         nn.Module.__init__(self)
