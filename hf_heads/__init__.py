@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from hf_heads.jobs.evaluation.compare import compare_checkpoints
     from hf_heads.jobs.finetuning.callback import ConvertCallback
     from hf_heads.jobs.finetuning.factors import freeze_factors, parameter_groups
+    from hf_heads.jobs.recommendation.recommend import recommend
     from hf_heads.jobs.scoring.ablation import ablate
     from hf_heads.jobs.scoring.masks import head_mask
     from hf_heads.jobs.scoring.ranking import rank_heads
@@ -71,6 +72,7 @@ _PLACES = {
     "parameter_groups": "jobs.finetuning.factors",
     "prune_heads": "compat",
     "rank_heads": "jobs.scoring.ranking",
+    "recommend": "jobs.recommendation.recommend",
     "resolve_source": "io.checkpoints.sources",
 }
 _MODULES = ("compat", "extend", "methods", "models")
@@ -108,6 +110,7 @@ __all__ = [
     "parameter_groups",
     "prune_heads",
     "rank_heads",
+    "recommend",
     "resolve_source",
 ]
 

@@ -18,6 +18,7 @@ from rich.text import Text
 from hf_heads.core.errors import HeadsWarning
 from hf_heads.core.vocabulary import lowest_cosine, one_line, percent, printable
 from hf_heads.jobs.evaluation.record import Comparison
+from hf_heads.jobs.recommendation.record import Recommendation
 from hf_heads.jobs.reporting.tables import notes, text_tables
 from hf_heads.methods.words import settings_text
 
@@ -178,6 +179,29 @@ def print_comparison(found: Comparison) -> None:
         console.print(table)
     for note in notes(found):
         console.print(note, markup=False)
+
+
+def print_recommendation(found: Recommendation) -> None:
+    """Print what was tried, the best for the goal first, and the command that makes the best one."""
+    console = make_console()
+    table = make_table("", "conversion", ">lost", f">{found.goal}", ">parameters", ">cache", ">speed")
+    for place, one in enumerate(found.points):
+        words = " ".join([one.method, *(f"{name} {value}" for name, value in one.settings.items())])
+        mark = ">" if place == found.recommended else "*" if place in found.frontier else ""
+        gains = (one.gain(found.goal, found.caches), one.parameters, one.cache, one.speed)
+        table.add_row(mark, escape(words), f"{one.promised:.4f}", *(f"{gain:.2f} x" for gain in gains))
+    console.print(table)
+    lines = {
+        "lost": f"{found.measure}, at most; > recommended, * what no other beats in loss and gain",
+        "data": found.data,
+        "speed of": found.timed,
+        **{f"no {method}": reason for method, reason in found.left_out.items()},
+        "recommended": found.reason if found.best else f"none: {found.reason}",
+    }
+    for name, text in lines.items():
+        console.print(f"{name:26} {text}", markup=False)
+    if found.best is not None:
+        console.print(found.best.command, markup=False, style="bold", soft_wrap=True)
 
 
 def _interval(row: Mapping[str, Any]) -> str:

@@ -53,6 +53,7 @@ CALLS = {
     "verify": "CONVERTED --data DATA --calibration-samples 8",
     "report": "RECORD --output OUT",
     "list": "",
+    "recommend": "SOURCE --calibration-samples 8",
 }
 
 

@@ -51,6 +51,13 @@ class Score:
         return self.difference_low > 0 or self.difference_high < 0
 
 
+def busy_warning(load: float | None, cores: int | None) -> str:
+    """A sentence where other work ran on the machine while models were timed; else empty."""
+    if load is None or cores is None or load <= cores:
+        return ""
+    return f"the machine was busy while models were timed (load {load:.1f} on {cores} cores): time them anew"
+
+
 @dataclass(frozen=True)
 class Latency:
     """How long a forward pass takes.
@@ -247,11 +254,7 @@ class Comparison:
     @property
     def busy(self) -> str:
         """A sentence where other work ran on the machine while it was timed; else empty."""
-        if self.load is None or self.cores is None or self.load <= self.cores:
-            return ""
-        return (
-            f"the machine was busy while models were timed (load {self.load:.1f} on {self.cores} cores): time them anew"
-        )
+        return busy_warning(self.load, self.cores)
 
     def quality(self, model: ModelRow) -> float | None:
         """The figure by which models are compared: the task score, or the cosine of outputs where there is no task."""

@@ -1,0 +1,39 @@
+"""The handful of conversions that are tried on a model, from mild to strong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from hf_heads.attention.spec import HeadsSpec
+from hf_heads.core.dense import AttentionShape
+from hf_heads.methods.registry import about, all_methods
+
+_KEPT = (0.9, 0.75, 0.5)  # shares of the heads
+_SHARES = (2, 4, 8)  # of the width of queries and keys
+
+
+def candidates(shapes: Sequence[AttentionShape]) -> list[HeadsSpec]:
+    """Settings to try on a model whose blocks have these sizes; they need not fit each of them."""
+    heads = min(shape.heads for shape in shapes)
+    width = min(shape.heads * shape.head_dim for shape in shapes)
+    wanted: list[tuple[str, dict[str, Any]]] = [("pruned", {"keep": keep}) for keep in _KEPT]
+    for share in _SHARES:
+        wanted.append(("collab", {"rank": max(1, width // share)}))
+        if (rank := width // share // heads * heads) and share < max(_SHARES):
+            wanted.append(("low-rank", {"rank": rank}))
+    groups = sorted({heads // share for share in (2, 4) if heads % share == 0} | {1}, reverse=True)
+    wanted += [("mhe", {"groups": count}) for count in groups if count < heads]
+    if heads % 2 == 0:
+        wanted.append(("mgk", {"merge": 2}))
+    return [about(method).spec(**settings) for method, settings in wanted if method in all_methods()]
+
+
+def options_of(spec: HeadsSpec) -> dict[str, Any]:
+    """What of a spec is said on the command line, by the option's name: what is not as it is by default."""
+    return {
+        item.name.replace("_", "-"): value
+        for item in fields(spec)
+        if item.metadata["command"] and (value := getattr(spec, item.name)) != item.default
+    }
