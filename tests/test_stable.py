@@ -71,6 +71,7 @@ FLAGS = {
         --json --data --columns --label --metric --beams --samples --drift-samples --resamples --lengths --batches
         --seconds --no-latency --no-control --format --output --overwrite --write-cards --revision --device --seed
     """,
+    "export": "--json --portable",
     "inspect": "--json",
     "verify": "--json --against --recipe --data --columns --label --calibration-samples --min-cosine --tolerance",
     "report": "--json --importance --output --title --overwrite",
