@@ -71,6 +71,7 @@ FLAGS = {
         --json --data --columns --label --metric --beams --samples --drift-samples --resamples --lengths --batches
         --seconds --no-latency --no-control --format --output --overwrite --write-cards --revision --device --seed
     """,
+    "export": "--json --portable",
     "inspect": "--json",
     "verify": "--json --against --recipe --data --columns --label --calibration-samples --min-cosine --tolerance",
     "report": "--json --importance --output --title --overwrite",
@@ -179,7 +180,7 @@ def test_checkpoints_keep_the_names_of_tensors_and_the_section_heads(method: str
 def test_the_report_beside_a_checkpoint_keeps_its_keys(run: Run, bert_folder: Path, tmp_path: Path):
     options = ("--to", "low-rank", "--rank", 8, "--calibration-samples", 16, "--output", tmp_path / "out")
     assert run("convert", bert_folder, *options).code == 0
-    assert {"config.json", "model.safetensors", "README.md", "heads_remote.py"} <= {
+    assert {"config.json", "model.safetensors", "README.md", "modeling_heads_bert.py"} <= {
         path.name for path in (tmp_path / "out").iterdir()
     }
     report = json.loads((tmp_path / "out" / "heads_report.json").read_text())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hf_heads.attention.kernels import Conditions, exporting, lower_triangle
 
-_LONG = 64  # keys; for fewer, making the scores at once is faster than the fused kernel
+_MANY_KEYS = 64  # keys; for fewer, making the scores at once is faster than the fused kernel
 
 
 def centred(query: Tensor, key: Tensor, coefficient: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,9 +46,9 @@ def mixture_attention(
         additive: (batch or 1, heads, components, source) in float32: log priors and the keys' norms.
         watch: is given the weights by component, (batch, heads, target, components, source).
     """
-    long = exporting() or key.shape[-2] >= _LONG  # an exported program serves any length
+    long = exporting() or key.shape[-2] >= _MANY_KEYS  # an exported program serves any length
     if not conditions.eager and watch is None and not conditions.dropout and query.shape[2] == 1 and long:
-        return _fused(query[:, :, 0], key, value, scaling, additive, conditions), None
+        return _fused_mixture(query[:, :, 0], key, value, scaling, additive, conditions), None
     scores = _scores(query, key, scaling, additive, conditions)
     if watch is not None:
         watch(scores.flatten(-2).softmax(-1).view_as(scores))
@@ -101,7 +101,7 @@ def _scores(query: Tensor, key: Tensor, scaling: float, additive: Tensor, condit
     return scores.transpose(2, 3)
 
 
-def _fused(
+def _fused_mixture(
     query: Tensor, key: Tensor, value: Tensor, scaling: float, additive: Tensor, conditions: Conditions
 ) -> Tensor:
     """Torch's fused attention over components x source keys, with the additive term in channels of its own.

@@ -223,3 +223,21 @@ def print_healed(record: Mapping[str, Any], output: Path) -> None:
     console.print(f"{'healed on':26} {run['data']}", markup=False)
     console.print(f"{'teacher':26} {run['teacher']}", markup=False)
     console.print(f"written to {output} after {run['steps']} steps in {run['seconds']:.0f} s", markup=False)
+
+
+def print_native(report: Mapping[str, Any], output: str) -> None:
+    """Print what a checkpoint became as one of its host's own architecture."""
+    console = make_console()
+    if report["lost"]:
+        table = make_table("block", ">lost of its scores")
+        for name, lost in report["lost"].items():
+            table.add_row(name, f"{100 * lost:.2f} %")
+        console.print(table)
+        console.print(f"{'nearest on':26} {report['calibration']}", markup=False, highlight=False)
+    for heads, width in sorted({tuple(size) for size in report["sizes"].values()}):
+        console.print(f"{'attention':26} {heads} heads of width {width}")
+    before, after = report["parameters_before"], report["parameters"]
+    console.print(f"{'model parameters':26} {before:>14,} -> {after:>14,}  ({percent(before, after)})")
+    figures = ", ".join(f"{name.replace('_', ' ')} {value:.7g}" for name, value in report["drift"].items())
+    console.print(f"{'drift, random':26} {figures}", markup=False)
+    console.print(f"{'exact' if report['exact'] else 'LOSSY'}; written to {output}", markup=False, highlight=False)

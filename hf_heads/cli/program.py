@@ -14,6 +14,7 @@ from hf_heads.cli.checks import add_inspect, add_list, add_verify
 from hf_heads.cli.compare import add_compare
 from hf_heads.cli.convert import add_convert
 from hf_heads.cli.distill import add_distill
+from hf_heads.cli.export import add_export
 from hf_heads.cli.recommend import add_recommend
 from hf_heads.cli.report import add_report
 from hf_heads.cli.signals import Stopped, signals_stop
@@ -81,6 +82,7 @@ def build_parser(methods: bool = True) -> argparse.ArgumentParser:
     add_compare(commands)
     add_inspect(commands)
     add_verify(commands)
+    add_export(commands)
     add_recommend(commands)
     add_report(commands)
     add_list(commands)

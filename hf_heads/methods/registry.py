@@ -12,6 +12,11 @@ from hf_heads.methods.base import About, Method
 _BUILT_IN = {"collab": "collab", "low-rank": "low_rank", "mgk": "mgk", "mhe": "mhe", "pruned": "pruned"}
 
 
+def built_in(name: str) -> bool:
+    """Whether the method called `name` is one of this package."""
+    return name in _BUILT_IN
+
+
 @cache
 def registered() -> dict[str, EntryPoint]:
     """The methods of other packages; all that is installed is searched once, which takes a while."""

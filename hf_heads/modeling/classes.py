@@ -31,13 +31,11 @@ from hf_heads.modeling.grafting import (
 class HeadsModel(GraftedModel):
     """What every derived model class has on top of its host's."""
 
-    @staticmethod
-    def attention_class(native: type[nn.Module], method: str) -> type[HeadsAttention]:
+    def attention_class(self, native: type[nn.Module], method: str) -> type[HeadsAttention]:
         """The class that takes the place of a host's attention class, see `attention_class`."""
         return attention_class(native, method)
 
-    @staticmethod
-    def model_class(native: type[PreTrainedModel]) -> type[GraftedModel]:
+    def model_class(self, native: type[PreTrainedModel]) -> type[GraftedModel]:
         """The derived class of one of the host's model classes, see `model_class`."""
         return model_class(native)
 

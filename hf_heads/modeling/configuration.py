@@ -25,10 +25,9 @@ from hf_heads.core.errors import HeadsError
 from hf_heads.core.vocabulary import PREFIX
 from hf_heads.methods.registry import get_method
 from hf_heads.modeling import internals
-from hf_heads.modeling.auto_classes import auto_classes
+from hf_heads.modeling.auto_classes import host_config_class
 from hf_heads.modeling.guarded import FORMAT, GuardedConfig, block_entries
-
-_STUB = "heads_remote"
+from hf_heads.modeling.portable.writing import derived_classes, module_name, write_code
 
 
 class HeadsConfig(GuardedConfig):
@@ -52,20 +51,21 @@ class HeadsConfig(GuardedConfig):
         """
         return parse_heads(self.heads)
 
-    @classmethod
-    def remote_classes(cls) -> dict[str, str]:
-        """The `auto_map` of `config.json`: which class of the stub serves which Auto class."""
-        names = {name: f"Heads{native}" for name, native in auto_classes(cls.heads_adapter()).items()}
-        return {
-            "AutoConfig": f"{_STUB}.{cls.__name__}",
-            **{auto: f"{_STUB}.{name}" for auto, name in names.items()},
-        }
+    def remote_classes(self) -> dict[str, str]:
+        """The `auto_map` of `config.json`: which class of the code beside it serves which Auto class."""
+        adapter = self.heads_adapter()
+        module = module_name(adapter, self._methods())
+        names = {"AutoConfig": type(self).__name__, **derived_classes(adapter)}
+        return {auto: f"{module}.{name}" for auto, name in names.items()}
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Write `config.json`, and beside it the module that `trust_remote_code=True` looks for."""
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         if self.heads:
-            write_stub(Path(save_directory), type(self))
+            write_code(Path(save_directory), self.heads_adapter(), self._methods())
+
+    def _methods(self) -> tuple[str, ...]:
+        return tuple(sorted({spec.method for spec in self.block_specs().values()}))
 
 
 def parse_heads(heads: Any) -> dict[str, HeadsSpec]:
@@ -88,16 +88,6 @@ def parse_heads(heads: Any) -> dict[str, HeadsSpec]:
 def heads_section(specs: dict[str, HeadsSpec]) -> dict[str, Any]:
     """The config section that `parse_heads` reads."""
     return {"format": FORMAT, "blocks": {name: spec.to_config() for name, spec in specs.items()}}
-
-
-def host_config_class(adapter: AttentionAdapter) -> type[PreTrainedConfig] | None:
-    """The host's own config class; None while its module is still being imported."""
-    configs = (
-        value
-        for value in vars(adapter.configuration).values()
-        if isinstance(value, type) and issubclass(value, PreTrainedConfig)
-    )
-    return next((value for value in configs if value.model_type == adapter.model_type), None)
 
 
 @cache
@@ -131,16 +121,6 @@ def derived_config(config: PreTrainedConfig, specs: dict[str, HeadsSpec]) -> Any
     made = config_class(adapter)(**native_entries(config), heads=heads_section(specs))  # type: ignore[call-arg]
     internals.copy_choices(config, made)
     return made
-
-
-def write_stub(directory: Path, config: type[HeadsConfig]) -> None:
-    """Write the module through which `trust_remote_code=True` reaches hf_heads."""
-    names = sorted({entry.rpartition(".")[2] for entry in config.remote_classes().values()})
-    (directory / f"{_STUB}.py").write_text(
-        '"""Reaches hf-heads (pip install hf-heads), where the classes of this checkpoint are made."""\n\n'
-        f"from hf_heads.models import {', '.join(names)}  # noqa: F401\n",
-        encoding="utf-8",
-    )
 
 
 def register_configs() -> None:

@@ -49,13 +49,11 @@ class GraftedModel(PreTrainedModel):
             cls.__init__ = _constructor(native)  # type: ignore[method-assign]
             rename_keys_like(cls.__name__, native.__name__)
 
-    @staticmethod
-    def attention_class(native: type[nn.Module], method: str) -> type[HeadsAttention]:
+    def attention_class(self, native: type[nn.Module], method: str) -> type[HeadsAttention]:
         """The class of a method that takes the place of a host's attention class."""
         raise NotImplementedError
 
-    @staticmethod
-    def model_class(native: type[PreTrainedModel]) -> type[GraftedModel]:
+    def model_class(self, native: type[PreTrainedModel]) -> type[GraftedModel]:
         """The derived class of one of the host's model classes."""
         raise NotImplementedError
 

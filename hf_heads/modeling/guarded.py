@@ -62,8 +62,7 @@ class GuardedConfig:
         """
         raise NotImplementedError
 
-    @classmethod
-    def remote_classes(cls) -> dict[str, str]:
+    def remote_classes(self) -> dict[str, str]:
         """The `auto_map` of `config.json`: which class of the code beside it serves which Auto class."""
         raise NotImplementedError
 

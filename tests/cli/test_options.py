@@ -49,6 +49,7 @@ CALLS = {
     "importance": "SOURCE --score weights",
     "ablate": "SOURCE --calibration-samples 4 --blocks *layer.0*",
     "compare": "SOURCE CONVERTED --no-latency --no-control --drift-samples 8 --lengths 4 --batches 1 --output RECORD",
+    "export": "CONVERTED --native --nearest --calibration-samples 8 --output OUT",
     "inspect": "CONVERTED",
     "verify": "CONVERTED --data DATA --calibration-samples 8",
     "report": "RECORD --output OUT",

@@ -111,7 +111,7 @@ def test_the_config_checks_types(folder: Path):
 
 def test_saving_again_keeps_everything(folder: Path, tmp_path: Path):
     AutoModel.from_pretrained(folder).save_pretrained(tmp_path / "again")
-    assert (tmp_path / "again" / "heads_remote.py").is_file()
+    assert (tmp_path / "again" / "modeling_heads_bert.py").is_file()
     with pytest.raises(ValueError, match="import hf_heads"):
         BertModel.from_pretrained(tmp_path / "again")
     wanted, found = (AutoModel.from_pretrained(path) for path in (folder, tmp_path / "again"))
@@ -238,7 +238,7 @@ def test_an_empty_section_is_the_host(make: Callable):
     assert type(AutoModel.from_config(config)).__name__.startswith("Heads")
 
 
-def test_other_packages_register_methods_by_entry_point(monkeypatch: pytest.MonkeyPatch):
+def test_other_packages_register_methods_by_entry_point(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     import dataclasses
 
     from hf_heads.methods import registry
@@ -264,6 +264,9 @@ def test_other_packages_register_methods_by_entry_point(monkeypatch: pytest.Monk
     assert hf_heads.methods["mine"].name == "mine" and "mine" in hf_heads.methods
     converted, _ = hf_heads.convert(TWINS["bert"].model(), MineSpec(rank=8), calibration="none")
     assert type(find_blocks(converted)[0].module).__name__ == "MineBertSelfAttention"
+    converted.save_pretrained(tmp_path)  # their code is not ours to hand on: what is there reaches hf-heads
+    assert [path.name for path in tmp_path.glob("*.py")] == ["heads_remote.py"]
+    assert converted.config.to_dict()["auto_map"]["AutoModel"] == "heads_remote.HeadsBertModel"
     registry.load.cache_clear()
     registry.registered.cache_clear()
 

@@ -93,7 +93,7 @@ def main(folder: Path) -> None:
         for name, options in METHODS.items():
             command = ["-m", "hf_heads.cli", "convert", "original", *options, "--calibration-samples", "16"]
             subprocess.run([sys.executable, *command, "--output", name], cwd=place, check=True)
-            for file in ("README.md", "heads_remote.py"):
+            for file in ("README.md", f"modeling_heads_{host}.py"):
                 (place / name / file).unlink()
             found = {}
             for implementation in ("eager", "sdpa"):

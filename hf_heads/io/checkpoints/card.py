@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -9,15 +10,19 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hf_heads.core.vocabulary import METRICS, lowest_cosine, percent
+from hf_heads.attention.hosts.table import architectures
+from hf_heads.core.vocabulary import METRICS, PREFIX, lowest_cosine, percent
 from hf_heads.io.checkpoints.card_metadata import metadata, method_names
 from hf_heads.io.checkpoints.files import write_file
+from hf_heads.io.checkpoints.json_files import read_json
 from hf_heads.io.checkpoints.record import check_complete
 from hf_heads.io.checkpoints.sources import Source
 from hf_heads.methods.registry import get_method
 from hf_heads.methods.words import settings_text
+from hf_heads.modeling.auto_classes import auto_classes
+from hf_heads.modeling.portable.writing import can_carry, module_name
 
-_LOAD, _ANY_ID = 'from_pretrained("{}")', "PATH_OR_ID"
+_ANY_ID = '"PATH_OR_ID"'
 _SIZES = {
     "attention_parameters": "attention parameters",
     "model_parameters": "model parameters",
@@ -48,7 +53,7 @@ def model_card(source: Source, record: dict[str, Any], recipe: str | None) -> st
     """
     check_complete(record, source.given)
     healed = record.get("distillation")
-    template = _environment().get_template("card.md.jinja")
+    template = card_environment().get_template("card.md.jinja")
     return template.render(
         source=source,
         record=record,
@@ -64,8 +69,39 @@ def model_card(source: Source, record: dict[str, Any], recipe: str | None) -> st
         how=_how(healed) if healed else "",
         trained=_TRAINED,
         metrics=METRICS,
-        load=_LOAD.format(_ANY_ID),
+        **loading(source, method_names(record)),
     )
+
+
+def renew_use(source: Source) -> None:
+    """Have the card of a converted checkpoint, if it has one, say how it is loaded by now."""
+    card = source.folder / "README.md"
+    entries = read_json(source.folder / "config.json", "config")
+    if not card.is_file():
+        return
+    text = card.read_text(encoding="utf-8")
+    methods = sorted({block["method"] for block in entries["heads"]["blocks"].values()})
+    named = re.search(r'from_pretrained\((".*?")', text)
+    values = {**loading(source, methods), **({"any_id": named[1]} if named else {})}
+    use = card_environment().get_template("use.md.jinja").render(**values)
+    write_file(card, re.sub(r"^## Use\n.*?(?=^## |\Z)", lambda _: f"{use.strip()}\n\n", text, flags=re.M | re.S))
+
+
+def loading(source: Source, names: list[str]) -> dict[str, Any]:
+    """What the card says of loading: the file with the code, None where there is none, the Auto class, and the id."""
+    entries = read_json(source.folder / "config.json", "config")
+    adapter = architectures()[str(entries["model_type"]).removeprefix(PREFIX)]
+    methods = tuple(names)
+    made = str((entries.get("architectures") or [""])[0]).removeprefix("Heads")
+    serving = sorted((auto for auto, native in auto_classes(adapter).items() if native == made), key=len)
+    code = f"{module_name(adapter, methods)}.py" if can_carry(adapter, methods) else None
+    embedder = (source.folder / "modules.json").is_file()
+    return {
+        "code": code,
+        "auto": serving[0] if serving else "AutoModel",
+        "embedder": embedder,
+        "any_id": _ANY_ID,
+    }
 
 
 def name_in_card(folder: Path, repo_id: str) -> None:
@@ -73,11 +109,11 @@ def name_in_card(folder: Path, repo_id: str) -> None:
     card = folder / "README.md"
     if card.is_file():
         text = card.read_text(encoding="utf-8")
-        write_file(card, text.replace(_LOAD.format(_ANY_ID), _LOAD.format(repo_id)))
+        write_file(card, text.replace(_ANY_ID, f'"{repo_id}"'))
 
 
 @cache
-def _environment() -> Environment:
+def card_environment() -> Environment:
     """Templates of Markdown, in which nothing is escaped; they stay compiled."""
     made = Environment(
         loader=PackageLoader("hf_heads.io.checkpoints"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

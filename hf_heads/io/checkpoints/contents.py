@@ -13,7 +13,8 @@ from hf_heads.io.checkpoints.json_files import read_json
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
-STUB = "heads_remote.py"  # what `trust_remote_code=True` looks for in a converted checkpoint
+# What `trust_remote_code=True` looks for in a converted checkpoint: its code, or what reaches an installed hf-heads.
+_CODE = re.compile(r"modeling_heads_\w+\.py|heads_remote\.py")
 
 # Files of tokenizers, processors, generation and sentence-transformers, and licences: they go along with a conversion.
 _COMPANIONS = re.compile(
@@ -31,7 +32,7 @@ _TEMPLATES = "additional_chat_templates"
 _MODULE = re.compile(r"\d+_\w+")  # a folder of sentence-transformers, such as 1_Pooling
 _IN_MODULE = re.compile(r"[\w.-]+\.(json|txt|safetensors)|[\w.-]+\.model")
 _NAME = re.compile(r"[^/\\]{1,200}")
-_OWN = ("config.json", "README.md", STUB, REPORT, ".gitattributes")
+_OWN = ("config.json", "README.md", REPORT, ".gitattributes")
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
 
 
@@ -51,6 +52,10 @@ def is_weights(path: PurePath) -> bool:
     return len(path.parts) == 1 and _WEIGHTS.fullmatch(path.name) is not None
 
 
+def _is_own(path: PurePath) -> bool:
+    return str(path) in _OWN or _CODE.fullmatch(str(path)) is not None
+
+
 def files_of(folder: Path) -> list[PurePath]:
     """The paths in a folder of all that is not a folder itself, sorted; links are not followed."""
     found: list[PurePath] = []
@@ -68,7 +73,7 @@ def checkpoint_files(folder: Path) -> list[PurePath]:
     paths = [
         path.relative_to(folder) for place in (folder, *subfolders) for path in place.iterdir() if not path.is_dir()
     ]
-    return sorted(path for path in paths if is_companion(path) or is_weights(path) or str(path) in _OWN)
+    return sorted(path for path in paths if is_companion(path) or is_weights(path) or _is_own(path))
 
 
 def check_files(folder: Path, given: str) -> None:
@@ -120,7 +125,7 @@ def not_of_a_checkpoint(folder: Path) -> str | None:
     files = files_of(folder)
     if not files and not any(folder.iterdir()):
         return None
-    strange = [path for path in files if not (is_companion(path) or is_weights(path) or str(path) in _OWN)]
+    strange = [path for path in files if not (is_companion(path) or is_weights(path) or _is_own(path))]
     if not strange and any((folder / name).is_file() for name in ("config.json", REPORT)):
         return None
     return str((strange or files or sorted(folder.iterdir()))[0])

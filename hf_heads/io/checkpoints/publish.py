@@ -17,8 +17,9 @@ from hf_heads.io.checkpoints.contents import checkpoint_files
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN, with a token that may write"
 _LATER = "try again later, or leave out --push-to-hub"
 
-# Weights of an earlier upload under other names would stand beside the new ones, and might be the ones that load.
-_STALE = ["model*.safetensors", "model.safetensors.index.json"]
+# Weights of an earlier upload under other names would stand beside the new ones, and might be the ones that load; its
+# code is of no use.
+_STALE = ["model*.safetensors", "model.safetensors.index.json", "modeling_heads_*.py", "heads_remote.py"]
 
 
 def check_push(repo_id: str, token: str | None = None) -> None:

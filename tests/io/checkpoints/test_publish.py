@@ -105,7 +105,7 @@ def test_a_conversion_is_uploaded_whole_into_a_repository_made_first(convert: Ca
     assert created == {"repo_id": "user/small-bert", "repo_type": "model", "private": False, "exist_ok": True}
     assert uploaded["repo_id"] == "user/small-bert" and uploaded["commit_message"]
     assert {
-        *("config.json", "model.safetensors", "README.md", "heads_report.json", "heads_remote.py"),
+        *("config.json", "model.safetensors", "README.md", "heads_report.json", "modeling_heads_bert.py"),
         *("tokenizer.json", "tokenizer_config.json"),
     } <= set(hub.files)
     assert not any(Path(name).name.startswith(".") for name in hub.files)
@@ -115,7 +115,9 @@ def test_a_conversion_is_uploaded_whole_into_a_repository_made_first(convert: Ca
 def test_the_card_says_under_which_name_to_load(convert: Callable[..., Outcome], hub: Hub, tmp_path: Path):
     assert convert("--push-to-hub", "small-bert").code == 0
     card = hub.files["README.md"]
-    assert card is not None and 'AutoModel.from_pretrained("user/small-bert")' in card
+    assert (
+        card is not None and 'AutoModelForMaskedLM.from_pretrained("user/small-bert", trust_remote_code=True)' in card
+    )
     assert "PATH_OR_ID" not in card
     assert (tmp_path / "out" / "README.md").read_text() == card
 

@@ -215,5 +215,5 @@ def test_an_output_holds_no_code_but_our_own(run: Run, bert_folder: Path, tmp_pa
     (bert_folder / ".env").write_text("HF_TOKEN=secret")
     options = ("--to", "collab", "--rank", 8, "--calibrate", "none", "--output", tmp_path / "out")
     assert run("convert", bert_folder, *options).code == 0
-    assert [name for name in leftovers(tmp_path / "out") if name.endswith(".py")] == ["heads_remote.py"]
+    assert [name for name in leftovers(tmp_path / "out") if name.endswith(".py")] == ["modeling_heads_bert.py"]
     assert ".env" not in leftovers(tmp_path / "out")

@@ -1,0 +1,94 @@
+"""The command export: checkpoints that load where hf-heads is not installed."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from hf_heads.cli.options import add_calibration, add_command, add_device, add_seed, calibration_choice, print_json
+from hf_heads.io.checkpoints.files import check_output
+from hf_heads.io.checkpoints.sources import resolve_source
+
+
+def add_export(commands: Any) -> None:
+    """Add the command export."""
+    command = add_command(
+        commands, "export", _export, "have a converted checkpoint load where hf-heads is not installed"
+    )
+    command.add_argument("source", metavar="CONVERTED", help="the converted checkpoint, a folder or a hub id")
+    ways = command.add_mutually_exclusive_group(required=True)
+    ways.add_argument(
+        "--portable",
+        action="store_true",
+        help="put its code beside it, in its own folder, where an earlier version wrote none",
+    )
+    ways.add_argument(
+        "--native",
+        action="store_true",
+        help="write its attention out as its host's own: exact, or refused (without the savings, but for some ViTs)",
+    )
+    command.add_argument("--output", metavar="DIR", help="folder to write; not for --portable")
+    command.add_argument("--overwrite", action="store_true", help="replace the output folder if it exists")
+    command.add_argument(
+        "--nearest",
+        action="store_true",
+        help="with --native: where the host's heads are too narrow, take the nearest, at a loss that is measured",
+    )
+    add_calibration(
+        command,
+        "--calibrate",
+        "data that --nearest is the nearest on, as for convert (default: random); `none` weighs the weights alone",
+    )
+    add_device(command)
+    add_seed(command)
+
+
+def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    choice = calibration_choice(options)
+    if not options.nearest and choice != type(choice)():
+        parser.error("export: data is what --nearest looks at: give --nearest as well")
+    if options.nearest and not options.native:
+        parser.error("export: --nearest is for --native")
+    if options.portable:
+        if options.output is not None or options.overwrite:
+            parser.error("export: --portable writes into the folder itself: leave out --output and --overwrite")
+        return _portable(options)
+    if options.output is None:
+        parser.error("export: --output is missing: the folder to write")
+    check_output(Path(options.output), options.overwrite)
+    # rich, torch and transformers take seconds to import: only who runs the command waits for them.
+    from hf_heads.cli.console import print_native, progress_bar, quiet
+
+    quiet()
+    from hf_heads.jobs.export.native import export_native  # takes seconds to import
+
+    with progress_bar(not options.json) as progress:
+        report = export_native(
+            resolve_source(options.source),
+            Path(options.output),
+            nearest=choice if options.nearest else None,
+            overwrite=options.overwrite,
+            device=options.device,
+            progress=progress,
+        ).to_dict()
+    if options.json:
+        print_json({"output": options.output, **report})
+    else:
+        print_native(report, options.output)
+    return 0
+
+
+def _portable(options: argparse.Namespace) -> int:
+    # transformers takes seconds to import: only who runs the command waits for it.
+    from hf_heads.cli.console import quiet
+
+    quiet()
+    from hf_heads.jobs.export.portable import make_portable  # takes seconds to import
+
+    code = make_portable(resolve_source(options.source))
+    if options.json:
+        print_json({"output": options.source, "code": code})
+    else:
+        print(f"{code} is in {options.source}: load it with trust_remote_code=True wherever transformers is installed")
+    return 0
