@@ -159,6 +159,10 @@ class HeadsSpec:
         """Whether the output projection is refitted after conversion, unless the caller forbids it."""
         return True
 
+    def weighs_tokens(self) -> bool:
+        """Whether the refit weighs tokens by how much the model's output depends on them: a backward pass more."""
+        return False
+
     def uses_data(self) -> bool:
         """Whether calibration data makes a difference with these settings."""
         return True

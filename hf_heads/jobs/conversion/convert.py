@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_heads.attention.hosts.blocks import Block
@@ -43,6 +43,7 @@ from hf_heads.jobs.conversion.statistics import statistics_of
 from hf_heads.jobs.conversion.stepping import Stepper
 from hf_heads.jobs.conversion.team import Team
 from hf_heads.jobs.scoring.probe import special_ids
+from hf_heads.jobs.scoring.tokens import token_weights
 from hf_heads.methods.registry import get_method
 from hf_heads.modeling.blocks import block_shape, block_size, block_specs, read_block, share_weights
 from hf_heads.modeling.classes import adopt, set_specs
@@ -133,7 +134,9 @@ def convert(
         report.objective = objective
         room = ENTRIES // (2 * max(block_shape(block).heads for block, _ in chosen.values()) or 1)
         repeats = made_repeats(batches, model.config, special_ids(model), seed, pairs_sampled, room)
-    way = _Way(converted, original, batches or (), repeats or (), refit, repeats is not None, shelf)
+    # Now, since nothing may run the original while batches wait at its blocks.
+    weights = _token_weights(original, batches or (), specs, seed) if refit else {}
+    way = _Way(converted, original, batches or (), repeats or (), refit, repeats is not None, weights, shelf)
     with torch.no_grad(), _stops(way, list(chosen), inputs, folder, key, team) as (here, there):
         report.blocks = _all_blocks(way, here, there, specs, list(chosen), finished, team, progress)
     set_specs(converted, {**block_specs(converted), **{block.name: block.spec for block in report.blocks}})
@@ -156,6 +159,7 @@ class _Way:
         repeats: more of it, to refine scores on.
         refit: refit output projections.
         refined_to_maps: refine scores to the original's attention maps before that.
+        token_weights: by block, what errors at each token count for, by the `id` of a batch; all alike where none are.
         shelf: where new weights go, if anywhere.
     """
 
@@ -165,7 +169,19 @@ class _Way:
     repeats: Sequence[Batch]
     refit: bool
     refined_to_maps: bool
+    token_weights: Mapping[str, Mapping[int, Tensor]]
     shelf: Shelf | None
+
+
+def _token_weights(
+    original: PreTrainedModel, batches: Sequence[Batch], specs: Mapping[str, HeadsSpec], seed: int
+) -> dict[str, dict[int, Tensor]]:
+    """What errors at each token count for, by the `id` of a batch, for the blocks whose refit weighs tokens."""
+    names = [name for name, one in specs.items() if one.refits() and one.weighs_tokens()]
+    if not names or not batches:
+        return {}
+    found = token_weights(original, batches, names, seed)
+    return {name: {id(batch): one for batch, one in zip(batches, found[name], strict=True)} for name in names}
 
 
 @contextmanager
@@ -298,7 +314,8 @@ def _convert_block(
             load_weights(block, refined.weights)
             divergences = refined.after, refined.before
     if way.refit and spec.refits() and way.batches and not lossless:
-        fitted = refit_output(block, here.at(name), block_called(way.original, name), there.at(name))
+        weights = way.token_weights.get(name)
+        fitted = refit_output(block, here.at(name), block_called(way.original, name), there.at(name), weights)
         if fitted is not None:
             found = {"output.weight": fitted.weight, "output.bias": fitted.bias}
             load_weights(block, {name: tensor for name, tensor in found.items() if tensor is not None})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -38,19 +38,24 @@ _RIDGES = tuple(10.0**exponent for exponent in range(-5, 3))
 
 
 def refit_output(
-    block: Block, stops: Iterable[Stop], original_block: Block, original_stops: Iterable[Stop]
+    block: Block,
+    stops: Iterable[Stop],
+    original_block: Block,
+    original_stops: Iterable[Stop],
+    token_weights: Mapping[int, Tensor] | None = None,
 ) -> Refit | None:
     """Refit the output projection of a converted block to what the original model's block puts out.
 
     Ridge regression from the converted heads' context to the original block's output, plus what the earlier blocks'
-    errors have moved the residual stream by. The pull towards the present projection is chosen by cross-validation
-    over parts of the calibration data, so that little data changes little.
+    errors have moved the residual stream by, where that stream is known. The pull towards the present projection is
+    chosen by cross-validation over parts of the calibration data, so that little data changes little.
 
     Args:
         block: of the converted model, with the method's module in place.
         stops: batches that wait there.
         original_block: the same block of the model before conversion.
         original_stops: the same batches there.
+        token_weights: what errors at each token count for, (batch, target), by the `id` of the batch; None: all alike.
 
     Returns:
         The new projection, or None where no refit does better on unseen data than the present one.
@@ -62,11 +67,14 @@ def refit_output(
     grams = torch.zeros(_FOLDS, width, width, dtype=torch.float64)
     crosses = torch.zeros(_FOLDS, width, linear.out_features, dtype=torch.float64)
     errors, counts = (torch.zeros(_FOLDS, dtype=torch.float64) for _ in range(2))
+    size = 0.0
     for stop, original_stop in zip(stops, original_stops, strict=True):
         real = real_queries(block, stop)
         with _captured_output(original_block.output) as outputs:
             wanted = call_block(original_block.module, original_stop)
         target = outputs[0] if outputs else original_block.output(wanted[0])
+        if stop.residual is not None and original_stop.residual is not None:
+            target = target + (original_stop.residual - stop.residual)
         context, weights = module.attend(stop.arguments)
         stop.result = partial(module.finish, context, weights, stop.arguments)
         original_stop.result = partial(_same, wanted)  # last: both may be the same stop
@@ -76,13 +84,17 @@ def refit_output(
             missing = token_rows(target[fold::_FOLDS], rows).double() - known @ weight.double().T - shift
             if bias is not None:
                 known = torch.cat([known, known.new_ones(known.shape[0], 1)], -1)
+            if token_weights is not None:
+                roots = token_rows(token_weights[id(stop.batch)][fold::_FOLDS, :, None], rows).double().sqrt()
+                known, missing = known * roots, missing * roots
             grams[fold] += (known.T @ known).cpu()
             crosses[fold] += (known.T @ missing).cpu()
             errors[fold] += missing.square().sum().cpu()
             counts[fold] += len(known)
+        size += float(target.square().sum())
     if not (counts > 0).all():  # too few sequences to leave any out
         return None
-    ridge, gain = _cross_validate(grams, crosses, errors)
+    ridge, gain = _cross_validate(grams, crosses, errors, size)
     if ridge is None:
         return None
     change = _ridge_solve(grams.sum(0), crosses.sum(0), [ridge])[0].to(weight.device, weight.dtype)
@@ -103,7 +115,7 @@ def _ridge_solve(gram: Tensor, cross: Tensor, ridges: Sequence[float]) -> list[T
     return [vectors @ (projected / (values.clamp_min(0) + ridge * mean)[:, None]) for ridge in ridges]
 
 
-def _cross_validate(grams: Tensor, crosses: Tensor, errors: Tensor) -> tuple[float | None, float]:
+def _cross_validate(grams: Tensor, crosses: Tensor, errors: Tensor, size: float) -> tuple[float | None, float]:
     """The ridge with the least error on left-out folds, and the share of the error that it removes there."""
     lost = torch.zeros(len(_RIDGES), dtype=torch.float64)
     for fold in range(_FOLDS):
@@ -115,7 +127,7 @@ def _cross_validate(grams: Tensor, crosses: Tensor, errors: Tensor) -> tuple[flo
     best = int(gains.argmax())
     gain = float(gains[best])
     # Below this the numbers are rounding: a lossless conversion has nothing to refit.
-    significant = gain > 1e-3 and float(errors.sum()) > 1e-12
+    significant = gain > 1e-3 and float(errors.sum()) > 1e-12 * size
     return (_RIDGES[best], gain) if significant else (None, 0.0)
 
 

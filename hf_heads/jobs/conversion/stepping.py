@@ -6,6 +6,7 @@ called with, and waits. What then stands at the block's place, converted or not,
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,12 +32,15 @@ class Stop:
         name: of the block.
         batch: the model's arguments.
         arguments: those that the block is called with, by name.
+        residual: (batch, target, width), what its output is added to: what comes into the layer that it opens. None
+            for cross-attention, and where that is not known.
         result: gives what the block makes of them; None: the block is to be called.
     """
 
     name: str
     batch: Batch
     arguments: dict[str, Any]
+    residual: Tensor | None = None
     result: Callable[[], Any] | None = None
 
     @property
@@ -100,6 +104,7 @@ class Stepper:
         self, model: PreTrainedModel, batches: Sequence[Batch], names: Sequence[str], more: Sequence[Batch] = ()
     ) -> None:
         self.model, self.batches, self.more = model, batches, more
+        self.layers: dict[str, str] = {}
         self.order = {name: place for place, name in enumerate(names)}
         self.paths = {block.name: block.path for block in find_blocks(model) if block.name in self.order}
 
@@ -113,6 +118,7 @@ class Stepper:
         self._stopping = [self.model.get_submodule(path) for path in self.paths.values()]
         for name, module in zip(self.paths, self._stopping, strict=True):
             module.forward = partial(self._stop, name)
+        self._watch_layers()
         self._all = [*self.batches, *self.more]
         self._runs = [greenlet(partial(self._run, batch)) for batch in self._all]
         self._stops: list[Stop | None] = [None] * len(self._runs)
@@ -142,11 +148,32 @@ class Stepper:
         """What stands for the forward of a block: waits, then runs what is in the block's place by then."""
         index = self._runs.index(getcurrent())
         names = argument_names(native_attention(self.model.get_submodule(self.paths[name])))
-        stop = Stop(name, self._all[index], {**dict(zip(names, args, strict=False)), **kwargs})
+        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+        stop = Stop(name, self._all[index], arguments, self._entered[index].get(self.layers.get(name, "")))
         getcurrent().parent.switch(stop)
         if stop.result is not None:
             return stop.result()
         return call_block(self.model.get_submodule(self.paths[name]), stop)
+
+    def _watch_layers(self) -> None:
+        """Keep what comes into each layer that opens with one of the blocks."""
+        self._entered: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        kinds = {block.name: block.kind for block in find_blocks(self.model)}
+        self.layers = {
+            name: layer
+            for name, path in self.paths.items()
+            if kinds[name] != "cross" and (layer := layer_of(self.model, path)) is not None
+        }
+
+        def enter(layer: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            states = args[0] if args else kwargs.get("hidden_states")
+            if isinstance(states, Tensor):
+                self._entered[self._runs.index(getcurrent())] = {layer: states}
+
+        self._handles = [
+            self.model.get_submodule(layer).register_forward_pre_hook(partial(enter, layer), with_kwargs=True)
+            for layer in dict.fromkeys(self.layers.values())
+        ]
 
     def __exit__(self, *_: Any) -> None:
         for run in self._runs:
@@ -155,9 +182,20 @@ class Stepper:
         replaced = [self.model.get_submodule(path) for path in self.paths.values()]  # which copy what they replace
         for module in (*self._stopping, *replaced):
             module.__dict__.pop("forward", None)
+        for handle in self._handles:
+            handle.remove()
         for config in self._cached:
             config.use_cache = True
         torch.set_grad_enabled(self._gradients)
+
+
+def layer_of(model: nn.Module, path: str) -> str | None:
+    """The innermost member of a list of layers that a module is in, by its name; None where there is none."""
+    parts = path.split(".")
+    for end in range(len(parts) - 1, 1, -1):
+        if isinstance(model.get_submodule(".".join(parts[: end - 1])), nn.ModuleList):
+            return ".".join(parts[:end])
+    return None
 
 
 def _configs(model: PreTrainedModel) -> list[Any]:

@@ -60,6 +60,41 @@ def _label_counts(model: PreTrainedModel, batch: Batch) -> Tensor:
     return (labels != -100).flatten(1).sum(1)
 
 
+def measured_output(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor, bool]:
+    """Output vectors (batch, positions, width), positions' weights (batch, positions), whether they are logits."""
+    found, logits = main_output(model, batch)
+    problem = getattr(model.config, "problem_type", None)
+    logits = logits and found.shape[-1] > 1 and problem not in ("regression", "multi_label_classification")
+    mask = output_mask(batch, found)
+    found = found.float()
+    if found.ndim == 2:
+        return found[:, None], found.new_ones(len(found), 1), logits
+    found = found.flatten(1, -2)
+    weights = found.new_ones(found.shape[:2]) if mask is None else mask.to(found)
+    weights = weights / weights.sum(1, keepdim=True).clamp_min(1)
+    if logits:
+        return found, weights, True
+    if mask is not None:
+        found, weights = (found * weights[..., None]).sum(1, keepdim=True), weights.new_ones(len(weights), 1)
+    return torch.nn.functional.normalize(found, dim=-1), weights, False
+
+
+def probe_output(found: Tensor, weights: Tensor, logits: bool, generator: torch.Generator) -> Tensor:
+    """A number whose gradient g has E[g g^T] = the Gauss-Newton matrix of the drift, summed over examples.
+
+    Args:
+        found, weights, logits: see `measured_output`; the drift is that of `Reference`.
+        generator: of the random direction.
+    """
+    if logits:
+        chances = found.detach().softmax(-1)
+        drawn = torch.multinomial(chances.flatten(0, 1).cpu(), 1, generator=generator).to(found.device)
+        direction = chances.scatter_add(-1, drawn.view(*chances.shape[:2], 1), -torch.ones_like(chances[..., :1]))
+    else:
+        direction = torch.randn(found.shape, generator=generator).to(found)
+    return (found * direction * weights.sqrt()[..., None]).sum()
+
+
 class Reference:
     """The outputs of a model as it is, and how far other outputs on the same inputs are from them.
 
@@ -76,22 +111,8 @@ class Reference:
             self.outputs = [self.output(model, batch)[0] for batch in batches]
 
     def output(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor, bool]:
-        """Output vectors (batch, positions, width), positions' weights (batch, positions), whether they are logits."""
-        found, logits = main_output(model, batch)
-        problem = getattr(model.config, "problem_type", None)
-        logits = logits and found.shape[-1] > 1 and problem not in ("regression", "multi_label_classification")
-        mask = output_mask(batch, found)
-        found = found.float()
-        if found.ndim == 2:
-            return found[:, None], found.new_ones(len(found), 1), logits
-        found = found.flatten(1, -2)
-        weights = found.new_ones(found.shape[:2]) if mask is None else mask.to(found)
-        weights = weights / weights.sum(1, keepdim=True).clamp_min(1)
-        if logits:
-            return found, weights, True
-        if mask is not None:
-            found, weights = (found * weights[..., None]).sum(1, keepdim=True), weights.new_ones(len(weights), 1)
-        return torch.nn.functional.normalize(found, dim=-1), weights, False
+        """See `measured_output`."""
+        return measured_output(model, batch)
 
     def drift(self, found: Tensor, wanted: Tensor, weights: Tensor, logits: bool) -> Tensor:
         """Drift of every example, (batch,)."""
@@ -101,14 +122,8 @@ class Reference:
         return ((there.exp() * (there - found.log_softmax(-1))).sum(-1) * weights).sum(1)
 
     def probe(self, found: Tensor, weights: Tensor, logits: bool) -> Tensor:
-        """A number whose gradient g has E[g g^T] = the Gauss-Newton matrix of the drift, summed over examples."""
-        if logits:
-            chances = found.detach().softmax(-1)
-            drawn = torch.multinomial(chances.flatten(0, 1).cpu(), 1, generator=self.generator).to(found.device)
-            direction = chances.scatter_add(-1, drawn.view(*chances.shape[:2], 1), -torch.ones_like(chances[..., :1]))
-        else:
-            direction = torch.randn(found.shape, generator=self.generator).to(found)
-        return (found * direction * weights.sqrt()[..., None]).sum()
+        """See `probe_output`."""
+        return probe_output(found, weights, logits, self.generator)
 
     def each(self, every: int = 1) -> Iterator[tuple[Batch, Tensor]]:
         """Batches with their outputs, or one example in `every` of them."""

@@ -103,6 +103,9 @@ class PrunedSpec(HeadsSpec):
     def refits(self) -> bool:
         return self.repair
 
+    def weighs_tokens(self) -> bool:
+        return self.repair
+
     def uses_data(self) -> bool:
         measured = self.keep is not None and self.scores is None and self.score not in CONSTANT_RULES
         return self.repair or measured
