@@ -7,7 +7,8 @@ import shlex
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -36,8 +37,11 @@ from hf_heads.jobs.evaluation.drift import Reference
 from hf_heads.jobs.evaluation.record import Generation, Latency, busy_warning
 from hf_heads.jobs.recommendation.candidates import candidates, options_of
 from hf_heads.jobs.recommendation.record import GOALS, MAX_DROP, SAMPLES, Goal, Point, Recommendation, chosen
+from hf_heads.jobs.scoring.ranking import rank_heads
+from hf_heads.methods.settings.pruned import PrunedSpec
 from hf_heads.modeling.blocks import block_shape, block_size, block_specs, share_weights
 
+_ROUNDS = 2  # of ranking heads
 _PIECES = 8  # of the inputs of one kind, by which their spread is known
 _BATCH, _LENGTHS = 8, (128, 512)
 _SECONDS = 4.0  # of timing, for each model at each length, about
@@ -96,9 +100,11 @@ def recommend(
     judge = _Judge(original, _inputs(source, original, choice, data.held_out, data.by_length))
     trials = []
     with tempfile.TemporaryDirectory() as cache:  # what reaches the original's blocks is computed once
-        for done, spec in enumerate(specs):
+        tell("scoring heads", 0, steps)
+        ranked = _with_scores(original, specs, data.batches, Path(cache) / "scores.json")
+        for done, (spec, quick) in enumerate(zip(specs, ranked, strict=True)):
             tell(f"trying {_words(spec)}", 1 + done, steps)
-            trials.append(_try(original, spec, data.batches, judge, cache))
+            trials.append(_try(original, spec, quick, data.batches, judge, cache))
     tell("timing", steps - 1, steps)
     before = machine_load()
     speeds, timed = _speeds([original, *(trial.model for trial in trials)])
@@ -141,6 +147,17 @@ def _fitting(model: PreTrainedModel) -> tuple[list[HeadsSpec], dict[str, str]]:
     if not specs:
         raise HeadsError("no method can be used on this model: " + "; ".join(refused.values()))
     return specs, {method: reason for method, reason in refused.items() if method not in tried}
+
+
+def _with_scores(
+    model: PreTrainedModel, specs: Sequence[HeadsSpec], batches: Sequence[Batch], path: Path
+) -> list[HeadsSpec]:
+    """The specs, those that remove heads by one ranking for all of them and in fewer rounds than by default."""
+    keeps = [spec.keep for spec in specs if isinstance(spec, PrunedSpec) and spec.keep is not None]
+    if not keeps:
+        return list(specs)
+    rank_heads(model, batches=batches, steps=_ROUNDS, keep=min(keeps)).save(path)
+    return [replace(spec, scores=str(path)) if isinstance(spec, PrunedSpec) else spec for spec in specs]
 
 
 def _words(spec: HeadsSpec) -> str:
@@ -211,12 +228,15 @@ class _Trial:
     seconds: float
 
 
-def _try(original: PreTrainedModel, spec: HeadsSpec, batches: Sequence[Batch], judge: _Judge, cache: str) -> _Trial:
+def _try(
+    original: PreTrainedModel, spec: HeadsSpec, quick: HeadsSpec, batches: Sequence[Batch], judge: _Judge, cache: str
+) -> _Trial:
+    """A model converted by the settings `quick`, which stand for `spec`, and what it loses."""
     started = time.perf_counter()
     # Everything but the attention is the original's own memory.
     model, _ = convert(
         share_weights(original),
-        spec,
+        quick,
         calibration=batches,
         objective="scores",
         inputs="original",

@@ -14,7 +14,7 @@ GOALS: dict[Goal, str] = {
     "cache": "numbers cached per token",
     "parameters": "parameters of the attention",
 }
-SAMPLES = 256  # to convert on, unless more is asked for: a trial need not be as good as what is made in the end
+SAMPLES = 128  # to convert on, unless more is asked for: a trial need not be as good as what is made in the end
 MAX_DROP = 0.02
 WORTH = 1.05  # what saves less than a twentieth is not worth a conversion
 
