@@ -24,6 +24,7 @@ COMMANDS = {
     "joined": "joined DATA MODELS --threads 1",
     "roads": "roads DATA MODELS WORK --threads 1",
     "memory": "memory WORK --threads 1",
+    "recommend": "recommend DATA MODELS --threads 1",
     "scaling": "scaling --threads 1 --objectives scores",
     "architectures": "architectures DATA MODELS",
     "latency": "latency",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from markdown_tables import Row, grid, table
-from tables_of_inputs import attention_error, joined, lengths, memory, roads, scaling
+from tables_of_inputs import attention_error, joined, lengths, memory, recommend, roads, scaling
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -278,6 +278,7 @@ TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "roads": ("roads", roads),
     "joined": ("joined", joined),
     "memory": ("memory", memory),
+    "recommend": ("recommend", recommend),
     "scaling": ("scaling", scaling),
     "attention_error": ("attention_error", attention_error),
     "architectures": ("architectures", architectures),

@@ -98,3 +98,18 @@ def scaling(results: Row) -> list[str]:
     )
     columns = [f"collab, from {base}", "CPU seconds", "exponent", "of one forward pass", "peak GB"]
     return table(columns, body)
+
+
+def recommend(results: Row) -> list[str]:
+    """What each recommended conversion, and its frontier, promised and then lost on other data."""
+    body = (
+        [
+            f"{row['model']}, {row['conversion']}" + ", **recommended**" * bool(row["recommended"] and "gain" in row),
+            *(f"{row[name]:.2f}" if name in row else "" for name in ("gain", "parameters", "cache", "speed")),
+            *(f"{row[name]:.4f}" if name in row else "" for name in ("promised", "measured")),
+            f"{row['cpu_seconds']:.0f}",
+        ]
+        for row in results["rows"]
+    )
+    head = ["gain", "parameters", "cache", "speed", "lost: promised", "measured on other data", "CPU s of recommend"]
+    return table([f"for `--goal {results['goal']} --max-drop {results['max_drop']:g}`", *head], body)

@@ -8,6 +8,7 @@ from typing import Any
 
 from hf_heads.attention.spec import HeadsSpec
 from hf_heads.core.dense import AttentionShape
+from hf_heads.jobs.recommendation.record import Point
 from hf_heads.methods.registry import about, all_methods
 
 _KEPT = (0.9, 0.75, 0.5)  # shares of the heads
@@ -28,6 +29,11 @@ def candidates(shapes: Sequence[AttentionShape]) -> list[HeadsSpec]:
     if heads % 2 == 0:
         wanted.append(("mgk", {"merge": 2}))
     return [about(method).spec(**settings) for method, settings in wanted if method in all_methods()]
+
+
+def settings_of(point: Point) -> HeadsSpec:
+    """The settings that a recommended point stands for."""
+    return about(point.method).spec(**{name.replace("-", "_"): value for name, value in point.settings.items()})
 
 
 def options_of(spec: HeadsSpec) -> dict[str, Any]:
