@@ -135,6 +135,8 @@ def read_examples(
         raise HeadsError(f"column '{label}' is the label; leave it out of --columns")
     table = read_table(source, [*(columns or ()), *([] if label is None else [label])], count, seed, optional)
     columns = [name for name in columns or () if name in table.columns] or None
+    if modality not in ("text", "image", "text-to-text"):
+        raise HeadsError(f"data for models of {modality} cannot be read yet: give batches, or `random` for made data")
     kind: Content = "image" if modality == "image" else "text"
     used = table.of_kind(kind, columns, besides=label)
     if modality == "text-to-text" and len(used) > 2:
