@@ -27,8 +27,10 @@ def make_batches(examples: list[dict[str, Any]], config: Any) -> list[Batch]:
     Examples may have `labels`: a number, or one for every token, which are padded with `IGNORED`.
     """
     if set(_OF_ONE_SIZE) & set(examples[0]):
-        starts = range(0, len(examples), _IMAGES_PER_BATCH)
-        batches = [collate(examples[start : start + _IMAGES_PER_BATCH], pad_id(config)) for start in starts]
+        batches = []
+        for group in _of_one_shape(examples):
+            starts = range(0, len(group), _IMAGES_PER_BATCH)
+            batches += [collate(group[start : start + _IMAGES_PER_BATCH], pad_id(config)) for start in starts]
         also = adapter_of(config).also
         return batches if also is None else [{**batch, **hook(also)(config, batch)} for batch in batches]
     order = sorted(examples, key=lambda example: len(example["input_ids"]))
@@ -38,6 +40,15 @@ def make_batches(examples: list[dict[str, Any]], config: Any) -> list[Batch]:
             groups.append([])
         groups[-1].append(example)
     return [collate(group, pad_id(config)) for group in groups]
+
+
+def _of_one_shape(examples: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Examples whose sounds or pixels are of one shape together: nothing of them is padded."""
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for example in examples:
+        shape = next(example[name].shape for name in _OF_ONE_SIZE if name in example)
+        groups.setdefault(shape, []).append(example)
+    return list(groups.values())
 
 
 def pad_id(config: Any) -> int:

@@ -117,7 +117,8 @@ def _made(choice: CalibrationChoice, config: Any, folder: Path | str | None, pai
 
 def _read(choice: CalibrationChoice, config: Any, folder: Path | str | None, pairing: Pairing, several: bool) -> _Part:
     modality, source = adapter_of(config).modality, choice.single
-    count = (choice.samples + HELD_OUT) * (1 if modality == "image" else _READ)
+    of_one_size = modality not in ("text", "text-to-text")
+    count = (choice.samples + HELD_OUT) * (1 if of_one_size else _READ)
     raw, used = read_examples(
         source,
         choice.columns,
@@ -129,7 +130,7 @@ def _read(choice: CalibrationChoice, config: Any, folder: Path | str | None, pai
         optional=several,
     )
     name = f"{Path(source).name} ({', '.join(used)})"
-    if modality == "image":
+    if of_one_size:
         held = min(HELD_OUT, len(raw) // 4)
         raw = ENCODE[modality](raw[: choice.samples + HELD_OUT], folder, None)
         held_out, examples = raw[len(raw) - held :], raw[: len(raw) - held][: choice.samples]

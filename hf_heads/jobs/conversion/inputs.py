@@ -68,7 +68,7 @@ def calibration_batches(model: PreTrainedModel, given: Calibration, seed: int) -
     two = [isinstance(one, tuple | list) and [type(part) for part in one] == [str, str] for one in given]
     if all(two) or all(isinstance(one, str) for one in given):
         modality, what = adapter_of(model.config).modality, "pairs" if all(two) else "texts"
-        if modality not in ENCODE or modality == "image":
+        if modality not in ("text", "text-to-text"):
             raise HeadsError(f"calibration is a list of {what}, and the model takes {modality}: give batches")
         raw: list[Any] = [tuple(one) for one in given] if all(two) else list(given)
         positions = positions_of(model.config)

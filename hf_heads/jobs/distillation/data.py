@@ -130,7 +130,7 @@ def _read(
         choice.single, choice.columns, modality, wanted, choice.seed, choice.label, paired=pairing.of
     )
     used = ", ".join(columns)
-    if modality == "image":
+    if modality not in ("text", "text-to-text"):
         examples, held = _apart(ENCODE[modality](raw, folder, None), held_out, choice.samples)
         return examples, held, used
     raw = list(dict.fromkeys(raw))
