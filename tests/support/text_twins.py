@@ -69,7 +69,7 @@ _LLAMA: dict[str, Any] = {**TEXT, "num_key_value_heads": 2, "head_dim": 8, "tie_
 _T5: dict[str, Any] = dict(
     vocab_size=99, d_model=WIDTH, d_kv=8, d_ff=48, num_layers=LAYERS, num_heads=HEADS, decoder_start_token_id=0
 )
-_ENCODERS = "camembert data2vec-text electra ernie layoutlm roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl"
+_ENCODERS = "camembert data2vec-text electra ernie layoutlm roberta xlm-roberta xlm-roberta-xl"
 _TRANSLATORS = "bart blenderbot blenderbot-small m2m_100 mbart pegasus plbart"
 TEXT_TWINS: dict[str, Twin] = {
     one.name: one

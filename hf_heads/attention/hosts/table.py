@@ -22,7 +22,7 @@ _decoder_site = partial(AttentionSite, query_mask="decoder_attention_mask")
 
 # Architectures that keep their attention where another one does are a word in its row.
 _LIKE_BERT = "bert bert-generation electra ernie layoutlm"
-_LIKE_ROBERTA = "camembert data2vec-text roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl"
+_LIKE_ROBERTA = "camembert data2vec-text roberta xlm-roberta xlm-roberta-xl"
 _LIKE_WAV2VEC2 = "data2vec-audio hubert unispeech unispeech-sat wav2vec2"
 _LIKE_MARIAN = {
     "bart": "Bart",

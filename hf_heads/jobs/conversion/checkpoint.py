@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -140,8 +141,7 @@ def _convert(
     inputs = _measured_on(source, original, data, choice)
     report.drift = {name: _measured(converted, original, batches) for name, batches in inputs.items()}
     report.precision = _in_bfloat16(converted, original, inputs[RANDOM], shelf)
-    if has_probes(original):
-        report.jobs = jobs_left(converted, probe_heads(original), probe_heads(converted))
+    report.jobs = _jobs(converted, original)
     if progress:
         progress("writing", 0, 1)
     report.seconds = time.perf_counter() - started
@@ -154,6 +154,11 @@ def _convert(
     }
     write_checkpoint(place, source, converted, names, record, dtype=dtype, shard_bytes=request.shard_bytes, shelf=shelf)
     return report
+
+
+def _jobs(converted: PreTrainedModel, original: PreTrainedModel) -> list[dict[str, Any]]:
+    """What each head with a job has left; nothing where it is not known what heads could look for."""
+    return jobs_left(converted, probe_heads(original), probe_heads(converted)) if has_probes(original) else []
 
 
 def _measured_on(
