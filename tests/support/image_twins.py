@@ -46,7 +46,7 @@ IMAGE_TWINS: dict[str, Twin] = {
             twin(AutoModelForImageClassification, name, IMAGE, image_inputs)
             for name in ("deit", "dinov2", "dinov2_with_registers", "ijepa", "vit_msn")
         ),
-        *(twin(AutoModelForImageClassification, name, _RELATIVE, image_inputs) for name in ("beit", "data2vec-vision")),
+        twin(AutoModelForImageClassification, "beit", _RELATIVE, image_inputs),
         twin(AutoModel, "vit_mae", {**IMAGE, **_PIXELS}, _masked_inputs),
     )
 }

@@ -160,7 +160,6 @@ ADAPTERS: dict[str, AttentionAdapter] = {
         _image("dinov2_with_registers", r"encoder\.layer\.\d+\.attention"),
         *(_like_marian(*names) for names in _LIKE_MARIAN.items()),
         _image("beit", r"layers\.\d+\.attention", of_heads=True),
-        _image("data2vec-vision", r"layers\.\d+\.attention", of_heads=True),
         replace(_image("vit_mae", r"layers\.\d+\.attention"), also="patch_noise"),
         *(_sound(model_type) for model_type in _LIKE_WAV2VEC2.split()),
         replace(_like_marian("whisper", "Whisper"), modality="audio-to-text", positions="max_target_positions"),
