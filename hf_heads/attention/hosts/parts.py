@@ -4,17 +4,54 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_heads.attention.hosts.sites import Hook
+from hf_heads.attention.hosts.sites import AttentionAdapter, Hook
 
 
 def hook(found: Hook) -> Callable[..., Any]:
     """The function that a row names."""
     return found if callable(found) else getattr(sys.modules[__name__], found)
+
+
+def named(found: Hook) -> Callable[..., Any] | None:
+    """The function that a row gives or names, or None where it names none."""
+    return found if callable(found) else getattr(sys.modules[__name__], found, None)
+
+
+def resolved(adapter: AttentionAdapter) -> AttentionAdapter:
+    """A row with functions in the place of their names."""
+    hooks = ("scale", "interleaved", "encode", "bias", "after", "returns")
+    sites = []
+    for site in adapter.sites:
+        named = {name: getattr(site, name) for name in hooks}
+        found = {name: globals()[one] for name, one in named.items() if isinstance(one, str) and one in globals()}
+        sites.append(replace(site, **found))
+    return replace(adapter, sites=tuple(sites), also=None if adapter.also is None else hook(adapter.also))
+
+
+def no_scale(host: Any) -> float:
+    """Scores as they are, in GPT-Neo."""
+    return 1.0
+
+
+def root_of_head_dim(host: Any) -> float:
+    """The usual factor, of a host that does not keep it."""
+    return host.head_dim**-0.5
+
+
+def root_of_attention_head_size(host: Any) -> float:
+    """The usual factor, of a host that scales its queries by it and has no attribute for it."""
+    return host.attention_head_size**-0.5
+
+
+def made_head_by_head(host: Any) -> bool:
+    """Whether GPT-BigCode's projection makes queries, keys and values head by head: where each head has its own."""
+    return not host.multi_query
 
 
 def patch_noise(config: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hf_heads.attention.hosts.parts import hook, named
 from hf_heads.attention.hosts.sites import AttentionSite
 from hf_heads.core.dense import AttentionShape, Biases, DenseAttention, split_heads
 
@@ -55,7 +56,8 @@ def host_kv_heads(module: nn.Module, site: AttentionSite) -> int | None:
 
 def host_scale(module: nn.Module, site: AttentionSite) -> float:
     """The factor on the scores in a host's own attention module."""
-    return float(site.scale(module) if callable(site.scale) else attrgetter(site.scale)(module))
+    scale = named(site.scale)
+    return float(attrgetter(site.scale)(module) if scale is None else scale(module))  # type: ignore[arg-type]
 
 
 def host_projections(module: nn.Module, site: AttentionSite) -> tuple[Projection, Projection, Projection]:
@@ -67,7 +69,7 @@ def host_projections(module: nn.Module, site: AttentionSite) -> tuple[Projection
     heads = host_heads(module, site)
     kv_heads = host_kv_heads(module, site) or heads
     width = len(weight) // (heads + 2 * kv_heads)
-    if site.interleaved(module) if callable(site.interleaved) else site.interleaved:
+    if site.interleaved is True or (site.interleaved and hook(site.interleaved)(module)):
         weights = [one.flatten(0, 1) for one in weight.view(heads, 3, width, -1).unbind(1)]
         shifts = [] if bias is None else [one.flatten() for one in bias.view(heads, 3, width).unbind(1)]
     else:

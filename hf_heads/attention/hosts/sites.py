@@ -35,9 +35,9 @@ class AttentionSite:
         heads: attribute of the host's module that holds the number of heads; dots lead further, as in
             `config.num_attention_heads`.
         kv_heads: the same for the heads of keys and values, where several query heads read one.
-        scale: attribute with the factor on the scores, or a function that computes it from the host's module.
+        scale: attribute with the factor on the scores, or a function (see `encode`) of the host's module.
         fused: name of the one projection that makes queries, keys and values, in that order.
-        interleaved: a fused projection makes them head by head; a function says so of the host's module.
+        interleaved: a fused projection makes them head by head, or a function that says so of the host's module.
         of_heads: what the mask or `bias` adds to the scores is not the same for all heads.
         encode: turns queries, and keys before they are cached, by their positions, or norms them:
             `encode(module, side, states, given)`, of states (batch, heads, length, width) and the arguments of the
@@ -62,9 +62,9 @@ class AttentionSite:
     output: str = "out_proj"
     heads: str = "num_heads"
     kv_heads: str | None = None
-    scale: str | Callable[[Any], float] = "scaling"
+    scale: Hook = "scaling"
     fused: str | None = None
-    interleaved: bool | Callable[[Any], bool] = False
+    interleaved: bool | Hook = False
     encode: Hook | None = None
     bias: Hook | None = None
     of_heads: bool = False

@@ -86,9 +86,9 @@ def _two_towers(name: str) -> AttentionAdapter:
 
 _gpt_site = partial(AttentionSite, "causal", after="resid_dropout")
 _bigcode_site = _gpt_site(
-    r"h\.\d+\.attn", fused="c_attn", output="c_proj", kv_heads="kv_heads", interleaved=lambda host: not host.multi_query
+    r"h\.\d+\.attn", fused="c_attn", output="c_proj", kv_heads="kv_heads", interleaved="made_head_by_head"
 )
-_neo_site = _gpt_site(r"h\.\d+\.attn\.attention", scale=lambda host: 1.0, index="layer_id", bias="local_window")
+_neo_site = _gpt_site(r"h\.\d+\.attn\.attention", scale="no_scale", index="layer_id", bias="local_window")
 _bloom_site = partial(AttentionSite, "causal", r"h\.\d+\.self_attention", output="dense", scale="inv_norm_factor")(
     fused="query_key_value", interleaved=True, bias="alibi", after="residual", of_heads=True
 )
@@ -99,7 +99,7 @@ _albert_site = _named(
     after="residual_and_norm",
 )
 _esm_site = _bert_site(
-    "self", r"encoder\.layer\.\d+\.attention\.self", encode="rotary", scale=lambda host: host.attention_head_size**-0.5
+    "self", r"encoder\.layer\.\d+\.attention\.self", encode="rotary", scale="root_of_attention_head_size"
 )
 
 _LIKE_LLAMA = "gemma granite llama mistral qwen2"
@@ -113,7 +113,7 @@ _MODERN: dict[str, Any] = {
     "fused": "Wqkv",
     "output": "Wo",
     "kv_heads": None,
-    "scale": lambda host: host.head_dim**-0.5,
+    "scale": "root_of_head_dim",
     "after": "out_drop",
 }
 
