@@ -2,7 +2,7 @@
 
 A method is a spec, an attention class and a `from_dense`, put together in a `Method` and named under the entry point
 group `hf_heads.methods`; an architecture is an `AttentionAdapter` under `hf_heads.architectures`, whose name is the
-model type. CONTRIBUTING.md takes both step by step.
+model type; `contract` checks it on a tiny model. CONTRIBUTING.md takes both step by step.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hf_heads.core.dense import AttentionShape, Biases, DenseAttention, merge_heads, split_heads
     from hf_heads.core.errors import HeadsError
     from hf_heads.core.statistics import BlockStatistics, Moments
+    from hf_heads.jobs.contract import Twin, contract
     from hf_heads.methods.base import Converted, Method
 
 _PLACES = {
@@ -39,7 +40,9 @@ _PLACES = {
     "Method": "methods.base",
     "Moments": "core.statistics",
     "RankHeads": "attention.spec",
+    "Twin": "jobs.contract",
     "attend": "attention.kernels",
+    "contract": "jobs.contract",
     "find_blocks": "attention.hosts.blocks",
     "merge_heads": "core.dense",
     "option": "attention.spec",
@@ -65,7 +68,9 @@ __all__ = [
     "Method",
     "Moments",
     "RankHeads",
+    "Twin",
     "attend",
+    "contract",
     "find_blocks",
     "merge_heads",
     "option",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from markdown_tables import Row, grid, table
+from table_of_hosts import hosts
 from tables_of_inputs import attention_error, joined, lengths, memory, recommend, roads, scaling
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -316,7 +317,9 @@ def filled(text: str) -> str:
     def replace(found: re.Match[str]) -> str:
         return f"<!-- table: {found[1]} -->\n" + "\n".join(made(found[1])) + "\n<!-- end -->"
 
-    return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", replace, text, flags=re.S)
+    text = re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", replace, text, flags=re.S)
+    rows = "\n".join(["<!-- hosts -->", *hosts(), "<!-- end -->"])
+    return re.sub(r"<!-- hosts -->\n.*?<!-- end -->", lambda _: rows, text, flags=re.S)
 
 
 def documents() -> list[Path]:

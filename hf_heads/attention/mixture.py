@@ -97,7 +97,7 @@ def _scores(query: Tensor, key: Tensor, scaling: float, additive: Tensor, condit
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) + additive[..., None, :]
     term = conditions.additive(query, key.shape[-2], torch.float32)
     if term is not None:
-        scores = scores + term[..., None, :, :]
+        scores = scores + _by_component(term, key.shape[1], key.shape[2])
     return scores.transpose(2, 3)
 
 
@@ -122,9 +122,20 @@ def _fused_mixture(
     wide = wide[:, :, None].expand(-1, -1, components, -1, -1).flatten(2, 3)
     allowed = conditions.additive(query, source)
     if allowed is not None:
-        allowed = allowed.to(query.dtype).repeat(*[1] * (allowed.ndim - 1), components)
+        allowed = _by_component(allowed.to(query.dtype), key.shape[1], components)
+        allowed = allowed.expand(*allowed.shape[:-3], components, *allowed.shape[-2:]).transpose(-3, -2).flatten(-2)
     context = nn.functional.scaled_dot_product_attention(query, key, wide, attn_mask=allowed, scale=scaling)
     return context[..., : value.shape[-1]]
+
+
+def _by_component(term: Tensor, heads: int, components: int) -> Tensor:
+    """A term on the scores, broadcastable to (batch, heads, components, target, source).
+
+    One for every head that was merged (positions may count differently in each) is one for every component.
+    """
+    if term.ndim == 4 and term.shape[1] not in (1, heads):
+        return term.unflatten(1, (heads, components))
+    return term[..., None, :, :]
 
 
 def _allowed(conditions: Conditions, query: Tensor, source: int) -> Tensor | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import Tensor, nn
 from transformers import Cache
 
+from hf_heads.attention.hosts.parts import hook
 from hf_heads.attention.hosts.reading import argument_names, host_scale, host_shape
 from hf_heads.attention.hosts.sites import AttentionSite, Kind
 from hf_heads.attention.kernels import Conditions, attend, shared_scores
@@ -51,7 +52,8 @@ class HeadsAttention(nn.Module):
             if not name.startswith("_"):
                 setattr(self, name, value)
         before, scaling = _shape_and_scale(host, site, output)
-        dropout = getattr(host, "attention_dropout", getattr(host, "dropout", 0.0))
+        names = ("attention_dropout", "attn_dropout", "dropout")
+        dropout = next((getattr(host, name) for name in names if hasattr(host, name)), 0.0)
         self.attention_dropout = dropout.p if isinstance(dropout, nn.Dropout) else float(dropout)
         self.is_causal = kind == "causal"
         self.site = site
@@ -66,7 +68,7 @@ class HeadsAttention(nn.Module):
 
     def _take_over(self, host: nn.Module) -> None:
         """Keep what the host has beside the projections that are replaced: norms, dropout, tables of positions."""
-        goes = {*self.site.projections, self.site.query, self.site.key, self.site.value}
+        goes = {*self.site.projections, self.site.query, self.site.key, self.site.value, "attention_dropout"}
         before = getattr(host, "kept", None)  # of a block that was converted before, what it had kept itself
         for name, child in host.named_children():
             if name not in goes and (before is None or name in before):
@@ -205,23 +207,48 @@ class HeadsAttention(nn.Module):
         hidden_states: Tensor = given["hidden_states"]
         memory = given.get(self.site.memory) if self.site.memory else None
         cache = next((value for value in given.values() if isinstance(value, Cache)), None)
-        key, value = self._memory(hidden_states if memory is None else memory, memory is not None, cache)
+        past = self._past(cache) if self.site.bias is not None else 0
+        key, value = self._memory(hidden_states if memory is None else memory, memory is not None, cache, given)
         if not self.shape.heads:
             return self._without_heads(hidden_states, key)
         query = self.project_query(hidden_states)
+        if self.site.encode is not None:
+            query = hook(self.site.encode)(self, "query", query, given)
+        source = key.shape[-2]
         key, value, bias = self.unpack_memory(key, value)
         if (constant := self.row_term(query)) is not None:
             bias = constant if bias is None else bias + constant
         causal = self.is_causal if given.get("is_causal") is None else given["is_causal"]
         dropout = self.attention_dropout if self.training else 0.0
-        conditions = Conditions(given.get(self.site.mask), causal, dropout, self.implementation)
+        conditions = Conditions(self.of_own_heads(given.get(self.site.mask)), causal, dropout, self.implementation)
+        if self.site.bias is not None:
+            term = cast(Tensor, self.of_own_heads(hook(self.site.bias)(self, given, past, query.shape[-2], source)))
+            mask = conditions.additive(query, source)
+            conditions = conditions._replace(mask=term if mask is None else mask + term)
         context, weights = self.core(query, key, value, bias, conditions)
         return self.finish_context(context).transpose(1, 2).flatten(2), weights
+
+    def of_own_heads(self, term: Tensor | None) -> Tensor | None:
+        """A term on the scores of the host's heads as one for those that stand here, in their order.
+
+        Args:
+            term: (batch or 1, the host's heads or 1, target or 1, source), as positions make it; or of other shape,
+                the same for all heads.
+        """
+        places = getattr(self.spec, "kept", None)
+        places = getattr(self.spec, "order", None) if places is None else places
+        if term is None or places is None or term.ndim < 4 or term.shape[1] == 1:
+            return term
+        return term[:, list(places)]
 
     def finish(self, context: Tensor, weights: Tensor | None, given: Mapping[str, Any]) -> tuple[Any, ...]:
         """What `forward` returns, from what `attend` returned and was given."""
         if self.site.output_inside:
             context = self.get_submodule(self.site.output)(context)
+        if self.site.after is not None:
+            context = hook(self.site.after)(self, context, given)
+        if self.site.returns is not None:
+            return hook(self.site.returns)(self, context, weights, given)
         return context, weights
 
     def _without_heads(self, hidden_states: Tensor, key: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -231,18 +258,25 @@ class HeadsAttention(nn.Module):
         weights = hidden_states.new_zeros(batch, 0, target, key.shape[-2]) if eager else None
         return hidden_states.new_zeros(batch, target, 0), weights
 
-    def _cached_memory(self, source: Tensor) -> tuple[Tensor, Tensor]:
+    def _past(self, cache: Any) -> int:
+        """How many tokens a cache holds before this call."""
+        return 0 if cache is None else int(cache.get_seq_length(getattr(self, self.site.index)))
+
+    def _cached_memory(self, source: Tensor, given: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """`project_memory`; without heads one zero per position, by which a cache knows how many it holds."""
         if self.shape.heads:
-            return self.project_memory(source)
+            key, value = self.project_memory(source)
+            return (key if self.site.encode is None else hook(self.site.encode)(self, "key", key, given)), value
         return source.new_zeros(source.shape[0], 1, source.shape[1], 1), source.new_zeros(
             source.shape[0], 1, source.shape[1], 0
         )
 
-    def _memory(self, source: Tensor, cross: bool, past_key_values: Any) -> tuple[Tensor, Tensor]:
+    def _memory(
+        self, source: Tensor, cross: bool, past_key_values: Any, given: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor]:
         """Keys and values as cached: made from `source`, or taken from the cache where they are there already."""
         if past_key_values is None:
-            return self._cached_memory(source)
+            return self._cached_memory(source, given)
         index = getattr(self, self.site.index)
         both = hasattr(past_key_values, "is_updated")  # an encoder-decoder pair of caches
         cache = past_key_values
@@ -251,7 +285,7 @@ class HeadsAttention(nn.Module):
             if cross and past_key_values.is_updated.get(index):
                 layer = cache.layers[index]
                 return layer.keys, layer.values
-        key, value = cache.update(*self._cached_memory(source), index)
+        key, value = cache.update(*self._cached_memory(source, given), index)
         if both and cross:
             past_key_values.is_updated[index] = True
         return key, value

@@ -16,7 +16,7 @@ from hf_heads.io.checkpoints.sources import resolve_source
 from hf_heads.io.data.choice import CalibrationChoice
 from hf_heads.jobs.conversion.recipes import load_recipe
 from hf_heads.methods.registry import about, all_methods
-from hf_heads.methods.words import settings_text
+from hf_heads.methods.words import refusals, settings_text
 
 # inspect
 
@@ -133,27 +133,33 @@ def add_list(commands: Any) -> None:
 
 
 def _list(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    methods = {name: about(name) for name in all_methods()}
-    pairs = {
-        name: {
-            **{model_type: method.reason_against.get(model_type, "yes") for model_type in architectures()},
-            **{model_type: method.reason_against.get(model_type, reason) for model_type, reason in REFUSED.items()},
-        }
-        for name, method in methods.items()
-    }
+    pairs, methods = refusals(), all_methods()
     if options.json:
-        print_json(pairs)
+        print_json(
+            {
+                name: {
+                    **{model_type: row[name] or "yes" for model_type, row in pairs.items()},
+                    **REFUSED,
+                }
+                for name in methods
+            }
+        )
         return 0
     from hf_heads.cli.console import make_console, make_table  # rich takes a while to import; JSON does without
 
     console = make_console()
-    table = make_table("method", *architectures(), "what it does")
-    for name, method in methods.items():
-        table.add_row(name, *(pairs[name][model_type] for model_type in architectures()), method.title)
+    reasons = list(dict.fromkeys(reason for row in pairs.values() for reason in row.values() if reason))
+    table = make_table("architecture", "inputs", *methods)
+    for model_type, row in pairs.items():
+        cells = ("yes" if row[name] is None else f"({1 + reasons.index(str(row[name]))})" for name in methods)
+        table.add_row(model_type, architectures()[model_type].modality, *cells)
     console.print(table)
-    by_reason: dict[str, list[str]] = {}
-    for model_type, reason in REFUSED.items():
-        by_reason.setdefault(reason, []).append(model_type)
-    for reason, model_types in by_reason.items():
+    for place, reason in enumerate(reasons, 1):
+        console.print(f"({place}) {reason}", highlight=False)
+    for reason in dict.fromkeys(REFUSED.values()):
+        model_types = (model_type for model_type, why in REFUSED.items() if why == reason)
         console.print(f"not {', '.join(model_types)}: {reason}", highlight=False)
+    console.print()
+    for name in methods:
+        console.print(f"{name}: {about(name).title}", highlight=False)
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, stack
 
 Batch = Mapping[str, Tensor]  # keyword arguments of a model's forward
 Progress = Callable[[str, int, int], None]  # called with (what, done, total)
@@ -22,8 +22,13 @@ def thin(batch: Batch, every: int) -> dict[str, Tensor]:
 
 
 def main_output(model: Any, batch: Batch) -> tuple[Tensor, bool]:
-    """The main output of a model of transformers, and whether it is logits (else its last hidden state)."""
+    """The main output of a model of transformers, and whether it is logits (else its last hidden state).
+
+    Of two towers it is an embedding of each, (batch, 2, width): their logits compare all examples with all.
+    """
     outputs = model(**{name: _fitting(value, model) for name, value in batch.items()})
+    if "text_embeds" in outputs and "image_embeds" in outputs:
+        return stack([outputs["text_embeds"], outputs["image_embeds"]], 1), False
     return (outputs["logits"], True) if "logits" in outputs else (outputs[0], False)
 
 

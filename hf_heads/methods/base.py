@@ -47,6 +47,7 @@ class Method:
         title: one line that says what it does.
         paper: where it comes from.
         reason_against: by model type, why the method cannot be used there.
+        handles: which of `hf_heads.attention.hosts.sites.NEEDS` it can do.
         scores: parameters of the module that make its scores, which may be refined to the original's attention maps;
             none where the attention is no softmax of `HeadsAttention.scores`.
     """
@@ -57,6 +58,7 @@ class Method:
     title: str
     paper: str
     reason_against: Mapping[str, str] = field(default_factory=dict)
+    handles: tuple[str, ...] = ()
     scores: tuple[str, ...] = ()
 
     @property
@@ -73,6 +75,7 @@ class About:
     title: str
     paper: str
     reason_against: Mapping[str, str] = field(default_factory=dict)
+    handles: tuple[str, ...] = ()
 
     def method(
         self,
@@ -81,4 +84,5 @@ class About:
         scores: tuple[str, ...] = (),
     ) -> Method:
         """The method, complete."""
-        return Method(self.spec, attention, from_dense, self.title, self.paper, self.reason_against, scores)
+        about = self.title, self.paper, self.reason_against, self.handles
+        return Method(self.spec, attention, from_dense, *about, scores)

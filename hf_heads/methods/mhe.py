@@ -36,7 +36,9 @@ class _Whitened:
         self.dense, self.statistics = dense.double(), statistics
         self.width = dense.value.shape[2]
         query, self.key, self.query_inverse, self.key_inverse, self.mean_row = score_factors(dense, statistics)
-        self.key_root = statistics.key.square_root()[0]
+        # Without a bias of the output, the mean token is as much to be kept as all else.
+        self.centred = dense.biases.output
+        self.key_root, self.value_inverse = statistics.key.square_root(centred=self.centred)
         weights = statistics.head_weights
         self.weights = query.new_ones(len(query)) if weights is None else weights
         self.query = query * self.weights[:, None, None]
@@ -98,7 +100,9 @@ def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: Resolve
     full = torch.einsum("d,hde->he", mean, whitened.dense.value.cpu()) + whitened.dense.value_bias.cpu()
     lost = torch.einsum("he,hed->d", full, whitened.dense.output.cpu())
     kept = (mean @ value).view(spec.groups_v, -1).repeat_interleave(len(order) // spec.groups_v, 0)
-    output_bias = whitened.dense.output_bias.cpu() + lost - torch.einsum("he,hed->d", kept, output)
+    output_bias = whitened.dense.output_bias.cpu()
+    if whitened.centred:
+        output_bias = output_bias + lost - torch.einsum("he,hed->d", kept, output)
     query, key = torch.cat(queries, -1), torch.cat(keys, -1)  # (query_width + 1, groups * d), (key_width, groups * d)
     query, key, embedding = _balanced(dense, statistics, spec, query, key, torch.cat(embeddings))
     nothing = torch.zeros(len(order), whitened.width, dtype=torch.float64)
@@ -186,7 +190,7 @@ def _shared_values(whitened: _Whitened, part: Sequence[int]) -> tuple[Tensor, Te
     heads = list(part)
     basis, error = shared_basis(whitened.value[heads], whitened.width)
     maps = whitened.key_root @ whitened.dense.value[heads].cpu() @ whitened.dense.output[heads].cpu()
-    return whitened.key_inverse @ basis, basis.T @ maps, error
+    return whitened.value_inverse @ basis, basis.T @ maps, error
 
 
 def _widened(matrix: Tensor, width: int) -> Tensor:

@@ -17,9 +17,12 @@ def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: Resolve
     assert spec.places is not None
     stay = torch.tensor(spec.places, dtype=torch.long, device=dense.query.device)
     weights = {"output.weight": dense.output[stay].flatten(0, 1).T, "output.bias": dense.output_bias}
+    # Of heads that read one key and value head, the first brings it.
+    readers = stay if spec.shared is None else stay[[spec.shared.index(one) for one in range(len(set(spec.shared)))]]
     for name in ("query", "key", "value") if spec.places else ():
-        weights[f"{name}.weight"] = merge_heads(getattr(dense, name)[stay])
-        weights[f"{name}.bias"] = getattr(dense, f"{name}_bias")[stay].flatten()
+        rows = stay if name == "query" else readers
+        weights[f"{name}.weight"] = merge_heads(getattr(dense, name)[rows])
+        weights[f"{name}.bias"] = getattr(dense, f"{name}_bias")[rows].flatten()
     energy = map_energy(dense)
     lost = 1 - energy[stay].sum() / energy.sum().clamp_min(1e-300)
     return Converted(weights, float(lost.clamp_min(0).sqrt()))

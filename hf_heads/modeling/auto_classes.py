@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from functools import cache
 from typing import Any
 
@@ -17,18 +18,40 @@ def auto_mappings() -> dict[str, Any]:
     return internals.mappings_of_auto_classes()
 
 
+def native_class(adapter: AttentionAdapter, name: str) -> Any:
+    """A model class of an architecture, wherever transformers keeps it."""
+    found = getattr(adapter.modeling, name, None)
+    return getattr(importlib.import_module("transformers"), name) if found is None else found
+
+
+@cache
+def served_classes(adapter: AttentionAdapter) -> dict[str, tuple[str, ...]]:
+    """The names of an architecture's classes by the Auto class that they serve, the one that it prefers first."""
+    found = {name: internals.served_classes(auto, adapter.model_type) for name, auto in auto_mappings().items()}
+    return {
+        name: own
+        for name, natives in found.items()
+        if (own := tuple(native for native in natives if _is_own(adapter, native)))
+    }
+
+
+def _is_own(adapter: AttentionAdapter, name: str) -> bool:
+    """Whether a class is this architecture's own, and not one that several of them share."""
+    config = getattr(native_class(adapter, name), "config_class", None)
+    return getattr(config, "model_type", None) == adapter.model_type
+
+
 @cache
 def auto_classes(adapter: AttentionAdapter) -> dict[str, str]:
-    """The names of an architecture's classes by the Auto class that they serve."""
-    found = {name: internals.served_class(auto, adapter.model_type) for name, auto in auto_mappings().items()}
-    return {name: native for name, native in found.items() if native is not None}
+    """The name of the architecture's class by the Auto class that prefers it."""
+    return {auto: names[0] for auto, names in served_classes(adapter).items()}
 
 
-def host_config_class(adapter: AttentionAdapter) -> type[PreTrainedConfig] | None:
-    """The host's own config class; None while its module is still being imported."""
+def host_config_class(adapter: AttentionAdapter) -> type[PreTrainedConfig]:
+    """The host's own config class."""
     configs = (
         value
         for value in vars(adapter.configuration).values()
         if isinstance(value, type) and issubclass(value, PreTrainedConfig)
     )
-    return next((value for value in configs if value.model_type == adapter.model_type), None)
+    return next(value for value in configs if value.model_type == adapter.model_type)

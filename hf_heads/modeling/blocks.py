@@ -42,6 +42,15 @@ def block_size(block: Block) -> tuple[int, int]:
     return shape.parameters, shape.cache_per_token
 
 
+def beside(block: Block) -> set[str]:
+    """Names, inside the block, of the parameters that no method replaces: norms, tables of positions."""
+    ours = {*block.site.projections, block.site.query, block.site.key, block.site.value, block.site.output}
+    own = block.module.kept if isinstance(block.module, HeadsAttention) else dict(block.module.named_children())
+    return {
+        f"{name}.{inner}" for name in own if name not in ours for inner in block.module.get_submodule(name).state_dict()
+    }
+
+
 def block_specs(model: PreTrainedModel) -> dict[str, HeadsSpec]:
     """The settings of the converted blocks of a model."""
     return model.config.block_specs() if isinstance(model.config, HeadsConfig) else {}

@@ -11,13 +11,14 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_heads.attention.hosts.sites import AttentionAdapter
 from hf_heads.attention.hosts.table import adapter_of, architectures
 from hf_heads.attention.module import HeadsAttention
 from hf_heads.attention.spec import HeadsSpec
 from hf_heads.core.vocabulary import PREFIX
 from hf_heads.methods.registry import all_methods, get_method
 from hf_heads.modeling import internals
-from hf_heads.modeling.auto_classes import auto_classes, auto_mappings
+from hf_heads.modeling.auto_classes import auto_classes, auto_mappings, host_config_class, native_class, served_classes
 from hf_heads.modeling.configuration import config_class, derived_config
 from hf_heads.modeling.grafting import (
     GraftedModel,
@@ -35,9 +36,10 @@ class HeadsModel(GraftedModel):
         """The class that takes the place of a host's attention class, see `attention_class`."""
         return attention_class(native, method)
 
-    def model_class(self, native: type[PreTrainedModel]) -> type[GraftedModel]:
-        """The derived class of one of the host's model classes, see `model_class`."""
-        return model_class(native)
+    def model_class(self, native: type[PreTrainedModel]) -> type[GraftedModel] | None:
+        """The derived class of one of the host's model classes, see `model_class`; None where there is no row."""
+        known = getattr(native.config_class, "model_type", None) in architectures()
+        return model_class(native) if known else None
 
 
 _derived: set[str] = set()
@@ -51,9 +53,9 @@ def derive(config: type[Any]) -> None:
     _deriving.add(config.model_type)  # classes that are made build configs themselves
     try:
         adapter = architectures()[config.model_type.removeprefix(PREFIX)]
-        for auto_name, native_name in auto_classes(adapter).items():
-            model = model_class(getattr(adapter.modeling, native_name))
-            auto_mappings()[auto_name].register(config, model, exist_ok=True)
+        for auto_name, names in served_classes(adapter).items():
+            made = [model_class(native_class(adapter, name)) for name in names]
+            internals.serve(auto_mappings()[auto_name], config, made)
         register_processors(config, adapter.model_type)
         _derived.add(config.model_type)
     finally:
@@ -98,8 +100,8 @@ def attention_class(native: type[nn.Module], method: str) -> type[HeadsAttention
 
 def class_by_name(name: str) -> type | None:
     """A derived config, model or attention class by its name, or None."""
-    for adapter in architectures().values():
-        if name == config_class(adapter).__name__:
+    for adapter in _candidates(name):
+        if name == f"Heads{host_config_class(adapter).__name__}":
             return config_class(adapter)
         native = getattr(adapter.modeling, name.removeprefix("Heads"), None)
         if name.startswith("Heads") and isinstance(native, type) and issubclass(native, PreTrainedModel):
@@ -110,6 +112,13 @@ def class_by_name(name: str) -> type | None:
             if name.startswith(prefix) and isinstance(native, type) and issubclass(native, nn.Module):
                 return attention_class(native, method)
     return None
+
+
+def _candidates(name: str) -> list[AttentionAdapter]:
+    """The architectures that a derived class of this name may be of: to look into all would import them all."""
+    rows = (adapter for adapter in architectures().values() if adapter.config_name or adapter.package)
+    stems = {adapter: (adapter.config_name or "").removesuffix("Config") for adapter in rows}
+    return sorted((one for one, stem in stems.items() if stem in name), key=lambda one: -len(stems[one]))
 
 
 def adopt(model: PreTrainedModel) -> None:
@@ -127,12 +136,23 @@ def adopt(model: PreTrainedModel) -> None:
 
 
 def set_specs(model: PreTrainedModel, specs: dict[str, HeadsSpec]) -> None:
-    """Give a model, and every module that holds its config, a derived config with these settings."""
-    before, config = model.config, derived_config(model.config, specs)
+    """Give a model, and every module that holds its config, a derived config with these settings.
+
+    Modules may hold a config inside the model's, of a tower, or a copy of the model's that differs in its choices.
+    """
+    config = derived_config(model.config, specs)
     config.architectures = [f"Heads{native_model(type(model)).__name__}"]
+    before = model.config
+    made = {id(before): config, **{id(getattr(before, name)): getattr(config, name) for name in before.sub_configs}}
+    kept = [before]  # as long as its id counts
     for module in model.modules():
-        if getattr(module, "config", None) is before or isinstance(module, (PreTrainedModel, HeadsAttention)):
-            module.config = config
+        own = getattr(module, "config", None)
+        if own is None or getattr(own, "model_type", None) is None:
+            continue
+        if id(own) not in made and own.model_type.removeprefix(PREFIX) == config.model_type.removeprefix(PREFIX):
+            made[id(own)] = derived_config(own, specs)
+            kept.append(own)
+        module.config = made.get(id(own), own)
 
 
 def native_model(made: type[PreTrainedModel]) -> type[PreTrainedModel]:

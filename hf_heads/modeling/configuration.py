@@ -90,11 +90,15 @@ def heads_section(specs: dict[str, HeadsSpec]) -> dict[str, Any]:
     return {"format": FORMAT, "blocks": {name: spec.to_config() for name, spec in specs.items()}}
 
 
+def derived_class(model_type: str) -> type[HeadsConfig]:
+    """The derived config class of a derived model type."""
+    return config_class(architectures()[model_type.removeprefix(PREFIX)])
+
+
 @cache
 def config_class(adapter: AttentionAdapter) -> type[HeadsConfig]:
     """The derived config class of an architecture, `HeadsBertConfig` for bert."""
     native = host_config_class(adapter)
-    assert native is not None
     name = f"Heads{native.__name__}"
     namespace = {
         "__module__": "hf_heads.models",
@@ -123,11 +127,3 @@ def derived_config(config: PreTrainedConfig, specs: dict[str, HeadsSpec]) -> Any
     return made
 
 
-def register_configs() -> None:
-    """Tell transformers' AutoConfig of every derived model type whose host's config can be had by now."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig  # which imports us on its way
-
-    for adapter in architectures().values():
-        model_type = PREFIX + adapter.model_type
-        if model_type not in CONFIG_MAPPING and host_config_class(adapter) is not None:
-            AutoConfig.register(model_type, config_class(adapter))

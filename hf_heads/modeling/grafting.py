@@ -53,14 +53,15 @@ class GraftedModel(PreTrainedModel):
         """The class of a method that takes the place of a host's attention class."""
         raise NotImplementedError
 
-    def model_class(self, native: type[PreTrainedModel]) -> type[GraftedModel]:
-        """The derived class of one of the host's model classes."""
+    def model_class(self, native: type[PreTrainedModel]) -> type[GraftedModel] | None:
+        """The derived class of one of the host's model classes; None of one that no row is about."""
         raise NotImplementedError
 
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, HeadsAttention):
+        if isinstance(module, HeadsAttention):  # a host would start the projections that it knows
             module.init_weights()
+        else:
+            super()._init_weights(module)
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
@@ -158,7 +159,9 @@ def graft(model: Any, specs: dict[str, HeadsSpec]) -> None:
             replace_block(model, blocks[name], spec)
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and not isinstance(module, GraftedModel):
-            become(module, model.model_class(type(module)))
+            derived = model.model_class(type(module))
+            if derived is not None:
+                become(module, derived)
 
 
 def replace_block(model: Any, block: Block, spec: HeadsSpec) -> HeadsAttention:
@@ -167,6 +170,8 @@ def replace_block(model: Any, block: Block, spec: HeadsSpec) -> HeadsAttention:
     reference = block.output.weight
     with torch.device(reference.device), _default_dtype(reference.dtype):
         module = made(block.module, block.site, block.kind, block.output, spec)
+    if not hasattr(module, "config"):  # which says how attention is computed
+        module.config = model.config
     module.train(block.module.training)
     model.set_submodule(block.path, module)
     forget_captures(model)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from hf_heads.attention.hosts.table import AttentionAdapter
+from hf_heads.attention.hosts.sites import AttentionAdapter
 from hf_heads.core.errors import HeadsError
 from hf_heads.modeling.internals import guarded, model_being_built, without_guard
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -32,10 +33,59 @@ def mappings_of_auto_classes() -> dict[str, Any]:
     }
 
 
-def served_class(auto_class: Any, model_type: str) -> str | None:
-    """The name of the class that an Auto class makes of a model type; None where there is none, or several."""
+def served_classes(auto_class: Any, model_type: str) -> tuple[str, ...]:
+    """The names of the classes that an Auto class makes of a model type, the one that it prefers first."""
     native = auto_class._model_mapping._model_mapping.get(model_type)
-    return native if isinstance(native, str) else None
+    return (native,) if isinstance(native, str) else tuple(native or ())
+
+
+def serve(auto_class: Any, config: type[Any], models: Sequence[type[Any]]) -> None:
+    """Have an Auto class make one of these models of a config: the one that the config names, or else the first."""
+    auto_class.register(config, models[0], exist_ok=True)
+    if len(models) > 1:
+        auto_class._model_mapping._extra_content[config] = tuple(models)
+
+
+class _Configs(dict[str, Any]):
+    """Config classes by model type, some of which are made when they are first asked for."""
+
+    def __getitem__(self, key: str) -> Any:
+        value = super().__getitem__(key)
+        if isinstance(value, _Later):
+            value = self[key] = value.make(key)
+        return value
+
+    def __iter__(self) -> Iterator[str]:  # which also has a copy ask for each of them
+        return iter(list(super().__iter__()))
+
+    def values(self) -> Any:
+        return (value for _, value in self.items())
+
+    def items(self) -> Any:
+        """Those that are there first: who looks for the type of a config in hand finds it without making others."""
+        stored = list(super().items())
+        for key, value in sorted(stored, key=lambda item: isinstance(item[1], _Later)):
+            yield key, self[key] if isinstance(value, _Later) else value
+
+
+class _Later(NamedTuple):
+    make: Callable[[str], type[Any]]
+
+
+def register_config(mapping: Any, model_type: str, make: Callable[[str], type[Any]]) -> None:
+    """Have AutoConfig know a model type whose config class is made when it is first asked for.
+
+    `AutoConfig.register` takes finished classes, and forty of them import forty modules, which takes a second.
+
+    Args:
+        mapping: transformers' `CONFIG_MAPPING`.
+        model_type: registered by somebody else before, it is left alone.
+        make: gives the class of a model type.
+    """
+    if not isinstance(mapping._extra_content, _Configs):
+        mapping._extra_content = _Configs(mapping._extra_content)
+    if model_type not in mapping:
+        mapping._extra_content[model_type] = _Later(make)
 
 
 def become(model: PreTrainedModel, made: type[PreTrainedModel]) -> None:

@@ -1,15 +1,13 @@
-"""Registers the derived configs as soon as, and no sooner than, transformers' Auto classes are imported.
+"""Registers the derived configs as soon as, and no sooner than, transformers' table of configs is imported.
 
-Importing them costs seconds; a program that imports hf_heads and never loads a model should not pay that. Hosts' config
-modules and the Auto modules import each other, in an order that depends on what the program asks for first; so after
-each of them we register what is complete by then.
+Importing it costs seconds; a program that imports hf_heads and never loads a model should not pay that. Nor are the
+config classes of all architectures made then: each is when a checkpoint first asks for it.
 """
 
 from __future__ import annotations
 
 import importlib.abc
 import importlib.machinery
-import re
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -18,13 +16,10 @@ from typing import Any
 from hf_heads import models
 
 _CONFIGS = "transformers.models.auto.configuration_auto"
-_MODELS = "transformers.models.auto.modeling_auto"
-_WATCHED = re.compile(rf"{re.escape(_MODELS)}|transformers\.models\.\w+\.configuration_\w+")
-_running: set[str] = set()
 
 
 class _RegisterAfterwards(importlib.abc.Loader):
-    """The loader of a watched module, with our registration after it."""
+    """The loader of the table of configs, with our registration after it."""
 
     def __init__(self, loader: importlib.abc.Loader) -> None:
         self.loader = loader
@@ -33,21 +28,17 @@ class _RegisterAfterwards(importlib.abc.Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        _running.add(module.__name__)
-        try:
-            self.loader.exec_module(module)
-        finally:
-            _running.discard(module.__name__)
-        _register()
+        self.loader.exec_module(module)
+        _register(module)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Wraps the loaders of the watched modules."""
+    """Wraps the loader of the table of configs."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if not _WATCHED.fullmatch(name):
+        if name != _CONFIGS:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
@@ -55,16 +46,20 @@ class _Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
-def _register() -> None:
-    if _CONFIGS not in sys.modules or _running & {_CONFIGS, _MODELS, __name__}:
-        return
-    _running.add(__name__)  # registering imports watched modules itself
-    try:
-        from hf_heads.modeling.configuration import register_configs  # needs transformers, which is there by now
+def _register(configs: Any) -> None:
+    from hf_heads.attention.hosts.table import architectures  # looks through all that is installed
+    from hf_heads.core.vocabulary import PREFIX  # see above
+    from hf_heads.modeling.internals import register_config  # see above
 
-        register_configs()
-    finally:
-        _running.discard(__name__)
+    for model_type, adapter in architectures().items():
+        if adapter.package or model_type in configs.CONFIG_MAPPING_NAMES:  # an older transformers may not know it
+            register_config(configs.CONFIG_MAPPING, PREFIX + model_type, _config_class)
+
+
+def _config_class(model_type: str) -> type[Any]:
+    from hf_heads.modeling.configuration import derived_class  # needs transformers, which is there by now
+
+    return derived_class(model_type)
 
 
 def _class_by_name(name: str) -> type | None:
@@ -80,8 +75,9 @@ def _derive(config: type[Any]) -> None:
 
 
 def register() -> None:
-    """Register now what can be, and the rest when its modules are imported."""
+    """Register now if the table of configs is there, or else when it is imported."""
     vars(models).update(resolver=_class_by_name, deriver=_derive)
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
-    _register()
+    if hasattr(sys.modules.get(_CONFIGS), "CONFIG_MAPPING"):
+        _register(sys.modules[_CONFIGS])

@@ -134,7 +134,7 @@ def test_01_lossy_settings_change_the_logits_and_eager_agrees_with_sdpa(twin: Tw
     {"place": lambda place: place[0]},
     place={
         f"{name}-{auto_name}": (name, auto_name)
-        for name, adapter in ADAPTERS.items()
+        for name, adapter in ((name, ADAPTERS[name]) for name in ("bert", "vit", "marian"))
         for auto_name in auto_classes(adapter)
     },
     method=KINDS,

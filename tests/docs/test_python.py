@@ -28,7 +28,7 @@ def test_python_compiles_and_names_what_is_public(page: Path):
 
 PROGRAM = """
 import hf_heads, mean_query, torch
-from transformers import AutoModel, BertModel, ElectraConfig, ElectraModel
+from transformers import AutoModel, BertModel
 from tests.support.twins import TWINS, bert_config, randomize
 
 inputs = TWINS["bert"].inputs()
@@ -48,9 +48,10 @@ def check(model, spec, name):
     return (states(converted) - states(model)).abs().max()
 
 assert check(BertModel(bert_config()), mean_query.MeanQuerySpec(), "mean-query") > 1e-3
-size = dict(embedding_size=16, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
-electra = ElectraModel(ElectraConfig(vocab_size=99, max_position_embeddings=40, **size))
-assert check(electra, hf_heads.CollabSpec(rank=32), "electra") < 1e-4
+import check_megatron
+from hf_heads.extend import contract
+assert check(check_megatron.tiny(), hf_heads.CollabSpec(rank=32), "megatron-bert") < 1e-4
+contract(check_megatron.TWIN, ["pruned", "mhe"], ["exact", "lossy"])
 """
 
 

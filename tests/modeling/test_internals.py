@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertModel, PreTrainedModel, ViTModel
+from transformers import (
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    PreTrainedModel,
+    ViTConfig,
+    ViTModel,
+)
+from transformers.models.auto.configuration_auto import _LazyConfigMapping
 
 import hf_heads
 from hf_heads import CollabSpec
@@ -20,8 +30,28 @@ from tests.support.twins import TWINS, bert_config
 def test_the_auto_classes_and_what_they_serve():
     mappings = internals.mappings_of_auto_classes()
     assert mappings["AutoModelForMaskedLM"] is AutoModelForMaskedLM and len(mappings) > 20
-    assert internals.served_class(AutoModelForMaskedLM, "bert") == "BertForMaskedLM"
-    assert internals.served_class(AutoModelForMaskedLM, "vit") is None
+    assert internals.served_classes(AutoModelForMaskedLM, "bert") == ("BertForMaskedLM",)
+    assert internals.served_classes(AutoModelForMaskedLM, "vit") == ()
+    several = internals.served_classes(mappings["AutoModelForImageClassification"], "deit")
+    assert several == ("DeiTForImageClassification", "DeiTForImageClassificationWithTeacher")
+
+
+def test_configs_that_are_made_when_they_are_asked_for():
+    mapping, asked = _LazyConfigMapping({}), []
+    mapping.register("first", BertConfig)
+
+    def make(model_type: str) -> type:
+        asked.append(model_type)
+        return ViTConfig
+
+    for _ in range(2):
+        internals.register_config(mapping, "later", make)
+    internals.register_config(mapping, "first", make)  # it is known by then
+    assert "later" in mapping and list(mapping.keys()) == ["first", "later"] and not asked
+    assert next(iter(mapping._extra_content.items())) == ("first", BertConfig) and not asked
+    assert mapping["later"] is ViTConfig and mapping["later"] is ViTConfig and asked == ["later"]
+    assert dict(mapping.items()) == {"first": BertConfig, "later": ViTConfig} and asked == ["later"]
+    assert pickle.loads(pickle.dumps(mapping))["later"] is ViTConfig
 
 
 def test_a_model_that_becomes_another_class_records_that_classes_outputs():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,34 +17,10 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from hf_heads.jobs.contract import Twin
+from hf_heads.jobs.contract import randomize as randomize
+
 HEADS, WIDTH, LAYERS = 4, 32, 2
-
-
-@dataclass(frozen=True)
-class Twin:
-    """A tiny model of an architecture with random weights, and inputs for it."""
-
-    name: str
-    model_type: str
-    make: Callable[[], PreTrainedModel]
-    inputs: Callable[[], dict[str, Tensor]]
-
-    def model(self, implementation: str = "eager") -> PreTrainedModel:
-        model = self.make()
-        randomize(model)
-        model.set_attn_implementation(implementation)
-        return model.eval()
-
-
-def randomize(model: PreTrainedModel, seed: int = 0) -> None:
-    """Every parameter random, norms around one, so that nothing can be right because it is zero."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "embed_positions" in name:
-                continue  # Marian's are computed, and never saved
-            norm = "norm" in name.lower() and name.endswith("weight")
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * (0.1 if norm else 0.2) + float(norm))
 
 
 def bert_config(**changes: Any) -> BertConfig:
@@ -108,37 +82,37 @@ def _ids(batch: int, length: int, seed: int) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def _text() -> dict[str, Tensor]:
+def text_inputs() -> dict[str, Tensor]:
     ids, mask = _ids(3, 9, 1)
     return {"input_ids": ids, "attention_mask": mask}
 
 
 def _decoder() -> dict[str, Tensor]:
     memory = torch.randn(3, 7, WIDTH, generator=torch.Generator().manual_seed(2))
-    return {**_text(), "encoder_hidden_states": memory, "encoder_attention_mask": _ids(3, 7, 3)[1]}
+    return {**text_inputs(), "encoder_hidden_states": memory, "encoder_attention_mask": _ids(3, 7, 3)[1]}
 
 
-def _text_to_text() -> dict[str, Tensor]:
+def text_to_text_inputs() -> dict[str, Tensor]:
     ids, mask = _ids(3, 6, 4)
-    return {**_text(), "decoder_input_ids": ids, "decoder_attention_mask": mask}
+    return {**text_inputs(), "decoder_input_ids": ids, "decoder_attention_mask": mask}
 
 
-def _image() -> dict[str, Tensor]:
+def image_inputs() -> dict[str, Tensor]:
     return {"pixel_values": torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(5))}
 
 
 TWINS = {
     twin.name: twin
     for twin in (
-        Twin("bert", "bert", lambda: BertForMaskedLM(bert_config()), _text),
+        Twin("bert", "bert", lambda: BertForMaskedLM(bert_config()), text_inputs),
         Twin(
             "bert-decoder",
             "bert",
             lambda: BertLMHeadModel(bert_config(is_decoder=True, add_cross_attention=True)),
             _decoder,
         ),
-        Twin("vit", "vit", lambda: ViTForImageClassification(vit_config()), _image),
-        Twin("marian", "marian", marian, _text_to_text),
+        Twin("vit", "vit", lambda: ViTForImageClassification(vit_config()), image_inputs),
+        Twin("marian", "marian", marian, text_to_text_inputs),
     )
 }
 

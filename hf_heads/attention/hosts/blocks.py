@@ -78,6 +78,8 @@ def blocks_of(model: PreTrainedModel, adapter: AttentionAdapter) -> list[Block]:
         kind: Kind = "causal" if causal and site.kind == "self" else site.kind
         output = model.get_submodule(site.output_name(path))
         blocks.append(Block(name, site, kind, module, cast(nn.Linear, output), path))
+    if adapter.runs:
+        blocks.sort(key=lambda block: adapter.runs.index(block.name.partition(".")[0]))
     return blocks
 
 

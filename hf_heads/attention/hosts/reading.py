@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hf_heads.attention.hosts.parts import hook, named
 from hf_heads.attention.hosts.sites import AttentionSite
 from hf_heads.core.dense import AttentionShape, Biases, DenseAttention, split_heads
 
@@ -55,7 +56,8 @@ def host_kv_heads(module: nn.Module, site: AttentionSite) -> int | None:
 
 def host_scale(module: nn.Module, site: AttentionSite) -> float:
     """The factor on the scores in a host's own attention module."""
-    return float(site.scale(module) if callable(site.scale) else attrgetter(site.scale)(module))
+    scale = named(site.scale)
+    return float(attrgetter(site.scale)(module) if scale is None else scale(module))  # type: ignore[arg-type]
 
 
 def host_projections(module: nn.Module, site: AttentionSite) -> tuple[Projection, Projection, Projection]:
@@ -67,7 +69,7 @@ def host_projections(module: nn.Module, site: AttentionSite) -> tuple[Projection
     heads = host_heads(module, site)
     kv_heads = host_kv_heads(module, site) or heads
     width = len(weight) // (heads + 2 * kv_heads)
-    if site.interleaved:
+    if site.interleaved is True or (site.interleaved and hook(site.interleaved)(module)):
         weights = [one.flatten(0, 1) for one in weight.view(heads, 3, width, -1).unbind(1)]
         shifts = [] if bias is None else [one.flatten() for one in bias.view(heads, 3, width).unbind(1)]
     else:
@@ -95,9 +97,9 @@ def host_shape(module: nn.Module, site: AttentionSite, output: nn.Module) -> Att
     )
 
 
-def shared_heads(heads: int, kv_heads: int | None) -> tuple[int, ...] | None:
-    """Which key and value head each query head of a host reads."""
-    return None if kv_heads is None else tuple(head * kv_heads // heads for head in range(heads))
+def even_groups(heads: int, kv_heads: int) -> tuple[int, ...]:
+    """Which key and value head each query head reads in a host: neighbours share, in groups of equal size."""
+    return tuple(head * kv_heads // heads for head in range(heads))
 
 
 def read_value_output(value: nn.Linear, output: nn.Module, heads: int) -> dict[str, Any]:
@@ -122,7 +124,7 @@ def read_output(output: nn.Module, heads: int) -> dict[str, Any]:
 def read_host(module: nn.Module, site: AttentionSite, output: nn.Module) -> DenseAttention:
     """The weights of a host's own attention module as a neutral record (views where possible)."""
     shape = host_shape(module, site, output)
-    shared = shared_heads(shape.heads, shape.kv_heads)
+    shared = None if shape.kv_heads is None else even_groups(shape.heads, shape.kv_heads)
     return read_projections(host_projections(module, site), output, shape, host_scale(module, site), shared)
 
 

@@ -17,8 +17,8 @@ from hf_heads.io.checkpoints.plausible import check_sizes
 from hf_heads.io.checkpoints.sources import Source
 from hf_heads.io.checkpoints.tensors import tensor_names
 from hf_heads.io.checkpoints.weights import Weights
-from hf_heads.modeling.auto_classes import auto_classes
-from hf_heads.modeling.blocks import block_size, block_specs
+from hf_heads.modeling.auto_classes import auto_classes, native_class
+from hf_heads.modeling.blocks import beside, block_size, block_specs
 from hf_heads.modeling.classes import model_class
 from hf_heads.modeling.configuration import HeadsConfig, native_entries
 
@@ -47,7 +47,7 @@ def inspect(source: Source) -> dict[str, Any]:
         native_config = AutoConfig.for_model(adapter.model_type, **native_entries(config))
     except Exception as error:  # what a host's own class makes of an entry that ours leaves alone
         raise HeadsError(f"cannot read the config of '{source.given}': {reason(error)}") from None
-    served = getattr(adapter.modeling, auto_classes(adapter)["AutoModel"])
+    served = native_class(adapter, auto_classes(adapter)["AutoModel"])
     native = model = empty_model(served, native_config, source.given)
     if isinstance(config, HeadsConfig):
         model = empty_model(model_class(served), config, source.given)
@@ -56,7 +56,9 @@ def inspect(source: Source) -> dict[str, Any]:
     rows = []
     for block in find_blocks(model):
         parameters, cache = block_size(block)
-        stored = sum(torch.Size(weights.shape(name)).numel() for name in names.by_block.get(block.name, []))
+        kept = tuple(f".{name}" for name in beside(block))
+        own = [name for name in names.by_block.get(block.name, []) if not kept or not name.endswith(kept)]
+        stored = sum(torch.Size(weights.shape(name)).numel() for name in own)
         if stored != parameters:
             raise HeadsError(
                 f"{block.name} holds {stored} numbers in the files, but its settings in config.json make {parameters}"

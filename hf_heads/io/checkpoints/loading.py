@@ -26,7 +26,7 @@ from hf_heads.io.checkpoints.shelf import Shelf
 from hf_heads.io.checkpoints.sources import Source, check_own_code
 from hf_heads.io.checkpoints.weights import Weights, pieces
 from hf_heads.io.checkpoints.writing import write_weights
-from hf_heads.modeling.auto_classes import auto_classes
+from hf_heads.modeling.auto_classes import auto_classes, native_class, served_classes
 from hf_heads.modeling.classes import model_class
 from hf_heads.modeling.grafting import check_loaded
 
@@ -98,9 +98,9 @@ def load_source(source: Source, device: str = "cpu", shelf: Shelf | None = None)
     # Says which file is damaged, or quantized, before transformers says something longer.
     weights = check_precision(Weights(source.folder), source.given)
     adapter = adapter_of(config)
-    served = auto_classes(adapter)
+    served = {name for names in served_classes(adapter).values() for name in names}
     architecture = (config.architectures or [""])[0].removeprefix("Heads")
-    native = getattr(adapter.modeling, architecture if architecture in served.values() else served["AutoModel"])
+    native = native_class(adapter, architecture if architecture in served else auto_classes(adapter)["AutoModel"])
     cls = model_class(native) if config.model_type.startswith(PREFIX) else native
     entries = read_json(source.folder / "config.json", "config")
 

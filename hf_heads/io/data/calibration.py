@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_heads.attention.hosts.table import adapter_of
+from hf_heads.attention.hosts.sites import WRITES
+from hf_heads.attention.hosts.table import adapter_of, positions_of
 from hf_heads.core.batches import Batch
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.vocabulary import NONE, RANDOM
@@ -116,7 +117,8 @@ def _made(choice: CalibrationChoice, config: Any, folder: Path | str | None, pai
 
 def _read(choice: CalibrationChoice, config: Any, folder: Path | str | None, pairing: Pairing, several: bool) -> _Part:
     modality, source = adapter_of(config).modality, choice.single
-    count = (choice.samples + HELD_OUT) * (1 if modality == "image" else _READ)
+    of_one_size = modality not in ("text", "text-to-text")
+    count = (choice.samples + HELD_OUT) * (1 if of_one_size else _READ)
     raw, used = read_examples(
         source,
         choice.columns,
@@ -128,12 +130,12 @@ def _read(choice: CalibrationChoice, config: Any, folder: Path | str | None, pai
         optional=several,
     )
     name = f"{Path(source).name} ({', '.join(used)})"
-    if modality == "image":
+    if of_one_size:
         held = min(HELD_OUT, len(raw) // 4)
         raw = ENCODE[modality](raw[: choice.samples + HELD_OUT], folder, None)
         held_out, examples = raw[len(raw) - held :], raw[: len(raw) - held][: choice.samples]
         return _Part(examples, held_out, {}, f"{len(examples)} examples of {name}", used)
-    limit = text_limit(folder, choice.max_length, getattr(config, "max_position_embeddings", None))
+    limit = text_limit(folder, choice.max_length, positions_of(config))
     apart = min(HELD_OUT * _READ, len(raw) // 4)
     kept, raw = raw[len(raw) - apart :], raw[: len(raw) - apart]
     if choice.pack:
@@ -162,7 +164,7 @@ def finished_batches(
 ) -> list[Batch]:
     """Batches of encoded examples, complete for the model's forward; see `load_data`."""
     batches = make_batches(examples, config)
-    if adapter_of(config).modality == "text-to-text":
+    if adapter_of(config).modality in WRITES:
         batches = [with_targets(batch, config, generate) for batch in batches]
     return batches
 
@@ -181,9 +183,14 @@ def calibration_data(source: Source, model: PreTrainedModel, choice: Calibration
     return load_data(choice, model, source.folder, generate=_writer(model))
 
 
+_SPOKEN = 32  # tokens that are written for a sound
+
+
 def continue_texts(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """What a text-to-text model makes of a batch of sources, greedily, start token included: (batch, length)."""
-    length = min(batch["input_ids"].shape[1] + 8, model.config.max_position_embeddings - 1)
+    """What a model makes of a batch of sources, greedily, start token included: (batch, length)."""
+    longest = positions_of(model.config)
+    length = batch["input_ids"].shape[1] + 8 if "input_ids" in batch else _SPOKEN
+    length = min(length, longest - 1) if longest else length
     inputs = {name: value.to(model.device) for name, value in batch.items()}
     return model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=length).cpu()  # type: ignore[operator]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer
 
 from hf_heads.core.errors import HeadsError, reason
 from hf_heads.io.checkpoints.json_files import read_json
@@ -102,8 +102,52 @@ def encode_images(images: list[Any], folder: Path | str | None, limit: int | Non
     return [{"pixel_values": processor(image, return_tensors="pt")["pixel_values"][0]} for image in images]
 
 
+def encode_captioned(pairs: list[Any], folder: Path | str | None, limit: int | None = None) -> list[dict[str, Any]]:
+    """Examples with `input_ids` and `pixel_values` of tuples (text, image)."""
+    if not pairs:
+        return []
+    texts, images = zip(*pairs, strict=True)
+    encoded = zip(encode_text(list(texts), folder, limit), encode_images(list(images), folder), strict=True)
+    return [{**text, **image} for text, image in encoded]
+
+
+def encode_sounds(sounds: list[Any], folder: Path | str | None, limit: int | None = None) -> list[dict[str, Any]]:
+    """Examples with what a model's feature extractor makes of sounds, and `target_ids` of the texts that they may have.
+
+    Args:
+        sounds: tuples (sound,) or (sound, text).
+        folder: where the feature extractor is, and the tokenizer where there are texts.
+        limit: the most tokens of a text.
+
+    Raises:
+        HeadsError: there is no feature extractor, or a sound has another rate than the model takes.
+    """
+    if folder is None:
+        raise HeadsError("the model does not say where its feature extractor is: give batches instead")
+    try:
+        extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        check_own_code(error, folder)
+        raise HeadsError(f"no feature extractor can be loaded from '{folder}': {reason(error)}") from None
+    examples = []
+    for sound, *_ in sounds:
+        if sound.rate != extractor.sampling_rate:
+            raise HeadsError(
+                f"a sound has {sound.rate} samples in a second, the model takes {extractor.sampling_rate}: resample it"
+            )
+        found = extractor(sound.samples.numpy(), sampling_rate=sound.rate, return_tensors="pt")
+        examples.append({name: found[name][0] for name in ("input_values", "input_features") if name in found})
+    if sounds and len(sounds[0]) > 1:
+        texts = encode_text([text for _, text in sounds], folder, limit)
+        examples = [{**one, "target_ids": text["input_ids"]} for one, text in zip(examples, texts, strict=True)]
+    return examples
+
+
 ENCODE: dict[str, Callable[[list[Any], Path | str | None, int | None], list[dict[str, Any]]]] = {
     "text": encode_text,
     "text-to-text": encode_pairs,
     "image": encode_images,
+    "audio": encode_sounds,
+    "audio-to-text": encode_sounds,
+    "text-image": encode_captioned,
 }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_heads.attention.hosts.table import adapter_of
+from hf_heads.attention.hosts.table import adapter_of, positions_of
 from hf_heads.core.errors import HeadsError
 from hf_heads.io.data.choice import MAX_LENGTH
 from hf_heads.io.data.encoding import load_tokenizer, longest
@@ -18,6 +19,9 @@ MADE = {
     "text": "sequences of random token ids",
     "text-to-text": "sequences of random token ids with the model's own continuations",
     "image": "random images with the spectrum of natural ones",
+    "audio": "random sounds with the spectrum of natural ones",
+    "audio-to-text": "random sounds, as spectra, with the model's own words",
+    "text-image": "sequences of random token ids, each with a random image with the spectrum of natural ones",
 }
 
 
@@ -40,8 +44,8 @@ def made_examples(
     """
     adapter = adapter_of(config)
     generator = torch.Generator().manual_seed(seed)
-    if adapter.modality == "image":
-        return [{"pixel_values": pixels} for pixels in _random_images(config, count, generator)]
+    if (made := _one_length(config, folder, count, generator)) is not None:
+        return made
     maker = _TokenMaker(config, folder, generator, max_length)
     longest = maker.limit if adapter.modality == "text" else min(maker.limit, _LONGEST_TRANSLATED)
     lengths = [length for length in spread(count, longest) if length > _SHORT[1]]
@@ -66,12 +70,30 @@ def made_of_length(
 
 
 def probe_examples(config: Any, folder: Path | str | None, count: int, seed: int) -> list[dict[str, Any]]:
-    """Short single texts, or images: what figures called `random` are measured on, the same for ever."""
+    """Short single texts, images or sounds: what figures called `random` are measured on, the same for ever."""
     generator = torch.Generator().manual_seed(seed)
-    if adapter_of(config).modality == "image":
-        return [{"pixel_values": pixels} for pixels in _random_images(config, count, generator)]
+    if (made := _one_length(config, folder, count, generator)) is not None:
+        return made
     maker = _TokenMaker(config, folder, generator, None)
     return [maker.make(None, False) for _ in range(count)]
+
+
+def _one_length(
+    config: Any, folder: Path | str | None, count: int, generator: torch.Generator
+) -> list[dict[str, Any]] | None:
+    """Examples of a modality whose inputs are of one size; None where they are texts."""
+    modality = adapter_of(config).modality
+    if modality == "image":
+        return [{"pixel_values": pixels} for pixels in _random_images(config, count, generator)]
+    if modality == "audio":
+        return [{"input_values": sound} for sound in _random_sounds(config, count, generator)]
+    if modality == "audio-to-text":
+        return [{"input_features": spectrum} for spectrum in _random_spectra(config, count, generator)]
+    if modality == "text-image":
+        pixels = _random_images(config.vision_config, count, generator)
+        maker = _TokenMaker(config.text_config, folder, generator, None)
+        return [{**maker.make(None, False), "pixel_values": one} for one in pixels]
+    return None
 
 
 _SHORT = (4, 32)  # tokens of a text of no length in particular, without the special ones
@@ -91,12 +113,12 @@ class _TokenMaker:
     ) -> None:
         self.generator, self.segments = generator, False
         self.around: list[list[int]] = [[], []]
-        positions = getattr(config, "max_position_embeddings", MAX_LENGTH)
+        positions = positions_of(config) or MAX_LENGTH
         try:
             tokenizer = load_tokenizer(folder)
         except HeadsError:  # a checkpoint without a tokenizer still has ids
-            values = (config.pad_token_id, config.bos_token_id, config.eos_token_id)
-            special = {value for value in values if value is not None}
+            values = (getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos"))
+            special = {value for value in values if isinstance(value, int)}
             self.limit = min(positions, max_length or MAX_LENGTH)
             self.most = positions
         else:
@@ -163,13 +185,42 @@ def _random_images(config: Any, count: int, generator: torch.Generator) -> Tenso
     """
     size = config.image_size
     height, width = (size, size) if isinstance(size, int) else size
-    channels = config.num_channels
-    frequency = (torch.fft.fftfreq(height)[:, None] ** 2 + torch.fft.fftfreq(width) ** 2).sqrt()
-    frequency[0, 0] = 1 / max(height, width)
-    noise = torch.randn(count, channels + 1, height, width, generator=generator)
-    spectrum = torch.fft.fft2(noise) / frequency
-    field = torch.fft.ifft2(spectrum).real
-    field = field / field.std(dim=(2, 3), keepdim=True)
+    field = _falling_noise(count, config.num_channels + 1, height, width, generator)
     shared = field[:, :1] + 0.4 * field[:, 1:]
     contrast = 0.5 + torch.rand(count, 1, 1, 1, generator=generator)
     return shared * contrast
+
+
+def _falling_noise(count: int, channels: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """Noise whose amplitude falls with frequency (1/f), of variance one, (count, channels, height, width)."""
+    frequency = (torch.fft.fftfreq(height)[:, None] ** 2 + torch.fft.fftfreq(width) ** 2).sqrt()
+    frequency[0, 0] = 1 / max(height, width)
+    noise = torch.randn(count, channels, height, width, generator=generator)
+    field = torch.fft.ifft2(torch.fft.fft2(noise) / frequency).real
+    return field / field.std(dim=(2, 3), keepdim=True)
+
+
+_FRAMES = 100  # of a made sound, as the encoder sees it: two seconds for most
+
+
+def _random_sounds(config: Any, count: int, generator: torch.Generator) -> Tensor:
+    """Noise whose amplitude falls with frequency as in natural sounds, loud and soft in turn, (count, samples).
+
+    Normalised to mean zero and variance one, as feature extractors do.
+    """
+    samples = _FRAMES * math.prod(config.conv_stride) + sum(config.conv_kernel)
+    sound = _falling_noise(count, 1, 1, samples, generator)[:, 0, 0]
+    slow = torch.nn.functional.interpolate(
+        torch.rand(count, 1, _FRAMES // 10, generator=generator), samples, mode="linear"
+    )
+    sound = sound * slow[:, 0]
+    return (sound - sound.mean(1, keepdim=True)) / sound.std(1, keepdim=True)
+
+
+def _random_spectra(config: Any, count: int, generator: torch.Generator) -> Tensor:
+    """The same as logarithms of energies by frequency and time, in the range of Whisper's feature extractor.
+
+    (count, mel bins, frames)
+    """
+    frames = 2 * config.max_source_positions  # the encoder halves them
+    return 0.4 * _falling_noise(count, 1, config.num_mel_bins, frames, generator)[:, 0]

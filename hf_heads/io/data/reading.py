@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 from hf_heads.core.errors import HeadsError, reason
 from hf_heads.core.numbers import shown
+from hf_heads.io.data.sounds import SOUND_ENDINGS, is_sound, sound_rows, to_sound
 
-Content = Literal["text", "image"]
+Content = Literal["text", "image", "audio"]
 _FORMATS = {
     ".jsonl": ("json", {}),
     ".json": ("json", {}),
@@ -78,6 +79,9 @@ def read_table(source: str, columns: Sequence[str], count: int, seed: int, optio
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs, it also raises
     dataset = _open(source, datasets)
+    for name, feature in (dataset.features or {}).items():
+        if isinstance(feature, datasets.Audio):  # decoding them takes libraries of its own
+            dataset = dataset.cast_column(name, datasets.Audio(decode=False))
     names = _reading(source, lambda: dataset.column_names or list(next(iter(dataset), {})))
     if not names:
         raise HeadsError(f"the data '{source}' is empty")
@@ -135,6 +139,8 @@ def read_examples(
         raise HeadsError(f"column '{label}' is the label; leave it out of --columns")
     table = read_table(source, [*(columns or ()), *([] if label is None else [label])], count, seed, optional)
     columns = [name for name in columns or () if name in table.columns] or None
+    if modality in _SEVERAL:
+        return _several(table, columns, *_SEVERAL[modality], besides=label)
     kind: Content = "image" if modality == "image" else "text"
     used = table.of_kind(kind, columns, besides=label)
     if modality == "text-to-text" and len(used) > 2:
@@ -150,6 +156,41 @@ def read_examples(
     if len(used) > 1:  # several text columns are so many texts; take as many as were asked for, evenly
         found = found[:count]
     return [to_image(value) for value in found] if kind == "image" else found, used
+
+
+# What the examples of a modality consist of, and what they may have besides.
+_SEVERAL: dict[str, tuple[tuple[Content, ...], tuple[Content, ...]]] = {
+    "audio": (("audio",), ()),
+    "audio-to-text": (("audio",), ("text",)),
+    "text-image": (("text", "image"), ()),
+}
+
+
+def _several(
+    table: Table,
+    columns: Sequence[str] | None,
+    kinds: Sequence[Content],
+    optional: Sequence[Content],
+    besides: str | None,
+) -> tuple[list[Any], list[str]]:
+    """Examples of one column of each kind, as tuples, and these columns.
+
+    Raises:
+        HeadsError: there is no such column, or more than one where none is named.
+    """
+    first, used = table.rows[0], []
+    for kind in (*kinds, *optional):
+        named = [name for name in columns or () if _kind(first[name]) == kind]
+        if kind in optional and not named and all(_kind(first[name]) != kind for name in table.columns):
+            continue
+        found = table.of_kind(kind, named, besides=besides)
+        if len(found) > 1:
+            raise HeadsError(f"'{table.source}' has {len(found)} {kind} columns; name one with --columns")
+        used.append((kind, found[0]))
+    rows = [row for row in table.rows if all(row[name] for _, name in used)]
+    if not rows:
+        raise HeadsError(f"no row of '{table.source}' has something in each of {', '.join(name for _, name in used)}")
+    return [tuple(_as_read(kind, row[name]) for kind, name in used) for row in rows], [name for _, name in used]
 
 
 def _open(source: str, datasets: Any) -> Any:
@@ -169,6 +210,8 @@ def _open(source: str, datasets: Any) -> Any:
             for file in path.rglob("*"):
                 _check_json(file)
             images = any(file.suffix.lower() in _IMAGE_ENDINGS for file in path.rglob("*"))
+            if any(file.suffix.lower() in SOUND_ENDINGS for file in path.rglob("*")):
+                return datasets.Dataset.from_list(sound_rows(path)).to_iterable_dataset()
             if images:
                 return datasets.load_dataset("imagefolder", data_dir=str(path), split="train", streaming=True)
             return datasets.load_dataset(str(path), split="train", streaming=True)
@@ -250,11 +293,19 @@ def _reading(source: str, read: Callable[[], list[Any]]) -> list[Any]:
 def _kind(value: Any) -> Content | Literal["other"]:
     if isinstance(value, str):
         return "text"
+    if is_sound(value):
+        return "audio"
     return "image" if hasattr(value, "convert") or _encoded(value) else "other"
 
 
 def _encoded(value: Any) -> bool:
     return isinstance(value, bytes) or (isinstance(value, dict) and isinstance(value.get("bytes"), bytes))
+
+
+def _as_read(kind: Content, value: Any) -> Any:
+    if kind == "text":
+        return value
+    return to_image(value) if kind == "image" else to_sound(value)
 
 
 def to_image(value: Any) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -34,7 +35,7 @@ from hf_heads.jobs.conversion.request import ConversionRequest
 from hf_heads.jobs.conversion.team import Team, launched
 from hf_heads.jobs.evaluation.drift import measure_drift
 from hf_heads.jobs.evaluation.precision import precision_drift
-from hf_heads.jobs.scoring.probe import jobs_left, probe_heads
+from hf_heads.jobs.scoring.probe import has_probes, jobs_left, probe_heads
 from hf_heads.modeling.blocks import share_weights
 
 _PRECISION_SHARE = 4  # one example in so many: processors without bfloat16 take their time
@@ -140,7 +141,7 @@ def _convert(
     inputs = _measured_on(source, original, data, choice)
     report.drift = {name: _measured(converted, original, batches) for name, batches in inputs.items()}
     report.precision = _in_bfloat16(converted, original, inputs[RANDOM], shelf)
-    report.jobs = jobs_left(converted, probe_heads(original), probe_heads(converted))
+    report.jobs = _jobs(converted, original)
     if progress:
         progress("writing", 0, 1)
     report.seconds = time.perf_counter() - started
@@ -153,6 +154,11 @@ def _convert(
     }
     write_checkpoint(place, source, converted, names, record, dtype=dtype, shard_bytes=request.shard_bytes, shelf=shelf)
     return report
+
+
+def _jobs(converted: PreTrainedModel, original: PreTrainedModel) -> list[dict[str, Any]]:
+    """What each head with a job has left; nothing where it is not known what heads could look for."""
+    return jobs_left(converted, probe_heads(original), probe_heads(converted)) if has_probes(original) else []
 
 
 def _measured_on(

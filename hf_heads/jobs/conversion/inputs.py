@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_heads.attention.hosts.table import adapter_of
+from hf_heads.attention.hosts.table import adapter_of, positions_of
 from hf_heads.core.batches import Batch
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.vocabulary import NONE
@@ -68,10 +68,10 @@ def calibration_batches(model: PreTrainedModel, given: Calibration, seed: int) -
     two = [isinstance(one, tuple | list) and [type(part) for part in one] == [str, str] for one in given]
     if all(two) or all(isinstance(one, str) for one in given):
         modality, what = adapter_of(model.config).modality, "pairs" if all(two) else "texts"
-        if modality == "image":
-            raise HeadsError(f"calibration is a list of {what}, and the model takes images: give batches, or a folder")
+        if modality not in ("text", "text-to-text"):
+            raise HeadsError(f"calibration is a list of {what}, and the model takes {modality}: give batches")
         raw: list[Any] = [tuple(one) for one in given] if all(two) else list(given)
-        positions = getattr(model.config, "max_position_embeddings", None)
+        positions = positions_of(model.config)
         limit = text_limit(origin, None, positions)
         cut = count_cut(raw, origin, limit)
         said = f"{len(given)} given {what}" + (f", {cut} of them cut at {limit} tokens" if cut else "")
@@ -97,7 +97,7 @@ def checked_batches(model: PreTrainedModel, given: Sequence[object], what: str) 
                 f"{what}[{index}] is a {type(batch).__name__}, expected a batch: a dict of tensors by the names "
                 "of the model's arguments, as a tokenizer returns with return_tensors='pt'"
             )
-        positions = getattr(model.config, "max_position_embeddings", None)
+        positions = positions_of(model.config)
         ids = batch.get("input_ids")
         if positions is not None and ids is not None and ids.shape[-1] > positions:
             raise HeadsError(f"{what}[{index}] has {ids.shape[-1]} tokens, the model {positions} positions: cut it")

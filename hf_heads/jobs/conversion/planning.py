@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from hf_heads.attention.hosts.blocks import Block, find_blocks
-from hf_heads.attention.hosts.table import adapter_of
+from hf_heads.attention.hosts.sites import AttentionAdapter
+from hf_heads.attention.hosts.table import adapter_of, reasons_against
 from hf_heads.attention.spec import BlockProfile, HeadsSpec, RankHeads, by_pattern
 from hf_heads.core.batches import Batch, Progress, main_output, output_mask, thin, token_rows
 from hf_heads.core.dense import DenseAttention
@@ -23,7 +24,7 @@ from hf_heads.jobs.conversion.statistics import statistics_of
 from hf_heads.jobs.conversion.stepping import Stepper
 from hf_heads.jobs.scoring.ranking import rank_heads
 from hf_heads.jobs.scoring.scores import load_scores
-from hf_heads.methods.registry import get_method
+from hf_heads.methods.registry import all_methods, get_method
 from hf_heads.modeling.blocks import block_shape, block_specs, read_block, share_weights
 from hf_heads.modeling.classes import adopt
 from hf_heads.modeling.configuration import derived_config
@@ -67,8 +68,34 @@ def choose_blocks(
     if not found:
         raise HeadsError("all heads of the chosen blocks are gone already: there is nothing to convert")
     for name, (block, one) in found.items():
+        _check_possible(model, block, one)
         one.resolve(read_block(block).shape, name, block_specs(model).get(name))
     return {block.name: found[block.name] for block in find_blocks(model) if block.name in found}
+
+
+def _check_possible(model: PreTrainedModel, block: Block, spec: HeadsSpec) -> None:
+    """Refuse a method that an architecture does not allow, with the reason and what can be done.
+
+    Raises:
+        HeadsError: see above.
+    """
+    adapter = adapter_of(model.config)
+    if reason := _reason_against(adapter, spec.method):
+        can = [name for name in all_methods() if not _reason_against(adapter, name)]
+        raise HeadsError(
+            f"{spec.method} cannot convert '{adapter.model_type}': {reason}. Methods that can: {', '.join(can)}"
+        )
+    before = block_specs(model).get(block.name)
+    if block.site.of_heads and before is not None and {before.method, spec.method} != {"pruned"}:
+        raise HeadsError(
+            f"{block.name} is {before.method} already, and each of its heads has positions of its own: convert the "
+            "original instead"
+        )
+
+
+def _reason_against(adapter: AttentionAdapter, name: str) -> str | None:
+    method = get_method(name)
+    return method.reason_against.get(adapter.model_type) or reasons_against(adapter, name, method.handles)
 
 
 def heads_config(

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from hf_heads.attention.hosts.table import positions_of
 from hf_heads.core.batches import Batch
 from hf_heads.io.data.batching import make_batches
 
@@ -35,11 +36,11 @@ def made_repeats(
         most: what all may cost; fewer are made where they would cost more.
     """
     texts = [text for batch in batches for text in _texts(batch, special)]
-    if not texts or any("decoder_input_ids" in batch for batch in batches):
+    if not texts or any({"decoder_input_ids", "pixel_values"} & set(batch) for batch in batches):
         return []
     chance = random.Random(seed)
     before, after = _around(batches[0], special)
-    limit = min(getattr(config, "max_position_embeddings", 512), 512) - len(before) - 2 * len(after)
+    limit = min(positions_of(config) or 512, 512) - len(before) - 2 * len(after)
     ordinary = [token for token in range(config.vocab_size) if token not in special]
     pairs = []
     for _ in range(min(_PAIRS, 2 * len(texts))):

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from greenlet import getcurrent, greenlet
@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_heads.attention.hosts.blocks import Block, find_blocks
+from hf_heads.attention.hosts.parts import hook
 from hf_heads.attention.hosts.reading import argument_names
 from hf_heads.attention.kernels import Conditions
+from hf_heads.attention.module import HeadsAttention
 from hf_heads.core.batches import Batch
 from hf_heads.modeling.grafting import native_attention
 
@@ -63,10 +65,17 @@ def received_mask(block: Block, stop: Stop, source: int) -> Tensor | None:
     Args:
         source: number of keys.
     """
-    conditions = Conditions(stop.arguments.get(block.site.mask), block.kind == "causal")
-    found = conditions.additive(stop.hidden_states, source)
+    causal = stop.arguments.get("is_causal")
+    causal = block.kind == "causal" if causal is None else bool(causal)
+    conditions = Conditions(stop.arguments.get(block.site.mask), causal)
+    found, target = conditions.additive(stop.hidden_states, source), stop.hidden_states.shape[1]
+    if block.site.bias is not None:
+        term = hook(block.site.bias)(block.module, stop.arguments, 0, target, source)
+        found = term if found is None else found + term
     if found is None:
         return None
+    if isinstance(block.module, HeadsAttention):
+        found = cast(Tensor, block.module.of_own_heads(found))
     found = found.masked_fill(found <= torch.finfo(found.dtype).min / 2, -torch.inf)
     return found[(None,) * (4 - found.ndim)]
 

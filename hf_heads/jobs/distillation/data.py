@@ -9,11 +9,12 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from hf_heads.attention.hosts.table import adapter_of
+from hf_heads.attention.hosts.sites import WRITES
+from hf_heads.attention.hosts.table import adapter_of, positions_of
 from hf_heads.core.batches import Batch, Progress
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.vocabulary import NONE, RANDOM
-from hf_heads.io.data.batching import collate, make_batches, with_targets
+from hf_heads.io.data.batching import collate, make_batches, pad_id, with_targets
 from hf_heads.io.data.calibration import CalibrationChoice, continue_texts
 from hf_heads.io.data.encoding import ENCODE
 from hf_heads.io.data.labelled import finish_labelled, labelled_examples
@@ -24,7 +25,14 @@ from hf_heads.io.data.reading import read_examples
 
 HELD_OUT = 256
 _GENERATED = 64  # sources translated at a time
-SAMPLES = {"text": 20_000, "text-to-text": 20_000, "image": 5_000}
+SAMPLES = {
+    "text": 20_000,
+    "text-to-text": 20_000,
+    "image": 5_000,
+    "audio": 5_000,
+    "audio-to-text": 5_000,
+    "text-image": 5_000,
+}
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ def load_healing(
         (examples, held), used = _apart(examples, held_out, choice.samples), "made from nothing"
     else:
         examples, held, used = _read(choice, teacher, folder, held_out)
-    if modality == "text-to-text" and "target_ids" not in examples[0]:
+    if modality in WRITES and "target_ids" not in examples[0]:
         written = own_targets(teacher, [*examples, *held], progress)
         examples, held = written[: len(examples)], written[len(examples) :]
         used += ", targets by the original"
@@ -89,13 +97,13 @@ def load_healing(
     def finish(batch: Batch) -> Batch:
         if labels:
             return finish_labelled(batch, teacher)
-        return with_targets(batch, config, None) if modality == "text-to-text" else batch
+        return with_targets(batch, config, None) if modality in WRITES else batch
 
     name = "random inputs" if choice.made else Path(choice.single).name
     return HealingData(
         examples,
         [finish(batch) for batch in make_batches(held, config)],
-        lambda group: finish(collate(group, getattr(config, "pad_token_id", None) or 0)),
+        lambda group: finish(collate(group, pad_id(config))),
         f"{len(examples)} examples of {name} ({used}), seed {choice.seed}",
     )
 
@@ -122,11 +130,11 @@ def _read(
         choice.single, choice.columns, modality, wanted, choice.seed, choice.label, paired=pairing.of
     )
     used = ", ".join(columns)
-    if modality == "image":
+    if modality not in ("text", "text-to-text"):
         examples, held = _apart(ENCODE[modality](raw, folder, None), held_out, choice.samples)
         return examples, held, used
     raw = list(dict.fromkeys(raw))
-    limit = text_limit(folder, choice.max_length, getattr(teacher.config, "max_position_embeddings", None))
+    limit = text_limit(folder, choice.max_length, positions_of(teacher.config))
     parts = []
     for texts in _apart(raw, held_out, choice.samples):
         if choice.pack:
@@ -137,18 +145,21 @@ def _read(
     return parts[0], parts[1], "; ".join(filter(None, [used, how, "mixed lengths" if choice.pack else ""]))
 
 
+_SOURCES = ("input_ids", "input_features")
+
+
 def own_targets(
     model: PreTrainedModel, examples: list[dict[str, Any]], progress: Progress | None = None
 ) -> list[dict[str, Any]]:
     """The same examples with `target_ids`: what the model itself makes of the sources, greedily."""
-    order = sorted(range(len(examples)), key=lambda index: len(examples[index]["input_ids"]))
+    order = sorted(range(len(examples)), key=lambda index: len(examples[index].get("input_ids", ())))
     found: list[dict[str, Any]] = [{}] * len(examples)
     end, pad = model.config.eos_token_id, model.config.pad_token_id
     for begin in range(0, len(order), _GENERATED):
         if progress:
             progress("writing targets", begin, len(order))
         part = order[begin : begin + _GENERATED]
-        sources = [{"input_ids": examples[index]["input_ids"]} for index in part]
+        sources = [{name: examples[index][name] for name in _SOURCES if name in examples[index]} for index in part]
         for index, ids in zip(part, continue_texts(model, collate(sources, pad or 0))[:, 1:].tolist(), strict=True):
             ids = ids[: ids.index(end) + 1] if end in ids else [token for token in ids if token != pad]
             found[index] = {**examples[index], "target_ids": ids}

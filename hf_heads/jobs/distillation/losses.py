@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_heads.attention.hosts.blocks import find_blocks
+from hf_heads.attention.hosts.blocks import Block, find_blocks
 from hf_heads.core.batches import Batch, output_mask
 from hf_heads.core.errors import HeadsError
 from hf_heads.jobs.distillation.settings import check_losses
@@ -41,7 +41,7 @@ class Recorder:
         self._handles = []
         for block in find_blocks(model):
             self._handles.append(block.output.register_forward_hook(self._keep_output(block.name)))
-            self._handles.append(block.module.register_forward_hook(self._keep_map(block.name)))
+            self._handles.append(block.module.register_forward_hook(self._keep_map(block)))
 
     def _keep_output(self, name: str) -> Any:
         def hook(_: nn.Module, __: Any, output: Tensor) -> None:
@@ -49,10 +49,10 @@ class Recorder:
 
         return hook
 
-    def _keep_map(self, name: str) -> Any:
-        def hook(_: nn.Module, __: Any, output: tuple[Tensor, Tensor | None]) -> None:
-            if output[1] is not None:
-                self.maps[name] = output[1]
+    def _keep_map(self, block: Block) -> Any:
+        def hook(_: nn.Module, __: Any, output: tuple[Any, ...]) -> None:
+            if (weights := output[block.site.weights]) is not None:
+                self.maps[block.name] = weights
 
         return hook
 

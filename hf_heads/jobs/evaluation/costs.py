@@ -19,8 +19,12 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from hf_heads.attention.hosts.table import adapter_of
+from hf_heads.attention.hosts.blocks import find_blocks
+from hf_heads.attention.hosts.sites import WRITES
+from hf_heads.attention.hosts.table import adapter_of, positions_of
 from hf_heads.core.errors import HeadsError
+from hf_heads.io.data.batching import make_batches
+from hf_heads.io.data.made import probe_examples
 from hf_heads.jobs.evaluation.record import Generation, Latency, Memory
 
 NEW_TOKENS = 32  # what the generation is timed with, and what its source texts are long
@@ -31,22 +35,28 @@ _ROUNDS = 3  # the fewest that a median is taken of
 
 
 def image_length(model: PreTrainedModel) -> int | None:
-    """The one length of the sequences in an image model, patches and class token; None where texts are of any."""
-    if adapter_of(model.config).modality != "image":
+    """The one length of the sequences in a model of images or sounds; None where texts are of any."""
+    if adapter_of(model.config).modality in ("text", "text-to-text"):
         return None
-    config = model.config
-    height, width = _pair(config.image_size)
-    tall, wide = _pair(config.patch_size)
-    return (height // tall) * (width // wide) + 1
+    lengths: list[int] = []
+    empty = _empty(model)
+    find_blocks(empty)[-1].output.register_forward_hook(lambda _, __, output: lengths.append(output.shape[1]))
+    with torch.no_grad():
+        empty(**{name: value.to("meta") for name, value in made_inputs(model, 1, 1).items()})
+    return lengths[0]
 
 
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+def _empty(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of the same config without memory for its weights."""
+    with torch.device("meta"):
+        empty = type(model)(copy.deepcopy(model.config)).eval()
+    empty.set_attn_implementation("eager")
+    return empty
 
 
 def longest_input(model: PreTrainedModel) -> int | None:
     """The most tokens that a text model takes; None where nothing limits them."""
-    return getattr(model.config, "max_position_embeddings", None)
+    return positions_of(model.config)
 
 
 def check_lengths(model: PreTrainedModel, lengths: Sequence[int], name: str) -> None:
@@ -61,15 +71,19 @@ def check_lengths(model: PreTrainedModel, lengths: Sequence[int], name: str) -> 
 
 
 def made_inputs(model: PreTrainedModel, batch: int, length: int) -> dict[str, Tensor]:
-    """Arguments of a forward pass without padding: always the same random tokens (batch, length), or pixels."""
+    """Arguments of a forward pass without padding: always the same random tokens (batch, length), pixels or sounds."""
     generator = torch.Generator().manual_seed(0)
     config, adapter = model.config, adapter_of(model.config)
-    if adapter.modality == "image":
-        height, width = _pair(config.image_size)
-        return {"pixel_values": torch.randn(batch, config.num_channels, height, width, generator=generator)}
+    if adapter.modality not in ("text", "text-to-text"):
+        (found,) = make_batches(probe_examples(config, None, batch, 0), config)
+        if adapter.modality in WRITES:
+            found = {**found, "decoder_input_ids": torch.full((batch, 1), config.decoder_start_token_id)}
+        return dict(found)
     ids = torch.randint(config.vocab_size, (batch, length), generator=generator)
     if adapter.modality == "text-to-text":
-        targets = torch.randint(config.decoder_vocab_size or config.vocab_size, (batch, length), generator=generator)
+        targets = torch.randint(
+            getattr(config, "decoder_vocab_size", None) or config.vocab_size, (batch, length), generator=generator
+        )
         return {"input_ids": ids, "decoder_input_ids": targets}
     return {"input_ids": ids}
 
@@ -83,9 +97,7 @@ def count_multiply_adds(model: PreTrainedModel, length: int) -> int:
     Counted in eager attention, on a model of the same config without weights: every score is one, whatever a kernel
     would leave out, so that all models are counted the same way. Elementwise work is not counted.
     """
-    with torch.device("meta"):
-        empty = type(model)(copy.deepcopy(model.config)).eval()
-    empty.set_attn_implementation("eager")
+    empty = _empty(model)
     inputs = {name: value.to("meta") for name, value in made_inputs(model, 1, length).items()}
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
@@ -111,7 +123,7 @@ def measure_latency(models: Sequence[PreTrainedModel], batch: int, length: int, 
         runs.append(_synchronized(model, partial(model, **inputs)))
     rounds = timed_rounds(runs, seconds)
     times = [statistics.median(found) for found in rounds]
-    images = adapter_of(models[0].config).modality == "image"
+    images = adapter_of(models[0].config).modality not in ("text", "text-to-text")
     return [
         Latency(
             batch,

@@ -277,9 +277,10 @@ class _Watched:
         return self
 
     def _watch(self, block: Block) -> Iterator[RemovableHandle]:
-        def see_map(_: nn.Module, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
-            if output[1].shape[1]:
-                self.maps[block.name] = output[1].float().mean(1)
+        def see_map(_: nn.Module, inputs: Any, output: tuple[Any, ...]) -> None:
+            weights = output[block.site.weights]
+            if weights.shape[1]:
+                self.maps[block.name] = weights.float().mean(1)
 
         def see_output(_: nn.Module, inputs: Any, output: Tensor) -> None:
             self.outputs[block.name] = output.float()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_heads.attention.hosts.table import positions_of
 from hf_heads.core.batches import Batch, main_output, mean_pool
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.numbers import shown
@@ -178,7 +179,8 @@ def _ngrams(batches: list[Batch], references: list[str], tokenizer: Any, beams: 
     found = torch.empty(len(references), 2 * ORDER + 2, dtype=torch.float64)
     for batch in batches:
         inputs = {name: value.to(model.device) for name, value in batch.items() if name != "index"}
-        longest = min(model.config.max_position_embeddings - 1, 2 * inputs["input_ids"].shape[1] + 16)
+        wanted = 2 * inputs["input_ids"].shape[1] + 16
+        longest = min(positions_of(model.config) or wanted + 1, wanted + 1) - 1
         ids = model.generate(**inputs, do_sample=False, num_beams=beams, max_new_tokens=longest)  # type: ignore[operator]
         for index, text in zip(
             batch["index"].tolist(), tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True

@@ -5,13 +5,15 @@ With every query and key zero (scores of rank 0), each position attends alike to
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from hf_heads.attention.hosts.blocks import Block, find_blocks
-from hf_heads.attention.hosts.reading import host_shape
+from hf_heads.attention.hosts.reading import host_projections, host_shape
 from hf_heads.attention.hosts.table import adapter_of
 from hf_heads.attention.module import HeadsAttention
 from hf_heads.core.errors import HeadsError
@@ -29,6 +31,9 @@ def uniform_attention(model: PreTrainedModel) -> PreTrainedModel:
     check_native(model)
     found = share_weights(model)
     for block in find_blocks(found):
+        if block.site.fused is not None:
+            _zero_scores(block)
+            continue
         for name in (block.site.query, block.site.key):
             before = getattr(block.module, name)
             zero = nn.Linear(before.in_features, before.out_features, before.bias is not None)
@@ -36,6 +41,17 @@ def uniform_attention(model: PreTrainedModel) -> PreTrainedModel:
                 nn.init.zeros_(parameter)
             setattr(block.module, name, zero.to(before.weight))
     return found.eval()
+
+
+def _zero_scores(block: Block) -> None:
+    """Zero the queries' rows of a projection that makes queries, keys and values at once: all scores are zero then."""
+    name = str(block.site.fused)
+    fused = copy.deepcopy(getattr(block.module, name))
+    setattr(block.module, name, fused)
+    with torch.no_grad():
+        for part in host_projections(block.module, block.site)[0]:
+            if part is not None:
+                part.zero_()
 
 
 def check_native(model: PreTrainedModel) -> None:

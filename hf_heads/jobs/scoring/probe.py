@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_heads.attention.hosts.blocks import Block, find_blocks
-from hf_heads.attention.hosts.table import adapter_of
+from hf_heads.attention.hosts.table import adapter_of, positions_of
 from hf_heads.attention.spec import HeadsSpec
 from hf_heads.core.batches import Batch
 from hf_heads.core.errors import HeadsError
@@ -89,7 +89,7 @@ def probe_heads(
     for batch, parts in zip(batches, segments, strict=True):
         batch = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
         for block, weights in _maps(model, chosen, batch):
-            for job, keys in _jobs(model, block, batch, parts, special).items():
+            for job, keys in _jobs(model, block, batch, parts, special, weights.shape[-1]).items():
                 has = keys.any(-1)
                 looked = (weights * keys[:, None]).sum(-1).transpose(1, 2)[has].sum(0).double().cpu()
                 key = (job, block.name)
@@ -148,7 +148,7 @@ def _maps(model: PreTrainedModel, blocks: Sequence[Block], batch: Batch) -> list
 
     def hook(block: Block) -> Any:
         def see(_: nn.Module, __: Any, output: Any) -> None:
-            seen.append((block, output[1].float()))
+            seen.append((block, output[block.site.weights].float()))
 
         return see
 
@@ -163,11 +163,11 @@ def _maps(model: PreTrainedModel, blocks: Sequence[Block], batch: Batch) -> list
 
 
 def _jobs(
-    model: PreTrainedModel, block: Block, batch: Batch, segments: Tensor | None, special: frozenset[int]
+    model: PreTrainedModel, block: Block, batch: Batch, segments: Tensor | None, special: frozenset[int], source: int
 ) -> dict[str, Tensor]:
     """The keys of each job, (batch, target, source), True where a query has the key."""
     if adapter_of(model.config).modality == "image":
-        return _neighbours(model.config, batch["pixel_values"].shape)
+        return _neighbours(model.config, batch["pixel_values"].shape, source)
     if "input_ids" not in batch or (block.kind == "cross" and "decoder_input_ids" not in batch):
         return {}  # what the keys are is not known
     decoder = "decoder_input_ids" in batch and block.kind != "self"
@@ -209,21 +209,24 @@ def memory_mask(block: Block, batch: Batch) -> str:
     return "encoder_attention_mask" if "encoder_attention_mask" in batch else "attention_mask"
 
 
-def _neighbours(config: Any, shape: torch.Size) -> dict[str, Tensor]:
-    """The neighbours of each patch in an image, (batch, tokens, tokens); the token before the patches is the first."""
+def _neighbours(config: Any, shape: torch.Size, size: int) -> dict[str, Tensor]:
+    """The neighbours of each patch in an image, (batch, size, size); the tokens before the patches come first."""
     patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
     rows, columns = shape[-2] // patch, shape[-1] // patch
     place = torch.arange(rows * columns)
+    if size < len(place):  # patches are left out, and which ones is not known
+        return {}
     row, column = place // columns, place % columns
     down, right = row - row[:, None], column - column[:, None]
+    before = size - len(place)
     offsets = {"self": (0, 0), "left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
     found = {}
     for job, (dy, dx) in offsets.items():
-        whole = torch.zeros(len(place) + 1, len(place) + 1, dtype=torch.bool)
-        whole[1:, 1:] = (down == dy) & (right == dx)
+        whole = torch.zeros(size, size, dtype=torch.bool)
+        whole[before:, before:] = (down == dy) & (right == dx)
         found[job] = whole.expand(shape[0], -1, -1)
-    first = torch.zeros(len(place) + 1, len(place) + 1, dtype=torch.bool)
-    first[1:, 0] = True
+    first = torch.zeros(size, size, dtype=torch.bool)
+    first[before:, :before] = True
     return {**found, "first": first.expand(shape[0], -1, -1)}
 
 
@@ -246,14 +249,22 @@ def _given_segments(batch: Batch) -> Tensor | None:
     return types if types is not None and bool(types.any()) else None
 
 
+def has_probes(model: PreTrainedModel) -> bool:
+    """Whether inputs can be made in which it is known what heads could look for."""
+    adapter = adapter_of(model.config)
+    return adapter.modality in ("text", "image", "text-to-text") and adapter.also is None
+
+
 def made_probes(model: PreTrainedModel, special: frozenset[int], seed: int) -> tuple[list[Batch], list[Tensor | None]]:
     """Inputs with something to find for every job, and which token is in which segment."""
     config, modality = model.config, adapter_of(model.config).modality
+    if not has_probes(model):
+        raise HeadsError(f"no inputs are made to find the jobs of heads in {type(model).__name__}: give batches")
     if modality == "image":
         pixels = [one["pixel_values"] for one in made_examples(config, None, _IMAGES, seed)]
         return [{"pixel_values": torch.stack(pixels)}], [None]
     before, between, after = _around(model)
-    limit = getattr(config, "max_position_embeddings", 512) - len(before) - len(between) - len(after)
+    limit = (positions_of(config) or 512) - len(before) - len(between) - len(after)
     size = max(2, min(_SEGMENT, limit // 2))
     generator = torch.Generator().manual_seed(seed)
     ordinary = torch.tensor([token for token in range(config.vocab_size) if token not in special])

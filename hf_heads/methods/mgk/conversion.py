@@ -222,7 +222,7 @@ def _shared_values(
         Values (groups, key_width, value_dim), output maps (groups, value_dim, output_width), what the output's bias
         gains (output_width,), relative error.
     """
-    root, inverse = statistics.key.square_root()
+    root, inverse = statistics.key.square_root(centred=dense.biases.output)
     value, output = dense.value.cpu(), dense.output.cpu()
     values, outputs, squares = [], [], []
     for group in groups:
@@ -238,4 +238,6 @@ def _shared_values(
         "he,hew->w", dense.value_bias.cpu(), output
     )
     change = before - torch.einsum("d,hde,hew->w", mean, found, new)
+    if not dense.biases.output:  # the mean is kept as well as all else instead
+        change = torch.zeros_like(change)
     return found, new, change, (sum(squares) / len(squares)) ** 0.5

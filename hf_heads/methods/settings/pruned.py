@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -26,6 +26,8 @@ class PrunedSpec(HeadsSpec):
     Attributes:
         keep: share of the heads of all chosen blocks that stay, 0 to 1.
         kept: which heads of the block stay, numbered as in the host; an empty tuple leaves the output's bias alone.
+        shared: where several heads read one key and value head, which of those that are left each of `kept` reads; one
+            that nobody reads goes.
         score: what importance is.
         steps: in how many rounds heads go; importance is measured anew after each.
         normalize: divide importances by their l2 norm in each block, as in the paper.
@@ -43,6 +45,9 @@ class PrunedSpec(HeadsSpec):
     normalize: bool = option(False, "divide importances by their l2 norm in each block", stored=False)
     scores: str | None = option(None, "importances that `hf-heads importance` wrote, instead of new ones", stored=False)
     repair: bool = option(False, "refit the output projection on the heads that are left", stored=False)
+    shared: tuple[int, ...] | None = option(
+        None, "which key and value head each of them reads, where several read one", command=False
+    )
     places: tuple[int, ...] | None = option(None, "`kept`, counted in the block as it is", stored=False, command=False)
 
     @classmethod
@@ -67,7 +72,7 @@ class PrunedSpec(HeadsSpec):
             )
         kept = tuple(sorted(set(self.kept)))
         places = tuple(numbers.index(head) for head in kept)
-        return self.settle(heads=len(kept), kept=kept, places=places)
+        return self.settle(heads=len(kept), kept=kept, places=places, shared=_readers(shape, before, places))
 
     def plan(self, blocks: Mapping[str, BlockProfile], rank_heads: RankHeads) -> dict[str, HeadsSpec]:
         if self.keep is None:
@@ -90,8 +95,17 @@ class PrunedSpec(HeadsSpec):
             places = [place for place in range(block.shape.heads) if (name, place) not in gone]
             numbers = getattr(block.before, "kept", None) or range(block.shape.heads)
             kept = tuple(numbers[place] for place in places)
-            specs[name] = self.settle(heads=len(kept), keep=None, kept=kept, places=tuple(places))
+            shared = _readers(block.shape, block.before, places)
+            specs[name] = self.settle(heads=len(kept), keep=None, kept=kept, places=tuple(places), shared=shared)
         return specs
+
+    @property
+    def kv_heads(self) -> int | None:
+        """How many heads of keys and values are left; None where every head has its own."""
+        return None if self.shared is None else len(set(self.shared))
+
+    def reshape(self, shape: AttentionShape) -> AttentionShape:
+        return dataclasses.replace(super().reshape(shape), kv_heads=self.kv_heads)
 
     def keep_exact(self, heads: tuple[int, ...], shape: AttentionShape, where: str) -> HeadsSpec:
         if gone := [head for head in heads if head not in (self.places or ())]:
@@ -127,15 +141,28 @@ class ResolvedPruned(PrunedSpec):
     kept: tuple[int, ...] = option(MISSING, "heads of the block that stay", command=False)
 
     def parameters(self, shape: AttentionShape) -> int:
-        return dataclasses.replace(shape, heads=self.heads).parameters
+        return dataclasses.replace(shape, heads=self.heads, kv_heads=self.kv_heads).parameters
 
     def cache_per_token(self, shape: AttentionShape) -> int:
         # A block without heads keeps one number, so that a cache can still tell how many tokens it holds.
-        return self.heads * (shape.head_dim + shape.value_dim) or 1
+        held = self.heads if self.kv_heads is None else self.kv_heads
+        return held * (shape.head_dim + shape.value_dim) or 1
+
+
+def _readers(shape: AttentionShape, before: HeadsSpec | None, places: Sequence[int]) -> tuple[int, ...] | None:
+    """Which of the key and value heads that are left each head reads, from the places of those that stay."""
+    if shape.kv_heads is None:
+        return None
+    reads = getattr(before, "shared", None)
+    reads = tuple(head * shape.kv_heads // shape.heads for head in range(shape.heads)) if reads is None else reads
+    read = [reads[place] for place in places]
+    left = sorted(set(read))
+    return tuple(left.index(one) for one in read)
 
 
 ABOUT = About(
     PrunedSpec,
     "fewer heads: the least important ones of all blocks are removed",
     "Michel, Levy, Neubig 2019, arXiv 1905.10650",
+    handles=("rotary", "groups"),
 )
