@@ -33,8 +33,8 @@ def token_weights(
         seed: of the directions.
 
     Returns:
-        By block, for each batch weights of (batch, target), of mean one over all tokens that are no padding; none of a
-        batch that never reaches the block.
+        By block, for each batch weights of (batch, target), whose squares have mean one over all tokens that the output
+        depends on; none of a batch that never reaches the block.
     """
     generator = torch.Generator().manual_seed(seed)
     blocks = [block for block in find_blocks(model) if block.name in set(names)]
@@ -49,8 +49,7 @@ def token_weights(
             if gradient is None:  # never reached, or nothing that the output depends on
                 squares[block.name].append(torch.empty(0))
                 continue
-            square, mask = gradient.square().sum(-1), batch.get(block.site.query_mask)
-            squares[block.name].append(square if mask is None else square * mask.to(square))
+            squares[block.name].append(gradient.square().sum(-1))  # zero at padding, on which nothing depends
     return {name: _levelled(several) for name, several in squares.items()}
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from unittest.mock import patch
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 import hf_heads
 from hf_heads.attention.hosts.blocks import find_blocks
@@ -15,6 +15,11 @@ from hf_heads.jobs.conversion.refit import refit_output
 from hf_heads.jobs.conversion.stepping import Stepper, layer_of
 from hf_heads.jobs.scoring.tokens import token_weights
 from tests.support.twins import TWINS
+
+
+def lossless(model: PreTrainedModel) -> PreTrainedModel:
+    """Converted, and the same function."""
+    return hf_heads.convert(model, hf_heads.LowRankSpec(rank=32), calibration="none")[0]
 
 
 def batches(count: int = 4) -> list[dict[str, torch.Tensor]]:
@@ -48,7 +53,7 @@ def test_what_a_blocks_output_is_added_to(name: str):
 def test_a_moved_residual_stream_is_moved_back():
     """Where all that comes into a layer is off by a constant, the projection's bias takes it back."""
     model = TWINS["bert"].model()
-    moved = copy.deepcopy(model)
+    moved = lossless(model)
     block, other = find_blocks(model)[0], find_blocks(moved)[0]
     step = torch.linspace(-1, 1, 32)
     with Stepper(model, batches(), [block.name]) as there, Stepper(moved, batches(), [block.name]) as here:
@@ -64,13 +69,14 @@ def test_tokens_count_by_their_weights():
     """Errors at tokens of weight zero are let alone."""
     model = TWINS["bert"].model()
     block = find_blocks(model)[0]
-    step, data, same = torch.linspace(-1, 1, 32), batches(), copy.deepcopy(model)
+    step, data, same = torch.linspace(-1, 1, 32), batches(), lossless(model)
     weights = {id(batch): (torch.arange(9) < 5).float().expand(16, 9) for batch in data}
     with Stepper(model, data, [block.name]) as there, Stepper(same, data, [block.name]) as here:
         wrong = (torch.arange(9) >= 5).float()[:, None] * step
         stops = [dataclasses.replace(stop, residual=stop.residual + wrong) for stop in here.at(block.name)]
-        assert refit_output(block, stops, block, there.at(block.name)) is not None
-        assert refit_output(block, stops, block, there.at(block.name), weights) is None
+        other = find_blocks(same)[0]
+        assert refit_output(other, stops, block, there.at(block.name)) is not None
+        assert refit_output(other, stops, block, there.at(block.name), weights) is None
 
 
 def test_repair_weighs_tokens():
