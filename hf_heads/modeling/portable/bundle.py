@@ -131,13 +131,15 @@ class Bundle:
 
     def text(self) -> str:
         """Imports and statements, module by module."""
-        parts = [self._imports()]
+        parts: list[str] = []
         for name, module in self._modules.items():
             statements = {id(node): node for one, node in module.definitions.items() if one in self._taken[name]}
             parts += ["\n".join(self._statement(module, node)) for node in statements.values()]
             if name in self._whole:
                 parts.append("\n".join(line for node in module.actions for line in self._statement(module, node)))
-        return "\n\n\n".join(part for part in parts if part) + "\n"
+        parts = [part for part in parts if part]
+        gap = "\n" if parts and not parts[0].startswith(("def", "class", "@", "#")) else "\n\n"  # as sorters have it
+        return f"{self._imports()}\n{gap}" + "\n\n\n".join(parts) + "\n"
 
     def _module(self, name: str) -> Module:
         if name not in self._reading:

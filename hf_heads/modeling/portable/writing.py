@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import textwrap
 from collections.abc import Collection
@@ -19,8 +20,8 @@ from hf_heads.modeling.guarded import FORMAT
 from hf_heads.modeling.portable.bundle import Bundle
 from hf_heads.modeling.portable.literals import Name, literal, named_in
 
-# What a model does not do while it runs: standard weights, and what training and refinement ask of its parameters.
-_LEFT_OUT = ("to_dense", "fixed", "shared", "scores")
+# What a model does not do while it runs: standard weights, and what a refinement asks.
+LEFT_OUT = ("to_dense", "fixed", "scores")
 _HOST, _RUNNING = "hf_heads.modeling.portable.host", "hf_heads.modeling.portable.running"
 
 _STUB = "heads_remote"
@@ -133,10 +134,11 @@ def module_text(adapter: AttentionAdapter, methods: tuple[str, ...]) -> str:
     """
     attentions = {name: get_method(name).attention for name in methods}
     specs = {name: get_method(name).spec.resolved() for name in methods}
-    sources = {HeadsSpec.__module__: _settings(HeadsSpec, ("method", "heads"))}
-    sources |= {spec.__module__: _settings(spec, _stored(spec)) for spec in specs.values()}
+    sources = {HeadsSpec.__module__: _settings(HeadsSpec, ("method", "heads"), attentions.values())}
+    for name, spec in specs.items():
+        sources[spec.__module__] = _settings(spec, _stored(spec), [attentions[name]])
     sources[_HOST] = _host(adapter, {name: (attentions[name], specs[name]) for name in methods})
-    bundle = Bundle("hf_heads", _LEFT_OUT, sources)
+    bundle = Bundle("hf_heads", LEFT_OUT, sources)
     bundle.take_all(_HOST)
     header = _HEADER.format(host=adapter.model_type, methods=", ".join(methods), version=VERSION, format=FORMAT)
     return header + bundle.text()
@@ -173,8 +175,8 @@ def _stored(spec: type[HeadsSpec]) -> tuple[str, ...]:
     return tuple(item.name for item in fields(spec) if item.metadata.get("stored", True))
 
 
-def _settings(spec: type[HeadsSpec], names: tuple[str, ...]) -> str:
-    """A spec's class with nothing but these fields, and what the attention asks of it: properties and the new shape."""
+def _settings(spec: type[HeadsSpec], names: tuple[str, ...], attentions: Collection[type[Any]]) -> str:
+    """A spec's class with nothing but these fields, and what its attention asks of it."""
     items = {item.name: item for item in fields(spec)}
     lines = [f'"""{inspect.getdoc(spec).splitlines()[0]}"""', ""]  # type: ignore[union-attr]
     for name in names:
@@ -185,17 +187,31 @@ def _settings(spec: type[HeadsSpec], names: tuple[str, ...]) -> str:
         lines.append(f"{name}: {items[name].type}" + ("" if default is MISSING else f" = {literal(default)}"))
     if spec is not HeadsSpec:
         lines.insert(2, f'method: ClassVar[str] = "{spec.method}"')
-    for name, value in _inherited(spec).items():
-        if isinstance(value, property) or name == "reshape":
-            function: Any = value.fget if isinstance(value, property) else value
-            lines += ["", *textwrap.dedent(inspect.getsource(function)).splitlines()]
+    for source in _behaviour(spec, attentions):
+        lines += ["", *source.splitlines()]
     base = "" if spec is HeadsSpec else "(HeadsSpec)"
     body = textwrap.indent("\n".join(lines), "    ", lambda line: bool(line.strip()))
     imports = _SETTINGS if spec is not HeadsSpec else _SETTINGS.replace(_OWN_BASE, "")
     return f"{imports}\n\n@dataclass(frozen=True, kw_only=True)\nclass {spec.__name__}{base}:\n{body}\n"
 
 
-def _inherited(spec: type[HeadsSpec]) -> dict[str, Any]:
-    """What a spec's classes define, up to the class that all share."""
+def _behaviour(spec: type[HeadsSpec], attentions: Collection[type[Any]]) -> list[str]:
+    """The sources of the methods and properties of a spec that attention asks for, and of those that these ask for."""
     kinds = [one for one in spec.__mro__ if issubclass(one, HeadsSpec) and (one is not HeadsSpec or spec is HeadsSpec)]
-    return {name: value for one in reversed(kinds) for name, value in vars(one).items()}
+    defined: dict[str, Any] = {name: value for one in reversed(kinds) for name, value in vars(one).items()}
+    running = {kind for one in attentions for kind in one.__mro__ if kind.__module__.startswith("hf_heads.")}
+    asked = {name for kind in running for name in _asked(inspect.getsource(kind), ("spec", "self.spec"))}
+    found: dict[str, str] = {}
+    while names := sorted(asked & defined.keys() - found.keys()):
+        for name in names:
+            value: Any = defined[name].fget if isinstance(defined[name], property) else defined[name]
+            found[name] = textwrap.dedent(inspect.getsource(value)) if inspect.isfunction(value) else ""
+            asked |= _asked(found[name], ("self",))
+    return [source for source in found.values() if source]
+
+
+def _asked(source: str, owners: Collection[str]) -> set[str]:
+    """The names of the attributes that a source takes from one of these."""
+    tree = ast.parse(textwrap.dedent(source))
+    taken = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    return {node.attr for node in taken if ast.unparse(node.value) in owners}

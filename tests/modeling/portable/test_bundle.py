@@ -16,7 +16,7 @@ from hf_heads.attention.hosts.table import ADAPTERS, AttentionAdapter, Attention
 from hf_heads.methods import registry
 from hf_heads.modeling.portable.bundle import Bundle
 from hf_heads.modeling.portable.literals import Name, literal, named_in
-from hf_heads.modeling.portable.writing import can_carry, module_name, module_text
+from hf_heads.modeling.portable.writing import LEFT_OUT, can_carry, module_name, module_text
 
 ROOT = Path(__file__).parents[3]
 BUILT_IN = tuple(name for name in registry.all_methods() if registry.built_in(name))
@@ -87,6 +87,8 @@ def test_it_imports_torch_and_transformers_alone_and_knows_only_its_methods(fold
         assert "Made by hf-heads" in text and "checkpoints of format 1" in text
         found = re.findall(r"^class (\w+)Attention\(HeadsAttention\)", text, re.M)
         assert len(found) == (len(BUILT_IN) if path.name.endswith("_all.py") else 1), path.name
+        asked = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert not asked & {f"self.{name}" for name in LEFT_OUT}, path.name
         assert "def to_dense" not in text and "def from_dense" not in text
 
 
