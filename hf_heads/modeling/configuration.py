@@ -125,5 +125,3 @@ def derived_config(config: PreTrainedConfig, specs: dict[str, HeadsSpec]) -> Any
     made = config_class(adapter)(**native_entries(config), heads=heads_section(specs))  # type: ignore[call-arg]
     internals.copy_choices(config, made)
     return made
-
-
