@@ -24,7 +24,7 @@ def candidates(shapes: Sequence[AttentionShape]) -> list[HeadsSpec]:
         wanted.append(("collab", {"rank": max(1, width // share)}))
         if (rank := width // share // heads * heads) and share < max(_SHARES):
             wanted.append(("low-rank", {"rank": rank}))
-    groups = sorted({heads // share for share in (2, 4) if heads % share == 0} | {1}, reverse=True)
+    groups = sorted({heads // 4 if heads % 4 == 0 else 1, 1}, reverse=True)
     wanted += [("mhe", {"groups": count}) for count in groups if count < heads]
     if heads % 2 == 0:
         wanted.append(("mgk", {"merge": 2}))

@@ -43,7 +43,8 @@ from hf_heads.modeling.blocks import block_shape, block_size, block_specs, share
 
 _ROUNDS = 2  # of ranking heads
 _PIECES = 8  # of the inputs of one kind, by which their spread is known
-_BATCH, _LENGTHS = 8, (128, 512)
+_TEXTS = {128: 8, 512: 2}  # lengths that are timed, and how many texts at a time
+_BATCH = 8  # of anything else
 _SECONDS = 4.0  # of timing, for each model at each length, about
 _MEASURES = (  # by how many classes there are
     "1 - cosine of the outputs",
@@ -255,10 +256,13 @@ def _speeds(models: Sequence[PreTrainedModel]) -> tuple[list[tuple[float, float]
         found = [measure_generation(models, _BATCH, seconds)]
         timed = f"generating, {_BATCH} texts at a time"
     else:
-        fixed, limit = image_length(models[0]), longest_input(models[0]) or max(_LENGTHS)
-        lengths = [fixed] if fixed is not None else [one for one in _LENGTHS if one <= limit] or [limit]
-        found = [measure_latency(models, _BATCH, length, seconds) for length in lengths]
-        timed = f"a forward pass of {_BATCH} x {' and '.join(map(str, lengths))} tokens"
+        fixed, limit = image_length(models[0]), longest_input(models[0]) or max(_TEXTS)
+        texts = {length: batch for length, batch in _TEXTS.items() if length <= limit} or {limit: _BATCH}
+        shapes = texts if fixed is None else {fixed: _BATCH}
+        found = [measure_latency(models, batch, length, seconds) for length, batch in shapes.items()]
+        timed = (
+            "a forward pass of " + " and ".join(f"{batch} x {length}" for length, batch in shapes.items()) + " tokens"
+        )
     means = []
     for runs in zip(*found, strict=True):
         middle, low = (math.prod(part) ** (1 / len(part)) for part in zip(*map(_ratios, runs), strict=True))

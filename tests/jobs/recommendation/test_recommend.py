@@ -62,7 +62,7 @@ def embedder(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "_SECONDS", 0.0)
-    monkeypatch.setattr(room, "_LENGTHS", (8,))
+    monkeypatch.setattr(room, "_TEXTS", {8: 2})
     few = [PrunedSpec(keep=0.5), hf_heads.LowRankSpec(rank=32), hf_heads.CollabSpec(rank=8)]
     monkeypatch.setattr(room, "candidates", lambda shapes: few)
 
