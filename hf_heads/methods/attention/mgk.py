@@ -37,8 +37,9 @@ class MgkAttention(HeadsAttention):
         spec, heads = self.spec, shape.heads
         keys = spec.components if spec.mixture == "mgk" else 1
         biases, queries = shape.biases, heads * spec.query_count
+        key_bias = biases.key or spec.merge > 1  # by which merged heads are balanced
         self.component_query = nn.Linear(shape.query_width, queries * shape.head_dim, bias=biases.query)
-        self.component_key = nn.Linear(shape.key_width, heads * keys * shape.head_dim, bias=spec.key_bias(shape))
+        self.component_key = nn.Linear(shape.key_width, heads * keys * shape.head_dim, bias=key_bias)
         self.component_value = nn.Linear(shape.key_width, heads * shape.value_dim, bias=biases.value)
         if spec.mixture == "smgk":
             self.shifts = nn.Parameter(torch.empty(heads, spec.components, shape.head_dim))

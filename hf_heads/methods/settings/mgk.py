@@ -113,15 +113,11 @@ class ResolvedMgk(MgkSpec):
         """Queries of a head: one, or one for every component."""
         return self.merge if self.queries == "own" else 1
 
-    def key_bias(self, shape: AttentionShape) -> bool:
-        """Whether keys have a bias: the host's have one, or heads are merged, which a bias balances."""
-        return shape.biases.key or self.merge > 1
-
     def parameters(self, shape: AttentionShape) -> int:
         heads, softmax = shape.heads, self.kernel == "softmax"
         query = heads * self.query_count * shape.head_dim * (shape.query_width + shape.biases.query)
         keys = self.components if self.mixture == "mgk" else 1
-        key = heads * keys * shape.head_dim * (shape.key_width + self.key_bias(shape))
+        key = heads * keys * shape.head_dim * (shape.key_width + (shape.biases.key or self.merge > 1))
         shifts = heads * self.components * shape.head_dim if self.mixture == "smgk" else 0
         priors = heads * self.components if self.priors == "learned" else 0
         return query + key + shifts + priors + 2 * heads * softmax + shape.value_parameters

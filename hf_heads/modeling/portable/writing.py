@@ -11,11 +11,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hf_heads.attention.hosts.table import ADAPTERS, AttentionAdapter
+from hf_heads.attention.hosts.parts import resolved
+from hf_heads.attention.hosts.sites import AttentionAdapter
+from hf_heads.attention.hosts.table import ADAPTERS
 from hf_heads.attention.spec import HeadsSpec
 from hf_heads.core.vocabulary import PREFIX, VERSION
 from hf_heads.methods.registry import built_in, get_method
-from hf_heads.modeling.auto_classes import auto_classes, host_config_class
+from hf_heads.modeling.auto_classes import auto_classes, host_config_class, served_classes
 from hf_heads.modeling.guarded import FORMAT
 from hf_heads.modeling.portable.bundle import Bundle
 from hf_heads.modeling.portable.literals import Name, literal, named_in
@@ -115,7 +117,6 @@ def write_code(folder: Path, adapter: AttentionAdapter, methods: tuple[str, ...]
         (folder / f"{_STUB}.py").unlink(missing_ok=True)  # what versions before 0.2 wrote, and nobody else
     else:
         config = host_config_class(adapter)
-        assert config is not None
         names = sorted({f"Heads{config.__name__}", *derived_classes(adapter).values()})
         text = _STUB_TEXT.format(names=", ".join(names))
     (folder / f"{name}.py").write_text(text, encoding="utf-8")
@@ -146,12 +147,12 @@ def module_text(adapter: AttentionAdapter, methods: tuple[str, ...]) -> str:
 
 def _host(adapter: AttentionAdapter, methods: dict[str, tuple[type[Any], type[Any]]]) -> str:
     """The source of a host's derived classes, written out."""
-    config = host_config_class(adapter)
-    assert config is not None  # as in `config_class`
-    natives = list(dict.fromkeys([*auto_classes(adapter).values(), *(name for name, _ in adapter.parts)]))
+    config, row = host_config_class(adapter), resolved(adapter)
+    served = [name for names in served_classes(adapter).values() for name in names]
+    natives = list(dict.fromkeys([*served, *(name for name, _ in adapter.parts)]))
     classes = {"AutoConfig": f"Heads{config.__name__}", **derived_classes(adapter)}
     rows = {name: tuple(Name(one.__name__) for one in pair) for name, pair in methods.items()}
-    named = [*dict.fromkeys(named_in(adapter)), *(one for pair in methods.values() for one in pair)]
+    named = [*dict.fromkeys(named_in(row)), *(one for pair in methods.values() for one in pair)]
     parts = [
         _HOST_IMPORTS,
         *(f"from {one.__module__} import {one.__name__}\n" for one in named),
@@ -160,7 +161,7 @@ def _host(adapter: AttentionAdapter, methods: dict[str, tuple[type[Any], type[An
         _CONFIG.format(
             config=config.__name__,
             model_type=PREFIX + adapter.model_type,
-            row=literal(adapter, 4, len("heads_row = ")),
+            row=literal(row, 4, len("heads_row = ")),
             methods=literal(rows, 4, len("heads_methods = ")),
             classes=literal(classes, 4, len("heads_classes = ")),
         ),

@@ -56,11 +56,31 @@ def test_what_cannot_stand_in_one_module_is_refused(source: str, said: str):
         bundled({**FROM, "pack.top": source}, "pack.top", "All")
 
 
+KINDS = [
+    "bert",
+    "vit",
+    "marian",
+    "albert",
+    "beit",
+    "bloom",
+    "clip",
+    "gpt2",
+    "gpt_bigcode",
+    "gpt_neo",
+    "llama",
+    "modernbert",
+    "qwen3",
+    "t5",
+    "vit_mae",
+]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The code of every host, once for each method and once with all."""
+    """The code of hosts of every kind, once for each method and once with all."""
     place = tmp_path_factory.mktemp("code")
-    for host, adapter in ADAPTERS.items():
+    for host in KINDS:
+        adapter = ADAPTERS[host]
         for methods in [*((name,) for name in BUILT_IN), BUILT_IN]:
             name = f"{host}_{'all' if methods == BUILT_IN else methods[0]}.py".replace("-", "_")
             (place / name).write_text(module_text(adapter, methods))
@@ -77,7 +97,7 @@ def test_it_is_clean(folder: Path):
 
 def test_it_imports_torch_and_transformers_alone_and_knows_only_its_methods(folder: Path):
     files = sorted(folder.iterdir())
-    assert len(files) == len(ADAPTERS) * (len(BUILT_IN) + 1)
+    assert len(files) == len(KINDS) * (len(BUILT_IN) + 1)
     for path in files:
         tree = ast.parse(text := path.read_text())
         modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
