@@ -26,6 +26,7 @@ COMMANDS = {
     "memory": "memory WORK --threads 1",
     "recommend": "recommend DATA MODELS --threads 1",
     "scaling": "scaling --threads 1 --objectives scores",
+    "precision": "precision DATA --threads 1",
     "architectures": "architectures DATA MODELS",
     "latency": "latency",
     "ways": "ways",

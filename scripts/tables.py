@@ -10,7 +10,7 @@ from pathlib import Path
 
 from markdown_tables import Row, grid, table
 from table_of_hosts import hosts
-from tables_of_inputs import attention_error, joined, lengths, memory, recommend, roads, scaling
+from tables_of_inputs import attention_error, joined, lengths, memory, precision, recommend, roads, scaling
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -281,6 +281,7 @@ TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "memory": ("memory", memory),
     "recommend": ("recommend", recommend),
     "scaling": ("scaling", scaling),
+    "precision": ("precision", precision),
     "attention_error": ("attention_error", attention_error),
     "architectures": ("architectures", architectures),
     "latency": ("latency", latency),

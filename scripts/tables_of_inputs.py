@@ -113,3 +113,20 @@ def recommend(results: Row) -> list[str]:
     )
     head = ["gain", "parameters", "cache", "speed", "lost: promised", "measured on other data", "CPU s of recommend"]
     return table([f"for `--goal {results['goal']} --max-drop {results['max_drop']:g}`", *head], body)
+
+
+def precision(results: Row) -> list[str]:
+    """What lower precision costs, with and without damping."""
+    said = {True: "", False: ", not damped"}
+    body = (
+        [
+            f"{row['label']}{said[row.get('damped', True)]}",
+            *(f"{1e4 * row[name]:.1f}" for name in ("bfloat16", "int8")),
+            f"{row['cosine']:.4f}",
+            f"{row['drop']:+.2f}",
+            f"{row['cpu_seconds']:.0f}" if "cpu_seconds" in row else "",
+        ]
+        for row in results["rows"]
+    )
+    head = ["bfloat16", "int8 weights", "cosine to the original", "drop of Spearman", "CPU s"]
+    return table(["1e-4 of its own cosine lost", *head], body)
