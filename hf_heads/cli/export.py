@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import Any
 
 from hf_heads.cli.options import add_calibration, add_command, add_device, add_seed, calibration_choice, print_json
 from hf_heads.io.checkpoints.files import check_output
 from hf_heads.io.checkpoints.sources import resolve_source
+from hf_heads.io.data.choice import CalibrationChoice
 
 
 def add_export(commands: Any) -> None:
@@ -27,6 +29,11 @@ def add_export(commands: Any) -> None:
         "--native",
         action="store_true",
         help="write its attention out as its host's own: exact, or refused (without the savings, but for some ViTs)",
+    )
+    ways.add_argument(
+        "--onnx",
+        action="store_true",
+        help="write an encoder as an ONNX file, savings and all, laid out as sentence-transformers reads it",
     )
     command.add_argument("--output", metavar="DIR", help="folder to write; not for --portable")
     command.add_argument("--overwrite", action="store_true", help="replace the output folder if it exists")
@@ -57,6 +64,10 @@ def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
     if options.output is None:
         parser.error("export: --output is missing: the folder to write")
     check_output(Path(options.output), options.overwrite)
+    return _onnx(options) if options.onnx else _native(options, choice if options.nearest else None)
+
+
+def _native(options: argparse.Namespace, nearest: CalibrationChoice | None) -> int:
     # rich, torch and transformers take seconds to import: only who runs the command waits for them.
     from hf_heads.cli.console import print_native, progress_bar, quiet
 
@@ -67,7 +78,7 @@ def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
         report = export_native(
             resolve_source(options.source),
             Path(options.output),
-            nearest=choice if options.nearest else None,
+            nearest=nearest,
             overwrite=options.overwrite,
             device=options.device,
             progress=progress,
@@ -76,6 +87,24 @@ def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
         print_json({"output": options.output, **report})
     else:
         print_native(report, options.output)
+    return 0
+
+
+def _onnx(options: argparse.Namespace) -> int:
+    # transformers takes seconds to import: only who runs the command waits for it.
+    from hf_heads.cli.console import quiet
+
+    quiet()
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of packages that it does without
+    from hf_heads.jobs.export.onnx import export_onnx  # takes seconds to import
+
+    report = export_onnx(resolve_source(options.source), Path(options.output), overwrite=options.overwrite).to_dict()
+    if options.json:
+        print_json({"output": options.output, **report})
+    else:
+        size, difference = report["bytes"] / 1e6, report["max_difference"]
+        print(f"{', '.join(report['inputs'])} -> {report['output']}, {size:,.1f} MB")
+        print(f"largest difference from torch at other sizes: {difference:.2g}; written to {options.output}")
     return 0
 
 

@@ -16,9 +16,9 @@ from hf_heads.attention.spec import HeadsSpec
 from hf_heads.core.batches import Progress
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.vocabulary import NONE
+from hf_heads.io.checkpoints.exported_card import native_card
 from hf_heads.io.checkpoints.files import check_apart, check_output, finished_folder, write_file
 from hf_heads.io.checkpoints.loading import find_device, load_source
-from hf_heads.io.checkpoints.native_card import native_card
 from hf_heads.io.checkpoints.sources import Source
 from hf_heads.io.checkpoints.tensors import tensor_names
 from hf_heads.io.checkpoints.weights import Weights

@@ -58,3 +58,26 @@ def kept_sections(source: Source) -> str:
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     found = re.search(r"^## Lost\n.*?(?=^## Use\n)", text, re.M | re.S)
     return found[0].strip() if found else ""
+
+
+def onnx_card(source: Source, report: dict[str, Any]) -> str:
+    """The text of the card of a checkpoint that was exported to ONNX.
+
+    Args:
+        source: the converted checkpoint.
+        report: see `OnnxReport.to_dict`.
+    """
+    entries = read_json(source.folder / "config.json", "config")
+    methods = sorted({block["method"] for block in entries["heads"]["blocks"].values()})
+    return (
+        card_environment()
+        .get_template("onnx.md.jinja")
+        .render(
+            source=source,
+            metadata=exported_metadata(source, True),
+            methods=methods,
+            report=report,
+            facts=kept_sections(source),
+            **loading(source, methods),
+        )
+    )

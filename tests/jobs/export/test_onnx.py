@@ -1,0 +1,95 @@
+"""`hf-heads export --onnx`: an encoder's file, which onnxruntime runs without torch, whatever the method."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM
+
+import hf_heads
+from hf_heads import PrunedSpec
+from hf_heads.io.checkpoints.sources import resolve_source
+from hf_heads.jobs.export import onnx as export
+from tests.modeling.test_parts import SPECS
+from tests.support.cli import Run, check_refused, leftovers
+from tests.support.twins import TWINS
+
+onnx = pytest.importorskip("onnx", reason="an extra")
+for name in ("onnxscript", "onnxruntime"):
+    pytest.importorskip(name, reason="an extra")
+
+ALL = {**SPECS, "without heads": PrunedSpec(kept=())}
+ALONE = """
+import sys
+class Forbidden:
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "hf_heads"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Forbidden)
+import numpy, onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+(found,) = session.run(None, dict(numpy.load(sys.argv[2])))
+numpy.save(sys.argv[3], found)
+assert "torch" not in sys.modules
+"""
+
+
+def exported(host: str, method: str, folder: Path) -> tuple[Path, export.OnnxReport]:
+    model = hf_heads.convert(TWINS[host].model(), ALL[method], calibration="none")[0]
+    model.save_pretrained(folder / "converted")
+    return folder / "out", export.export_onnx(resolve_source(str(folder / "converted")), folder / "out")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("host", ["bert", "vit"])
+def test_other_sizes_give_what_torch_gives(host: str, method: str, tmp_path: Path):
+    folder, report = exported(host, method, tmp_path)
+    assert report.output == "logits" and report.max_difference < 1e-4
+    graph = onnx.load(folder / "onnx" / "model.onnx").graph
+    widths = [size for tensor in graph.initializer for size in tensor.dims]
+    assert widths and 0 not in widths
+    shapes = [one.type.tensor_type.shape.dim for one in graph.value_info]
+    assert not any(size.HasField("dim_value") and size.dim_value == 0 for shape in shapes for size in shape)
+    dynamic = [size.dim_param for size in graph.input[0].type.tensor_type.shape.dim if size.dim_param]
+    assert dynamic == (["batch"] if host == "vit" else ["batch", "length"])
+    entries = json.loads((folder / "config.json").read_text())
+    assert entries["model_type"] == host and "heads" not in entries and "auto_map" not in entries
+
+
+def test_the_command_and_a_program_without_torch(run: Run, bert_folder: Path, tmp_path: Path):
+    options = ("--to", "low-rank", "--rank", 8, "--calibrate", "none", "--output", tmp_path / "converted")
+    assert run("convert", bert_folder, *options).code == 0
+    found = run("export", tmp_path / "converted", "--onnx", "--output", tmp_path / "out", "--json")
+    assert found.code == 0, found.err
+    assert found.json["inputs"][0] == "input_ids" and found.json["max_difference"] < 1e-4
+    assert {"README.md", "config.json", "onnx", "tokenizer.json"} <= set(leftovers(tmp_path / "out"))
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "converted")
+    inputs = {key: value for key, value in TWINS["bert"].inputs().items() if key in found.json["inputs"]}
+    inputs |= {key: torch.zeros_like(inputs["input_ids"]) for key in found.json["inputs"] if key not in inputs}
+    np.savez(tmp_path / "in.npz", **{key: value.numpy() for key, value in inputs.items()})
+    words = [tmp_path / "out" / "onnx" / "model.onnx", tmp_path / "in.npz", tmp_path / "found.npy"]
+    subprocess.run([sys.executable, "-I", "-c", ALONE, *map(str, words)], check=True)
+    with torch.no_grad():
+        wanted = model.eval()(**inputs).logits
+    difference = (torch.from_numpy(np.load(words[2])) - wanted)[inputs["attention_mask"].bool()]
+    assert difference.abs().max() < 1e-4
+
+
+def test_what_it_cannot_take_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for host, said in (("bert-decoder", "causal attention"), ("marian", "causal attention")):
+        model = hf_heads.convert(TWINS[host].model(), SPECS["collab"], calibration="none")[0]
+        model.save_pretrained(tmp_path / host)
+        check_refused(run("export", tmp_path / host, "--onnx", "--output", tmp_path / "x"), said, "--portable")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
+    refused = run("export", tmp_path / "marian", "--onnx", "--output", tmp_path / "x")
+    check_refused(refused, "onnxruntime", "pip install 'hf-heads[onnx]'")
+    assert not (tmp_path / "x").exists()
