@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from hf_heads.attention.hosts.blocks import Block, find_blocks
-from hf_heads.attention.hosts.reading import host_shape, read_host
+from hf_heads.attention.hosts.reading import host_kv_heads, host_scale, host_shape, read_host
 from hf_heads.attention.hosts.table import adapter_of
 from hf_heads.attention.module import HeadsAttention
 from hf_heads.core.dense import DenseAttention, merge_heads
@@ -60,13 +60,19 @@ def native_of(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> Pre
     _choose_size(made_class, config, list(parts.values()))
     made = made_class(config).to(dtype)
     state = model.state_dict()
-    inside = tuple(f"{path}." for block in blocks for path in (block.path, block.output_path))
     with torch.no_grad():
+        written = {
+            f"{path}.{kind}" for block in find_blocks(made) for path in _paths(block) for kind in ("weight", "bias")
+        }
         for name, tensor in made.state_dict().items():
-            if not name.startswith(inside):
-                tensor.copy_(state[name])
+            if name in written:
+                continue
+            if name not in state or state[name].shape != tensor.shape:
+                raise HeadsError(f"'{name}' belongs to the host's own heads: --native cannot write it, --portable can")
+            tensor.copy_(state[name])
         for block in find_blocks(made):
-            _write(block, fitted(parts[block.name], *block_size(block), float(block.module.scaling)))  # type: ignore[arg-type]
+            scale = host_scale(block.module, block.site)
+            _write(block, fitted(parts[block.name], *block_size(block), scale))
     if hasattr(model, "generation_config"):
         made.generation_config = copy.deepcopy(model.generation_config)
     return made.eval()
@@ -115,32 +121,45 @@ def _choose_size(made_class: Any, config: Any, parts: Sequence[Standard]) -> Non
         raise Wider(wide, width)
 
 
+def _paths(block: Block) -> list[str]:
+    """Where a host's own block has the projections that are written anew."""
+    return [*(f"{block.path}.{name}" for name in block.site.projections), block.output_path]
+
+
 def _write(block: Block, dense: DenseAttention) -> None:
     """The weights of a host's own block.
 
     Raises:
-        HeadsError: the host has no bias where there has to be one.
+        HeadsError: the host has no bias where there has to be one, or its heads share keys and values.
     """
-    if (value := getattr(block.module, block.site.value)).bias is None:
+    module, site = block.module, block.site
+    if host_kv_heads(module, site) is not None:
+        raise HeadsError(f"{block.name}: the host's heads share keys and values, which --native does not write yet")
+    has = host_shape(module, site, block.output).biases
+    shift = torch.zeros_like(dense.output_bias)
+    if not has.value:
         # Weights of attention sum to one, so that a value's bias is one of the output.
         shift = torch.einsum("he,hed->d", dense.value_bias, dense.output)
+    if (not has.query and dense.query_bias.any()) or (not has.output and (dense.output_bias + shift).any()):
+        raise HeadsError(f"{block.name} needs a bias that its host does not have; --portable loses nothing")
+    weights = [merge_heads(one) for one in (dense.query, dense.key, dense.value)]
+    biases = [one.flatten() for one in (dense.query_bias, dense.key_bias, dense.value_bias)]  # softmax drops the key's
+    if site.fused is None:
+        for name, weight, bias in zip(site.projections, weights, biases, strict=True):
+            _fill(getattr(module, name), weight, bias)
     else:
-        shift = torch.zeros_like(dense.output_bias)
-        value.bias.copy_(dense.value_bias.flatten())
-    value.weight.copy_(merge_heads(dense.value))
-    key = getattr(block.module, block.site.key)
-    key.weight.copy_(merge_heads(dense.key))
-    if key.bias is not None:  # else softmax drops it
-        key.bias.copy_(dense.key_bias.flatten())
-    query = getattr(block.module, block.site.query)
-    query.weight.copy_(merge_heads(dense.query))
-    _write_bias(block, query, dense.query_bias.flatten())
-    block.output.weight.copy_(dense.output.flatten(0, 1).T)
-    _write_bias(block, block.output, dense.output_bias + shift)
+        joined = [_joined(parts, len(dense.query) if site.interleaved else 1) for parts in (weights, biases)]
+        _fill(getattr(module, site.fused), *joined)
+    _fill(block.output, dense.output.flatten(0, 1).T, dense.output_bias + shift)
 
 
-def _write_bias(block: Block, module: nn.Linear, bias: Tensor) -> None:
+def _joined(parts: Sequence[Tensor], groups: int) -> Tensor:
+    """Rows of queries, keys and values as one projection has them: all of each, or head by head."""
+    return torch.cat([one.unflatten(0, (groups, -1)) for one in parts], 1).flatten(0, 1)
+
+
+def _fill(module: Any, weight: Tensor, bias: Tensor) -> None:
+    """A Linear, or a Conv1D, whose weight is transposed; a bias only where it has one."""
+    module.weight.copy_(weight if isinstance(module, nn.Linear) else weight.T)
     if module.bias is not None:
         module.bias.copy_(bias)
-    elif bias.any():
-        raise HeadsError(f"{block.name} needs a bias that its host does not have; --portable loses nothing")

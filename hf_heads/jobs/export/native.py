@@ -31,6 +31,8 @@ from hf_heads.jobs.export.building import Wider, block_size, native_of
 from hf_heads.methods.settings.low_rank import LowRankSpec
 from hf_heads.modeling.blocks import block_shape, block_specs
 
+_SAME = 0.9999  # a cosine above this is what rounding leaves, in half precision too
+
 
 @dataclass
 class NativeReport:
@@ -103,6 +105,11 @@ def export_native(
         calibration,
         measure_drift(copy.deepcopy(made).float(), model, probes(source, model)).to_dict(),
     )
+    if report.exact and not report.drift["cosine"] > _SAME:
+        raise HeadsError(
+            f"the outputs of '{source.given}' as plain {report.model_type} are not its own (cosine "
+            f"{report.drift['cosine']:.6f}): nothing was written; --portable loses nothing"
+        )
     if progress:
         progress("writing", 0, 1)
     with finished_folder(place) as folder:
