@@ -115,7 +115,8 @@ def test_balance_makes_both_excesses_equal():
 def test_methods_without_room_for_a_scale_are_balanced(spec: HeadsSpec):
     shape = AttentionShape(HEADS, WIDTH, WIDTH, DIM, DIM, WIDTH)
     dense, rows = block(), inputs()
-    weights = get_method(spec.method).from_dense(dense, statistics(), spec.resolve(shape)).weights
+    made = get_method(spec.method).from_dense(dense, statistics(), spec.resolve(shape))
+    weights = made.weights
     side = "shared" if spec.method == "mhe" else "component"
     groups = len(weights[f"{side}_query.bias"]) // DIM
     query = torch.einsum("nd,gde->nge", rows, split_heads(weights[f"{side}_query.weight"], groups))
@@ -127,8 +128,9 @@ def test_methods_without_room_for_a_scale_are_balanced(spec: HeadsSpec):
         each, embedding = HEADS // groups, weights["query_embedding"]
         queries, keys = query.repeat_interleave(each, 1), keys.repeat_interleave(each, 0)
         multiplies = spec.variant == "mul"
-        queries = queries * (1 + embedding) if multiplies else queries + embedding
-        keys = keys * (1 + embedding).abs() if multiplies else keys
+        own = 1 + embedding / (getattr(made.spec, "inertia", None) if groups < HEADS else 1)
+        queries = queries * own if multiplies else queries + embedding
+        keys = keys * own.abs() if multiplies else keys
     by_query, by_key = keys.sum(-1).mean(), mean_square_root(queries).sum(-1).mean()
     wanted = reach(dense, statistics())
     torch.testing.assert_close(by_query / wanted[0], by_key / wanted[1], rtol=1e-4, atol=0.0)
