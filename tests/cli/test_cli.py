@@ -180,14 +180,16 @@ def test_architectures_without_an_adapter(run: Run, tmp_path: Path):
         intermediate_size=8,
     )
     LlamaModel(config).save_pretrained(tmp_path / "llama")
-    check_refused(convert_none(run, tmp_path / "llama", tmp_path / "out"), "'llama'", "rotated", "bert, marian, vit")
+    check_refused(
+        convert_none(run, tmp_path / "llama", tmp_path / "out"), "'llama'", "turned by their positions", "pruned"
+    )
     config = json.loads((tmp_path / "llama" / "config.json").read_text())
     (tmp_path / "llama" / "config.json").write_text(
-        json.dumps({**config, "model_type": "gpt2", "rope_parameters": None})
+        json.dumps({**config, "model_type": "mamba", "rope_parameters": None})
     )
     check_refused(
         convert_none(run, tmp_path / "llama", tmp_path / "out"),
-        "no adapter for 'gpt2'",
+        "no adapter for 'mamba'",
         "hf_heads/attention/hosts/table.py",
     )
     assert leftovers(tmp_path) == ["llama"]

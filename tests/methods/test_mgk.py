@@ -117,7 +117,7 @@ def test_what_is_computed_is_the_papers_formula(
     monkeypatch: pytest.MonkeyPatch,
 ):
     dtype, tolerance = precision
-    monkeypatch.setattr(mixture, "_LONG", 0 if implementation == "fused" else 10**6)
+    monkeypatch.setattr(mixture, "_MANY_KEYS", 0 if implementation == "fused" else 10**6)
     model = made(name, spec, "sdpa" if implementation == "fused" else implementation).to(dtype)
     for given in block_inputs(model, dtype):
         module = given.block.module
@@ -136,7 +136,7 @@ def test_distances_that_underflow_do_no_harm(
     implementation: str, distance: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ):
     """In float64 the exponents are taken relative to their largest; exp alone would be zero over zero."""
-    monkeypatch.setattr(mixture, "_LONG", 0 if implementation == "fused" else 10**6)
+    monkeypatch.setattr(mixture, "_MANY_KEYS", 0 if implementation == "fused" else 10**6)
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(2, 3, 1, 5, 8, generator=generator)
     key = torch.randn(2, 3, 2, 9, 8, generator=generator) + distance
@@ -162,7 +162,7 @@ def test_distances_that_underflow_do_no_harm(
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_bfloat16_keeps_the_precision_of_the_additive_term(fused: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(mixture, "_LONG", 0 if fused else 10**6)
+    monkeypatch.setattr(mixture, "_MANY_KEYS", 0 if fused else 10**6)
     generator = torch.Generator().manual_seed(0)
     query, key = torch.randn(2, 3, 1, 16, 8, generator=generator), torch.randn(2, 3, 2, 16, 8, generator=generator)
     value = torch.randn(2, 3, 16, 8, generator=generator)

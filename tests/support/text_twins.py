@@ -58,7 +58,8 @@ def twin(auto: Any, model_type: str, settings: dict[str, Any], inputs: Any = tex
 
 
 def _translator(model_type: str, settings: dict[str, Any] = TRANSLATOR) -> PreTrainedModel:
-    model = made(AutoModelForSeq2SeqLM, model_type, settings)
+    drops = {"encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}  # M2M-100 leaves layers out at random in training
+    model = made(AutoModelForSeq2SeqLM, model_type, {**settings, **drops})
     model.generation_config.max_length = 24
     return model
 

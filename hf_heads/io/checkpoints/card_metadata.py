@@ -12,8 +12,9 @@ from huggingface_hub import EvalResult, ModelCardData, metadata_load
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from hf_heads.attention.hosts.table import architectures
 from hf_heads.core.errors import HeadsError
-from hf_heads.core.vocabulary import METRICS
+from hf_heads.core.vocabulary import METRICS, PREFIX
 from hf_heads.io.checkpoints.json_files import read_json
 from hf_heads.io.checkpoints.sources import Source
 
@@ -28,9 +29,11 @@ _TASKS = {
     "ForCausalLM": "text-generation",
     "ForImageClassification": "image-classification",
     "MTModel": "translation",
-    "ViTModel": "image-feature-extraction",
-    "BertModel": "feature-extraction",
+    "ForCTC": "automatic-speech-recognition",
+    "ForAudioClassification": "audio-classification",
+    "ForAudioFrameClassification": "audio-classification",
 }
+_TASKS_OF_BASES = {"text": "feature-extraction", "image": "image-feature-extraction"}  # by what goes in
 Figures = dict[str, float]
 
 
@@ -101,10 +104,14 @@ def known_base(source: Source, card: dict[str, Any]) -> str | list[str] | None:
 def task_of(folder: Path) -> str | None:
     """The hub's task of a checkpoint, by the class that its config names."""
     try:
-        names = read_json(folder / "config.json", "config").get("architectures") or [""]
+        config = read_json(folder / "config.json", "config")
     except HeadsError:
         return None
-    return next((task for ending, task in _TASKS.items() if str(names[0]).endswith(ending)), None)
+    name = str((config.get("architectures") or [""])[0])
+    if (task := next((task for ending, task in _TASKS.items() if name.endswith(ending)), None)) is not None:
+        return task
+    row = architectures().get(str(config.get("model_type")).removeprefix(PREFIX))
+    return _TASKS_OF_BASES.get(row.modality) if row is not None and name.endswith("Model") else None
 
 
 def eval_results(record: dict[str, Any], task: str) -> Iterator[EvalResult]:

@@ -204,7 +204,22 @@ class _Judge:
             lost[name] = float(values.mean())
             error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else 0.0
             promised = max(promised, lost[name] + _SURE * error)
+            if self.classes > 1:
+                promised = max(promised, at_most(lost[name], sum(map(_predictions, references))))
         return lost, promised
+
+
+def at_most(share: float, count: int) -> float:
+    """The upper end of an interval of 95 % for a share that was seen among so many (Agresti, Coull 1998)."""
+    middle = (share * count + _SURE) / (count + 2 * _SURE)
+    return min(1.0, middle + _SURE * math.sqrt(middle * (1 - middle) / (count + 2 * _SURE)))
+
+
+def _predictions(reference: Reference) -> int:
+    """How many predictions there are; the batches' own examples where the outputs were too large to keep."""
+    if reference.outputs:
+        return sum(output[..., 0].numel() for output, _ in reference.outputs)
+    return sum(len(next(iter(batch.values()))) for batch in reference.batches)
 
 
 def _pieces(batches: Sequence[Batch]) -> list[Batch]:

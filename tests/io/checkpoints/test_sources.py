@@ -195,7 +195,7 @@ def test_a_model_that_cannot_be_converted_costs_its_config_alone(
     config = json.loads((bert_folder / "config.json").read_text())
     (snapshot / "config.json").unlink()
     for entries, words in (
-        ({"model_type": "llama"}, "cannot convert 'llama'"),
+        ({"model_type": "deberta"}, "cannot convert 'deberta'"),
         ({"model_type": "odd"}, "no adapter for 'odd'"),
         ({"model_type": ["bert"]}, "names no model_type"),
         ({}, "names no model_type"),

@@ -200,7 +200,8 @@ def test_two_processes_equal_one_on_the_same_global_batch(
     here, there = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     before = load_file(source / "model.safetensors")
     for key, tensor in here.items():
-        assert torch.allclose(tensor, there[key], atol=2e-5), key
+        if not key.endswith("shared_key.bias"):  # softmax drops it: its gradient is rounding
+            assert torch.allclose(tensor, there[key], atol=2e-5), key
     moved = max(float((here[key] - before[key]).abs().max()) for key in here)
     assert moved > 5e-4  # so that the tolerance says something
 
