@@ -395,7 +395,6 @@ def test_factors_that_heads_share_learn_as_they_are_told(factors: str, tmp_path:
     files = ["--train", str(train), "--dev", str(train), "--output", str(output)]
     load_example("finetune_sst2").main(["--model", str(source), *files, *settings])
     before, after = load_file(source / "model.safetensors"), load_file(output / "model.safetensors")
-    names = [name for name in before if "shared_key" in name]
-    moved = max(float((after[name] - before[name]).abs().max()) for name in names)
+    moved = max(float((after[name] - before[name]).abs().max()) for name in before if "shared_key" in name)
     least, most = {"slow": (1e-4, 3.1e-3), "frozen": (0.0, 0.0), "free": (3.1e-3, 3.1e-2)}[factors]
     assert least <= moved / INERTIA <= most
