@@ -24,7 +24,7 @@ COMMANDS = {
     "joined": "joined DATA MODELS --threads 1",
     "roads": "roads DATA MODELS WORK --threads 1",
     "memory": "memory WORK --threads 1",
-    "recommend": "recommend DATA MODELS --threads 1",
+    "recommend": "recommend DATA MODELS --threads 1 --max-drop 0.1",
     "scaling": "scaling --threads 1 --objectives scores",
     "precision": "precision DATA --threads 1",
     "architectures": "architectures DATA MODELS",
