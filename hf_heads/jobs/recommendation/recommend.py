@@ -317,8 +317,13 @@ def _command(spec: HeadsSpec, source: Source, choice: CalibrationChoice) -> str:
     parts = ["hf-heads", "convert", source.given, "--to", spec.method]
     for name, value in options_of(spec).items():
         parts += [f"--{name}", *([] if value is True else [str(value)])]
+    parts += ["--revision", source.revision] if source.revision else []
+    parts += [] if choice.seed == 0 else ["--seed", str(choice.seed)]
+    parts += [] if choice.max_length is None else ["--max-length", str(choice.max_length)]
+    parts += [] if choice.pairs is None else ["--pairs" if choice.pairs else "--no-pairs"]
     if not choice.made:
         parts += [part for one in choice.sources for part in ("--calibrate", one)]
         parts += ["--columns", ",".join(choice.columns)] if choice.columns else []
-        parts += [] if choice.pairs is None else ["--pairs" if choice.pairs else "--no-pairs"]
+        parts += ["--label", choice.label] if choice.label else []
+        parts += [] if choice.pack else ["--no-pack"]
     return shlex.join(parts)

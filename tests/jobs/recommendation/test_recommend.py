@@ -100,11 +100,13 @@ def test_a_classifier_is_judged_by_its_predictions_on_data_that_is_held_out(tmp_
     randomize(model, seed=2)
     folder = save_checkpoint(model, tmp_path / "classifier")
     data = write_rows(tmp_path / "texts.jsonl", [{"text": f"word{i} word{2 * i % 90} word7"} for i in range(60)])
-    found = hf_heads.recommend(str(folder), CalibrationChoice(str(data), samples=24))
+    choice = CalibrationChoice(str(data), samples=24, seed=3, max_length=8, pack=False)
+    found = hf_heads.recommend(str(folder), choice)
     check(found)
     assert found.measure == "share of predictions that change"
     assert all(name.startswith("held-out") for name in found.points[0].lost)
-    assert all(f"--calibrate {data}" in one.command for one in found.points)
+    for words in (f"--calibrate {data}", "--seed 3", "--max-length 8", "--no-pack"):
+        assert all(words in one.command for one in found.points), words
 
 
 def test_the_command_prints_and_draws(run: Run, embedder: Path, tmp_path: Path):
