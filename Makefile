@@ -1,4 +1,5 @@
 # make demo: convert a real BERT and see what was lost and gained.
+# make site: the documentation as a site, in out/site/html.
 # make test: everything that must hold, for all pairs of settings; make test-all: for all combinations.
 VENV ?= .venv
 PYTHON ?= python3
@@ -6,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO := out/all-MiniLM-L6-v2-collab-96
 RECIPE := conversions/all-MiniLM-L6-v2-collab-96.toml
 
-.PHONY: demo default-tests lint test test-all slow-test fuzz clean
+.PHONY: demo default-tests lint site test test-all slow-test fuzz clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hf-heads convert --recipe $(RECIPE) --output $(DEMO) --overwrite
@@ -33,6 +34,10 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Warnings, as of a link that leads nowhere, fail.
+site: $(VENV)/.site
+	$(BIN)/python scripts/run.py website
+
 # Damaged files by the thousand; the tests above read a few of each kind.
 fuzz: $(VENV)/.test
 	HF_HEADS_FUZZ=20000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz
@@ -44,7 +49,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	scripts/install_torch.sh $(BIN)/python
 
-$(VENV)/.demo $(VENV)/.test: $(VENV)/.%: pyproject.toml | $(VENV)/bin/python
+$(VENV)/.demo $(VENV)/.site $(VENV)/.test: $(VENV)/.%: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q -e ".[$*]"
 	touch $@
 

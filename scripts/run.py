@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 FOLDER = Path(__file__).resolve().parent
-COMMANDS = ("reproduce", "tables", "versions")  # these measure nothing, and start without torch
+COMMANDS = ("reference", "reproduce", "tables", "versions", "website")  # these measure nothing, and start without torch
 STUDIES = tuple(sorted(path.stem for path in (FOLDER / "studies").glob("[a-z]*.py")))
 
 
