@@ -32,7 +32,8 @@ class PrunedSpec(HeadsSpec):
         steps: in how many rounds heads go; importance is measured anew after each.
         normalize: divide importances by their l2 norm in each block, as in the paper.
         scores: file of `hf-heads importance`, instead of measuring.
-        repair: refit the output projection on the heads that are left.
+        repair: refit the output projection on the heads that are left; None does so where `keep` chooses them, and
+            leaves it alone where they are named, so that removing a head is the same as masking it.
     """
 
     method: ClassVar[str] = "pruned"
@@ -44,7 +45,9 @@ class PrunedSpec(HeadsSpec):
     )
     normalize: bool = option(False, "divide importances by their l2 norm in each block", stored=False)
     scores: str | None = option(None, "importances that `hf-heads importance` wrote, instead of new ones", stored=False)
-    repair: bool = option(False, "refit the output projection on the heads that are left", stored=False)
+    repair: bool | None = option(
+        None, "refit the output projection also where a recipe names the heads; --keep does by itself", stored=False
+    )
     shared: tuple[int, ...] | None = option(
         None, "which key and value head each of them reads, where several read one", command=False
     )
@@ -96,7 +99,9 @@ class PrunedSpec(HeadsSpec):
             numbers = getattr(block.before, "kept", None) or range(block.shape.heads)
             kept = tuple(numbers[place] for place in places)
             shared = _readers(block.shape, block.before, places)
-            specs[name] = self.settle(heads=len(kept), keep=None, kept=kept, places=tuple(places), shared=shared)
+            specs[name] = self.settle(
+                heads=len(kept), keep=None, kept=kept, places=tuple(places), shared=shared, repair=self.refits()
+            )
         return specs
 
     @property
@@ -115,14 +120,14 @@ class PrunedSpec(HeadsSpec):
         return self  # heads that stay are exact
 
     def refits(self) -> bool:
-        return self.repair
+        return self.keep is not None if self.repair is None else self.repair
 
     def weighs_tokens(self) -> bool:
-        return self.repair
+        return self.refits()
 
     def uses_data(self) -> bool:
         measured = self.keep is not None and self.scores is None and self.score not in CONSTANT_RULES
-        return self.repair or measured
+        return self.refits() or measured
 
     def choice(self) -> str:
         if self.keep is None:

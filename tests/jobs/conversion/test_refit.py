@@ -93,3 +93,20 @@ def test_repair_weighs_tokens():
     with patch("hf_heads.jobs.conversion.convert.refit_output", wraps=refit_output) as refit:
         hf_heads.convert(model, hf_heads.CollabSpec(rank=8), calibration=batches(), objective="scores")
     assert [call.args[4] for call in refit.call_args_list] == [None, None]
+
+
+def test_what_keep_removes_is_repaired_and_what_is_named_is_not():
+    """Removing named heads is the same as masking them; --keep refits unless it is told not to."""
+    model = TWINS["bert"].model()
+    for spec, refit, wanted in (
+        (hf_heads.PrunedSpec(keep=0.5, score="weights"), True, True),
+        (hf_heads.PrunedSpec(keep=0.5, score="weights"), False, False),
+        (hf_heads.PrunedSpec(kept=(0,)), True, False),
+        (hf_heads.PrunedSpec(kept=(0,), repair=True), True, True),
+    ):
+        converted, _ = hf_heads.convert(model, spec, calibration=batches(), refit=refit)
+        block = find_blocks(converted)[0]
+        columns = block.module.spec.places
+        width = model.config.hidden_size // model.config.num_attention_heads
+        host = find_blocks(model)[0].output.weight.unflatten(1, (-1, width))[:, list(columns)].flatten(1)
+        assert torch.equal(block.output.weight, host) != wanted
