@@ -76,6 +76,9 @@ def saved(auto, model, inputs, folder):
         entries = [json.loads((Path(one) / "config.json").read_text()) for one in (place, folder)]
         kept = all(entries[0][key] == entries[1][key] for key in ("auto_map", "heads", "model_type", "fusion_config"))
         kept = kept and code.read_bytes() == (Path(folder) / code.name).read_bytes()
+        cards = [(Path(one) / "README.md").read_text() for one in (place, folder)]
+        blocks = [card.partition("## Blocks")[2] for card in cards]
+        kept = kept and "may have been trained since" in cards[0] and blocks[0] == blocks[1] != ""
         return kept and same_state(model, again) and close(outputs(model, inputs), outputs(again, inputs))
 
 
