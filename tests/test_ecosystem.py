@@ -155,7 +155,8 @@ def test_an_exported_program_takes_any_batch_and_any_length(spec: HeadsSpec):
         assert largest(found - logits(model, inputs)) < 1e-4
 
 
-@SECONDS_EACH
+@pytest.mark.full
+@pytest.mark.parametrize("spec", SETTINGS.values(), ids=SETTINGS)
 def test_onnx_runtime_gives_torchs_outputs_for_any_batch_and_any_length(spec: HeadsSpec, tmp_path: Path):
     for name in ("onnx", "onnxscript"):
         pytest.importorskip(name, reason="torch.onnx.export writes with it")

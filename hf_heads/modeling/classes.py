@@ -27,6 +27,7 @@ from hf_heads.modeling.grafting import (
     is_native,
     register_processors,
 )
+from hf_heads.modeling.new_card import new_card
 
 
 class HeadsModel(GraftedModel):
@@ -40,6 +41,10 @@ class HeadsModel(GraftedModel):
         """The derived class of one of the host's model classes, see `model_class`; None where there is no row."""
         known = getattr(native.config_class, "model_type", None) in architectures()
         return model_class(native) if known else None
+
+    def new_card(self) -> str:
+        """A card of the blocks' settings and, where it is known, of the model that was converted."""
+        return new_card(self.config.block_specs(), str(self.name_or_path), native_model(type(self)).__name__)
 
 
 _derived: set[str] = set()

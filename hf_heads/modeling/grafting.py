@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,14 @@ from hf_heads.attention.hosts.sites import AttentionAdapter
 from hf_heads.attention.module import HeadsAttention, linear
 from hf_heads.core.errors import HeadsError
 from hf_heads.modeling.guarded import building_ours
-from hf_heads.modeling.internals import become, forget_captures, initialize, rename_keys_like
+from hf_heads.modeling.internals import become, forget_captures, initialize, rename_keys_like, saves_an_adapter
+from hf_heads.modeling.kept_card import ANY_ID, loaded_card, put_card, saved_again, use_text
 
 if TYPE_CHECKING:
     from hf_heads.attention.spec import HeadsSpec
+
+# Of `from_pretrained`, where files come from.
+_OF_FILES = ("revision", "subfolder", "token", "cache_dir", "local_files_only")
 
 
 class GraftedModel(PreTrainedModel):
@@ -26,11 +31,15 @@ class GraftedModel(PreTrainedModel):
 
     A class that is derived from a host's model class gets the signature of its constructor, where transformers looks
     up its options, and its renamings of checkpoint keys.
+
+    Attributes:
+        loaded_card: the model card that was beside what was loaded, and the config's section on the heads then.
     """
 
     _supports_flash_attn = False
     _supports_flex_attn = False
     config: Any
+    loaded_card: tuple[str, Any] | None = None
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         with building_ours():
@@ -81,7 +90,48 @@ class GraftedModel(PreTrainedModel):
             check_loaded(model, info, model.config.heads_adapter())
             raise
         check_loaded(model, info, model.config.heads_adapter())
+        options = {name: kwargs[name] for name in _OF_FILES if kwargs.get(name) is not None}
+        card = loaded_card(str(model.name_or_path), **options)
+        model.loaded_card = None if card is None else (card, model.config.heads)
         return (model, info) if output_loading_info else model
+
+    def new_card(self) -> str | None:
+        """A card for what was loaded without one, or converted since; None where there is nothing to make it of."""
+        return None
+
+    def save_card(self, folder: str | os.PathLike[str], repo_id: str | None = None) -> None:
+        """Write the model card into a folder that this model was saved to, see `put_card`.
+
+        Args:
+            folder: where it was saved.
+            repo_id: where the folder goes, if to the hub.
+        """
+        if not self.config.heads or not os.path.isdir(folder):
+            return
+        classes = self.config.remote_classes()
+        serving = sorted((one for one in classes if classes[one].endswith(f".{type(self).__name__}")), key=len)
+        auto, code = [*serving, "AutoModel"][0], f"{classes['AutoConfig'].partition('.')[0]}.py"
+        card, heads = self.loaded_card or ("", None)
+        own = saved_again(card, auto) if heads == self.config.heads else self.new_card()
+        if own is not None:
+            any_id = ANY_ID if repo_id is None else f'"{repo_id}"'
+            embedder = os.path.isfile(os.path.join(folder, "modules.json"))
+            use = use_text(code if code.startswith("modeling_") else None, auto, any_id, embedder)
+            put_card(os.fspath(folder), own, auto, use)
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
+        """Save as the host does, and the model card as well."""
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if is_main_process and not saves_an_adapter(self):
+            self.save_card(save_directory)
+
+    def _upload_modified_files(
+        self, working_dir: str | os.PathLike[str], repo_id: str, *args: Any, **kwargs: Any
+    ) -> Any:
+        self.save_card(working_dir, repo_id)  # in the place of the one that transformers has put there
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
 
 def is_native(base: type) -> bool:

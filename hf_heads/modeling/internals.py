@@ -116,6 +116,11 @@ def unsaved_keys(model: PreTrainedModel) -> tuple[str, ...]:
     return tuple(getattr(model, "_keys_to_ignore_on_save", None) or ())
 
 
+def saves_an_adapter(model: PreTrainedModel) -> bool:
+    """Whether `save_pretrained` writes an adapter of PEFT and no model, since one was added to it."""
+    return bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
 def attention_implementation(config: Any) -> str:
     """`eager`, `sdpa` or another, as it was chosen for a model with this config."""
     return config._attn_implementation

@@ -1,7 +1,8 @@
 """Registers the derived configs as soon as, and no sooner than, transformers' table of configs is imported.
 
 Importing it costs seconds; a program that imports hf_heads and never loads a model should not pay that. Nor are the
-config classes of all architectures made then: each is when a checkpoint first asks for it.
+config classes of all architectures made then: each is when a checkpoint first asks for it. PEFT's tables of default
+targets learn of the derived types in the same way.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import importlib.abc
 import importlib.machinery
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -18,31 +19,34 @@ from hf_heads import models
 _CONFIGS = "transformers.models.auto.configuration_auto"
 
 
-class _RegisterAfterwards(importlib.abc.Loader):
-    """The loader of the table of configs, with our registration after it."""
+_TARGETS = "peft.utils.constants"
 
-    def __init__(self, loader: importlib.abc.Loader) -> None:
-        self.loader = loader
+
+class _RegisterAfterwards(importlib.abc.Loader):
+    """The loader of a table, with our registration after it."""
+
+    def __init__(self, loader: importlib.abc.Loader, then: Callable[[ModuleType], None]) -> None:
+        self.loader, self.then = loader, then
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
-        _register(module)
+        self.then(module)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Wraps the loader of the table of configs."""
+    """Wraps the loaders of the tables."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if name != _CONFIGS:
+        if name not in _TABLES:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _RegisterAfterwards(spec.loader)
+            spec.loader = _RegisterAfterwards(spec.loader, _TABLES[name])
         return spec
 
 
@@ -54,6 +58,17 @@ def _register(configs: Any) -> None:
     for model_type, adapter in architectures().items():
         if adapter.package or model_type in configs.CONFIG_MAPPING_NAMES:  # an older transformers may not know it
             register_config(configs.CONFIG_MAPPING, PREFIX + model_type, _config_class)
+
+
+def _offer_targets(_: Any) -> None:
+    from hf_heads.attention.hosts.table import architectures  # looks through all that is installed
+    from hf_heads.modeling.peft_targets import offer_targets  # see above
+
+    for adapter in architectures().values():
+        offer_targets(adapter)
+
+
+_TABLES: dict[str, Callable[[Any], None]] = {_CONFIGS: _register, _TARGETS: _offer_targets}
 
 
 def _config_class(model_type: str) -> type[Any]:
@@ -75,9 +90,11 @@ def _derive(config: type[Any]) -> None:
 
 
 def register() -> None:
-    """Register now if the table of configs is there, or else when it is imported."""
+    """Register now in the tables that are there, and in others when they are imported."""
     vars(models).update(resolver=_class_by_name, deriver=_derive)
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
     if hasattr(sys.modules.get(_CONFIGS), "CONFIG_MAPPING"):
         _register(sys.modules[_CONFIGS])
+    if hasattr(sys.modules.get(_TARGETS), "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING"):
+        _offer_targets(sys.modules[_TARGETS])

@@ -20,9 +20,9 @@ from hf_heads.io.checkpoints.sources import Source
 from hf_heads.methods.registry import get_method
 from hf_heads.methods.words import settings_text
 from hf_heads.modeling.auto_classes import auto_classes
+from hf_heads.modeling.kept_card import ANY_ID, use_text, with_use
 from hf_heads.modeling.portable.writing import can_carry, module_name
 
-_ANY_ID = '"PATH_OR_ID"'
 _SIZES = {
     "attention_parameters": "attention parameters",
     "model_parameters": "model parameters",
@@ -54,6 +54,7 @@ def model_card(source: Source, record: dict[str, Any], recipe: str | None) -> st
     check_complete(record, source.given)
     healed = record.get("distillation")
     template = card_environment().get_template("card.md.jinja")
+    use = use_text(**loading(source, method_names(record)))
     return template.render(
         source=source,
         record=record,
@@ -69,7 +70,7 @@ def model_card(source: Source, record: dict[str, Any], recipe: str | None) -> st
         how=_how(healed) if healed else "",
         trained=_TRAINED,
         metrics=METRICS,
-        **loading(source, method_names(record)),
+        use=use.strip(),
     )
 
 
@@ -83,8 +84,7 @@ def renew_use(source: Source) -> None:
     methods = sorted({block["method"] for block in entries["heads"]["blocks"].values()})
     named = re.search(r'from_pretrained\((".*?")', text)
     values = {**loading(source, methods), **({"any_id": named[1]} if named else {})}
-    use = card_environment().get_template("use.md.jinja").render(**values)
-    write_file(card, re.sub(r"^## Use\n.*?(?=^## |\Z)", lambda _: f"{use.strip()}\n\n", text, flags=re.M | re.S))
+    write_file(card, with_use(text, use_text(**values)))
 
 
 def loading(source: Source, names: list[str]) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def loading(source: Source, names: list[str]) -> dict[str, Any]:
         "code": code,
         "auto": serving[0] if serving else "AutoModel",
         "embedder": embedder,
-        "any_id": _ANY_ID,
+        "any_id": ANY_ID,
     }
 
 
@@ -109,7 +109,7 @@ def name_in_card(folder: Path, repo_id: str) -> None:
     card = folder / "README.md"
     if card.is_file():
         text = card.read_text(encoding="utf-8")
-        write_file(card, text.replace(_ANY_ID, f'"{repo_id}"'))
+        write_file(card, text.replace(ANY_ID, f'"{repo_id}"'))
 
 
 @cache

@@ -19,6 +19,7 @@ from hf_heads.core.errors import HeadsError
 from hf_heads.core.vocabulary import RANDOM, of_length
 from hf_heads.io.checkpoints.files import check_apart, check_output
 from hf_heads.io.checkpoints.hidden import remove
+from hf_heads.io.checkpoints.inspection import inspect, sizes
 from hf_heads.io.checkpoints.loading import load_source
 from hf_heads.io.checkpoints.precision import round_as_written
 from hf_heads.io.checkpoints.record import check_complete, read_record, recorded_source
@@ -166,8 +167,18 @@ def _load_pair(source: Source, teacher: str | None) -> _Pair:
     original = resolve_source(given, None if teacher else before.get("revision"))
     pair = _Pair(load_source(source), load_source(original), original, before)
     _check_pair(source, pair)
+    if not before:
+        return replace(pair, before=_facts(source, pair))
     check_complete(before, source.given)
     return pair
+
+
+def _facts(source: Source, pair: _Pair) -> dict[str, Any]:
+    """What can be said of a conversion that left no report, as of a folder that transformers saved."""
+    before = {f"{name}_before": size for name, size in sizes(pair.teacher).items()}
+    blocks = [block for block in inspect(source)["blocks"] if block["method"] != "standard"]
+    calibration = "not known, the folder came without a report"
+    return {"blocks": blocks, **sizes(pair.student), **before, "calibration": calibration, "drift": {}}
 
 
 def _make_trainer(

@@ -14,6 +14,7 @@ from hf_heads.attention.module import HeadsAttention
 from hf_heads.core.errors import HeadsError
 from hf_heads.modeling.grafting import GraftedModel, attention_name
 from hf_heads.modeling.guarded import GuardedConfig, block_entries
+from hf_heads.modeling.peft_targets import offer_targets
 
 if TYPE_CHECKING:
     from hf_heads.attention.spec import HeadsSpec
@@ -35,6 +36,7 @@ class PortableConfig(GuardedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("auto_map", self.remote_classes())  # where the Auto classes look for a config's model
         super().__post_init__(**kwargs)
+        offer_targets(self.heads_row)  # of PEFT, if it is imported by now
 
     @classmethod
     def heads_adapter(cls) -> AttentionAdapter:

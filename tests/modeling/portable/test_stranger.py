@@ -15,7 +15,11 @@ import transformers
 from safetensors.torch import save_file
 
 import hf_heads
+from hf_heads.attention.hosts.table import adapter_of
+from hf_heads.jobs.contract import Case
+from hf_heads.modeling.auto_classes import auto_classes
 from hf_heads.modeling.classes import native_model
+from tests.contract.test_hosts import HOSTS, _methods
 from tests.modeling.test_parts import SPECS
 from tests.support.twins import TWINS
 
@@ -33,19 +37,32 @@ GENERATION: dict[str, Any] = {"do_sample": False, "max_new_tokens": 6}
 def case(host: str, method: str, folder: Path, every: bool) -> Path:
     """A converted twin in a folder, and what it gives."""
     hf_heads.convert(TWINS[host].model(), SPECS[method], calibration="none")[0].save_pretrained(folder)
-    model: Any = getattr(transformers, AUTO[host]).from_pretrained(folder).eval()  # weights lie as they will for others
-    inputs = TWINS[host].inputs()
-    said: dict[str, Any] = {"auto": AUTO[host], "native": native_model(type(model)).__name__, "every": every}
-    tensors = {f"input.{name}": value for name, value in inputs.items()}
-    for implementation in ("eager", "sdpa"):
+    return described(folder, AUTO[host], TWINS[host].inputs(), every, PROMPTS.get(host, []))
+
+
+def described(folder: Path, auto: str, inputs: dict[str, torch.Tensor], every: bool, asked: list[str]) -> Path:
+    """Says beside a checkpoint what it gives.
+
+    Args:
+        folder: with the checkpoint.
+        auto: the Auto class that it was saved from.
+        inputs: for it.
+        every: have all of its classes tried.
+        asked: the inputs that it is to generate from, if it does.
+    """
+    model: Any = getattr(transformers, auto).from_pretrained(folder).eval()  # weights lie as they will for others
+    said: dict[str, Any] = {"auto": auto, "native": native_model(type(model)).__name__, "every": every}
+    said["implementations"] = ["eager", "sdpa"] if model._supports_sdpa else ["eager"]
+    tensors = {f"input.{name}": value.contiguous() for name, value in inputs.items()}
+    for implementation in said["implementations"]:
         model.set_attn_implementation(implementation)
         with torch.no_grad():
-            tensors[implementation] = model(**inputs)[0].contiguous()
-    if host in PROMPTS:
-        prompt = {name: inputs[name] for name in PROMPTS[host]}
-        generation = {**GENERATION, "num_beams": 2 if host == "marian" else 1}
-        tensors["generated"] = model.generate(**prompt, **generation).contiguous()
-        said |= {"prompt": PROMPTS[host], "generation": generation}
+            said["output"], found = next(iter(model(**inputs).items()))
+        tensors[implementation] = found.contiguous()
+    if asked:
+        generation = {**GENERATION, "num_beams": 2 if auto == "AutoModelForSeq2SeqLM" else 1}
+        tensors["generated"] = model.generate(**{name: inputs[name] for name in asked}, **generation).contiguous()
+        said |= {"prompt": asked, "generation": generation}
     (folder / "case.json").write_text(json.dumps(said))
     save_file(tensors, folder / "expected.safetensors")
     return folder
@@ -75,3 +92,24 @@ def test_every_method_and_every_host_without_us(tmp_path: Path):
 @pytest.mark.parametrize("host", TWINS)
 def test_every_pair_and_every_class_without_us(tmp_path: Path, host: str):
     check(seen(case(host, method, tmp_path / f"{host}-{method}", True) for method in SPECS))
+
+
+def _hosts() -> list[object]:
+    """Every architecture with each of its methods; by default a few whose attention is not BERT's, with one."""
+    few = {"clip": "mhe", "beit": "mhe", "gpt2": "collab", "llama": "pruned"}
+    return [
+        pytest.param(host, method, id=f"{host}-{method}", marks=() if few.get(host) == method else pytest.mark.full)
+        for host in HOSTS
+        for method in _methods(host)
+    ]
+
+
+@pytest.mark.parametrize(("host", "method"), _hosts())
+def test_other_hosts_without_us(tmp_path: Path, host: str, method: str):
+    twin = HOSTS[host]
+    model = Case(twin, method, tmp_path / "made").converted()
+    native = native_model(type(model)).__name__
+    auto = min((auto for auto, name in auto_classes(adapter_of(model.config)).items() if name == native), key=len)
+    model.save_pretrained(tmp_path / host)
+    asked = ["input_ids", "attention_mask"] if auto in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM") else []
+    check(seen([described(tmp_path / host, auto, twin.inputs(), False, asked)]))
