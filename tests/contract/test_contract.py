@@ -58,6 +58,7 @@ LOSSY: dict[str, Specs] = {
     "mgk-shared": MgkSpec(merge=2, queries="shared", values="shared", priors="fixed"),
     "smgk": MgkSpec(mixture="smgk", shift=0.5, components=3, norm=1.0),
     "mgk-hard": MgkSpec(assignment="hard", shift=0.5),
+    "smgk-paper": MgkSpec(mixture="smgk", sigma="fixed", priors="em", positions=64),
     "mgk-linear": MgkSpec(kernel="linear", shift=0.5),
     "smgk-linear": MgkSpec(kernel="linear", mixture="smgk", shift=0.5, priors="fixed"),
     "pruned": PrunedSpec(keep=0.6, score="weights", repair=True),
