@@ -106,6 +106,9 @@ class HeadsAttention(nn.Module):
     def init_weights(self) -> None:
         """Start the parameters that are not in a Linear (those transformers initialises), for training from scratch."""
 
+    def init_projections(self) -> None:
+        """Start those parameters of a Linear that must start otherwise than transformers starts them."""
+
     def project_query(self, hidden_states: Tensor) -> Tensor:
         """(batch, target, query_width) to queries (batch, heads, target, width)."""
         raise NotImplementedError

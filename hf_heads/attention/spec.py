@@ -116,6 +116,10 @@ class HeadsSpec:
         self.check_heads(shape, where)
         return self.settle(heads=shape.heads)
 
+    def for_scratch(self, shape: AttentionShape) -> HeadsSpec:
+        """These (resolved) settings as those of a block that starts from nothing, where that makes a difference."""
+        return self
+
     def check_heads(self, shape: AttentionShape, where: str) -> None:
         """Refuse another number of heads than the block's."""
         if self.heads not in (None, shape.heads):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hf_heads.core.decompositions import DAMPING, SharedFactors, cp, squared_norm, tucker
 from hf_heads.core.dense import DenseAttention
+from hf_heads.core.errors import HeadsError
 from hf_heads.core.gauge import INERTIA, gauge
 from hf_heads.core.statistics import BlockStatistics
 from hf_heads.core.whitening import content_bias, whitened_factors
@@ -18,7 +19,14 @@ from hf_heads.methods.settings.collab import ABOUT, CollabSpec, ResolvedCollab
 
 
 def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: ResolvedCollab) -> Converted:
-    """Shared factors, mixing and content bias of a block, from its weights and what the data says about its inputs."""
+    """Shared factors, mixing and content bias of a block, from its weights and what the data says about its inputs.
+
+    Raises:
+        HeadsError: settings that are about training from scratch.
+    """
+    if spec.start is not None or not spec.has_content_bias:
+        name = "content_bias" if spec.start is None else "start"
+        raise HeadsError(f"{name} is for collab from scratch, and a conversion starts from weights: leave it out")
     query, key = whitened_factors(dense, statistics)
     if spec.exact:
         factors = _with_exact_heads(query, key, spec.rank, spec.exact)

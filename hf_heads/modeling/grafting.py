@@ -50,6 +50,8 @@ class GraftedModel(PreTrainedModel):
                 for module in [*block.module.modules(), block.output]:
                     if not any(parameter.is_meta for parameter in module.parameters()):
                         initialize(self, module)
+                if not any(parameter.is_meta for parameter in block.module.parameters()):
+                    block.module.init_projections()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -69,6 +71,7 @@ class GraftedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, HeadsAttention):  # a host would start the projections that it knows
             module.init_weights()
+            module.init_projections()
         else:
             super()._init_weights(module)
 

@@ -32,8 +32,11 @@ SETTINGS = [
     MgkSpec(shift=0.3, components=3, priors="fixed"),
     MgkSpec(mixture="smgk", shift=0.3),
     MgkSpec(mixture="smgk", shift=0.3, components=3, priors="em"),
-    MgkSpec(assignment="hard", shift=0.3),
-    MgkSpec(kernel="linear", shift=0.3),
+    MgkSpec(shift=0.3, sigma="fixed", priors="em", positions=20),
+    MgkSpec(mixture="smgk", shift=0.3, positions=20, components=3),
+    MgkSpec(assignment="hard", shift=0.3, components=3),
+    MgkSpec(assignment="hard", shift=0.3, sigma="fixed"),
+    MgkSpec(kernel="linear", shift=0.3, components=3, positions=20),
     MgkSpec(kernel="linear", mixture="smgk", shift=0.3),
     MgkSpec(merge=2),
     MgkSpec(merge=2, queries="shared", values="shared"),
@@ -53,10 +56,10 @@ def made(name: str, spec: MgkSpec, implementation: str) -> PreTrainedModel:
     generator = torch.Generator().manual_seed(4)
     for block in find_blocks(model):
         module = block.module
-        if spec.kernel == "softmax":
+        if module.spec.learns_sigma:
             module.norm_coefficient.data = torch.rand(module.norm_coefficient.shape, generator=generator)
         if spec.priors == "em":
-            module.running_prior = torch.rand(module.running_prior.shape, generator=generator).softmax(-1)
+            module.running_prior = torch.rand(module.running_prior.shape, generator=generator).softmax(1)
     return model
 
 
@@ -76,11 +79,12 @@ def naive(module: MgkAttention, x: Tensor, y: Tensor, allowed: Tensor) -> Tensor
     contexts = []
     for head in range(heads):
         if spec.priors == "learned":
-            prior = module.prior_logits[head].double().softmax(-1)
+            prior = module.prior_logits[head].double().softmax(0)
         elif spec.priors == "em":
             prior = module.running_prior[head].double()
         else:
             prior = torch.full((spec.components,), 1 / spec.components, dtype=torch.float64)
+        prior = prior if prior.ndim == 1 else prior[:, : y.shape[1]]
         terms = []
         for component in range(spec.components):
             q = query[:, :, head, component if spec.query_count > 1 else 0]
@@ -90,6 +94,10 @@ def naive(module: MgkAttention, x: Tensor, y: Tensor, allowed: Tensor) -> Tensor
             if spec.kernel == "linear":
                 phi_q, phi_k = (torch.nn.functional.elu(one) + 1 for one in (q, k))
                 terms.append(prior[component] * (phi_q @ phi_k.mT))
+                continue
+            if spec.sigma == "fixed":
+                distance = (q[:, :, None] - k[:, None]).square().sum(-1)
+                terms.append(prior[component] * (-distance / (2 * DIM**0.5)).exp())
                 continue
             variance = DIM**0.5 / module.log_precision[head].double().exp()
             beta = module.norm_coefficient[head].double()
@@ -106,7 +114,7 @@ def naive(module: MgkAttention, x: Tensor, y: Tensor, allowed: Tensor) -> Tensor
     name=TWINS.keys(),
     spec={name_of(spec): spec for spec in SETTINGS},
     implementation=["eager", "sdpa", "fused"],
-    precision={"float32": (torch.float32, 5e-6), "float64": (torch.float64, 1e-6)},
+    precision={"float32": (torch.float32, 5e-6), "float64": (torch.float64, 1e-12)},
 )
 @torch.no_grad()
 def test_what_is_computed_is_the_papers_formula(
@@ -305,7 +313,14 @@ def test_statistics_of_attention_are_their_formulas_written_out():
         ({"assignment": "hard", "kernel": "linear"}, "the linear kernel has no assignment: leave out assignment hard"),
         ({"norm": 1.0, "kernel": "linear"}, "the linear kernel has no norm: leave out norm 1"),
         ({"priors": "em", "kernel": "linear"}, "the linear kernel has no shares by which priors em could move"),
-        ({"priors": "em", "assignment": "hard"}, "hard assignment has no shares by which priors em could move"),
+        ({"priors": "em", "assignment": "hard"}, "takes the largest term whatever the priors: leave out priors em"),
+        ({"priors": "learned", "assignment": "hard"}, "whatever the priors: leave out priors learned"),
+        ({"sigma": "fixed", "kernel": "linear"}, "the linear kernel has no sigma: leave out sigma fixed"),
+        ({"sigma": "fixed", "norm": 0.5}, "whose norm is 1: leave out norm 0.5"),
+        ({"sigma": "fixed", "merge": 2}, "leave out sigma"),
+        ({"positions": 20, "priors": "fixed"}, "fixed priors are the same at all positions: leave out positions"),
+        ({"positions": 20, "assignment": "hard"}, "fixed priors are the same at all positions: leave out positions"),
+        ({"positions": 0}, "positions is 0, expected 1 or more"),
         ({"heads": 2}, "2 heads cannot be made of 4: give merge"),
     ],
 )

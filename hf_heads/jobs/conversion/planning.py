@@ -119,7 +119,7 @@ def heads_config(
         found = one.resolve(block_shape(block), name)
         if found is None:
             raise HeadsError(f"{one.method}: these settings are found from weights; name the heads or ranks themselves")
-        specs[name] = found
+        specs[name] = found.for_scratch(block_shape(block))
     return derived_config(config, specs)
 
 

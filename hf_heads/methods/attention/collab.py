@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,14 +39,31 @@ class CollabAttention(HeadsAttention):
         rank, heads = self.spec.rank, shape.heads
         self.shared_query = nn.Linear(shape.query_width, rank, bias=False)
         self.shared_key = nn.Linear(shape.key_width, rank, bias=False)
-        self.content_bias = nn.Linear(shape.key_width, heads, bias=False)
+        self.content_bias = nn.Linear(shape.key_width, heads, bias=False) if self.spec.has_content_bias else None
         self.mixing = nn.Parameter(torch.empty((heads, rank) if self.spec.form == "cp" else (heads, rank, rank)))
 
     def init_weights(self) -> None:
-        # Scores start with the variance that heads of width head_dim would give.
+        if self.spec.start == "concatenate":
+            init.copy_(self.mixing, self._separate_heads())
+            return
         rank = self.mixing.shape[-1]
         terms = rank if self.spec.form == "cp" else rank**2
-        init.normal_(self.mixing, mean=0.0, std=(self.shape.head_dim / terms) ** 0.5)
+        # Without another wish, scores start with the variance that heads of width head_dim would give.
+        even = (self.shape.head_dim / terms) ** 0.5
+        init.normal_(self.mixing, mean=0.0, std=0.2 if self.spec.start == "uniform" else even)
+
+    def init_projections(self) -> None:
+        # The content bias stands for the queries' biases, which start at zero.
+        if self.content_bias is not None:
+            init.zeros_(self.content_bias.weight)
+
+    def _separate_heads(self) -> Tensor:
+        """A mixing that gives every head columns of the shared space for itself, the last ones perhaps fewer."""
+        heads, rank = self.mixing.shape[:2]
+        each = math.ceil(rank / heads)
+        owner = torch.arange(rank, device=self.mixing.device) // each
+        own = (owner == torch.arange(heads, device=self.mixing.device)[:, None]).to(self.mixing)
+        return own if self.spec.form == "cp" else own.diag_embed()
 
     def project_query(self, hidden_states: Tensor) -> Tensor:
         # (batch, 1, target, rank): the shared query, then reweighted for each head
@@ -53,17 +71,23 @@ class CollabAttention(HeadsAttention):
         return shared * self.mixing[:, None] if self.spec.form == "cp" else shared @ self.mixing
 
     def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        key = torch.cat([self.shared_key(memory), self.content_bias(memory)], -1)
+        key = self.shared_key(memory)
+        if self.content_bias is not None:
+            key = torch.cat([key, self.content_bias(memory)], -1)
         return key[:, None], self.value_projection(memory)[:, None]
 
     def unpack_memory(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         heads = self.shape.heads
         value = value.squeeze(1).unflatten(-1, (heads, -1)).transpose(1, 2)
+        if self.content_bias is None:
+            return key, value, None
         shared, bias = key[..., :-heads], key[..., -heads:]
         return shared, value, bias.transpose(1, 3).squeeze(-1)[:, :, None]
 
     def scores(self, hidden_states: Tensor, memory: Tensor) -> Tensor:
-        key, content = self.shared_key(memory)[:, None], self.content_bias(memory).mT[:, :, None]
+        key, content = self.shared_key(memory)[:, None], None
+        if self.content_bias is not None:
+            content = self.content_bias(memory).mT[:, :, None]
         return shared_scores(self.project_query(hidden_states), key, self.score_scaling, content)
 
     def fixed(self, name: str) -> Tensor | None:
@@ -82,13 +106,13 @@ class CollabAttention(HeadsAttention):
         mixing = self.mixing.detach()
         heads, rank = mixing.shape[:2]
         shared = self.shared_query.weight.detach().T / self.inertia**2
-        zeros = shared.new_zeros(heads, rank)
+        zeros, bias = shared.new_zeros(heads, rank), self.content_bias
         return DenseAttention(
             query=shared * mixing[:, None] if self.spec.form == "cp" else shared @ mixing,
             key=(self.shared_key.weight.detach().T / self.inertia).expand(heads, -1, -1),
             query_bias=zeros,
             key_bias=zeros,
-            content_bias=self.content_bias.weight.detach(),
+            content_bias=shared.new_zeros(heads, self.shape.key_width) if bias is None else bias.weight.detach(),
             scale=self.scaling,
             biases=self.shape.biases,
             **read_value_output(self.value_projection, output, heads),

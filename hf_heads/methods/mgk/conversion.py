@@ -24,16 +24,18 @@ def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: Resolve
     """The exact start: beta 0, equal priors, components that start as the host's key; or heads merged into one."""
     if spec.heads * spec.merge != dense.shape.heads:
         raise HeadsError(f"{spec.heads} heads cannot be made of {dense.shape.heads}: give merge")
-    constants = {"log_precision": torch.zeros(spec.heads), "norm_coefficient": torch.full((spec.heads,), spec.norm)}
-    constants = constants if spec.kernel == "softmax" else {}
+    constants: dict[str, Tensor] = {}
+    if spec.learns_sigma:
+        constants["log_precision"] = torch.zeros(spec.heads)
+        constants["norm_coefficient"] = torch.full((spec.heads,), float(spec.norm or 0))
     if spec.priors == "learned":
-        constants["prior_logits"] = torch.zeros(spec.heads, spec.components)
+        constants["prior_logits"] = torch.zeros(spec.heads, *spec.prior_shape)
     elif spec.priors == "em":
-        constants["running_prior"] = torch.full((spec.heads, spec.components), 1 / spec.components)
+        constants["running_prior"] = torch.full((spec.heads, *spec.prior_shape), 1 / spec.components)
     if spec.merge == 1:
         return Converted({**constants, **_unmerged(dense, spec)}, 0.0 if _exact(spec) else None)
     weights, error, order = _merged(dense, statistics, spec)
-    if spec.queries == "shared":
+    if spec.queries == "shared" and spec.learns_sigma:
         constants["norm_coefficient"] = constants["norm_coefficient"] * _balance(dense, statistics, spec, weights) ** 2
     return Converted({**constants, **weights}, error, dataclasses.replace(spec, order=tuple(order)))
 
@@ -46,7 +48,7 @@ def _shift(spec: ResolvedMgk) -> float:
 
 def _exact(spec: ResolvedMgk) -> bool:
     """Whether the attention starts as the host's: shifts drop out of the softmax as long as beta is 0."""
-    return spec.kernel == "softmax" and not spec.norm and (spec.mixture == "smgk" or not _shift(spec))
+    return spec.learns_sigma and not spec.norm and (spec.mixture == "smgk" or not _shift(spec))
 
 
 def _unmerged(dense: DenseAttention, spec: ResolvedMgk) -> dict[str, Tensor]:
@@ -134,10 +136,13 @@ def _merged(
         "output.bias": output_bias,
     }
     priors = priors.view(len(groups), -1)
+    priors = priors - priors.mean(1, keepdim=True)
+    if spec.positions is not None:
+        priors = priors[..., None].expand(-1, -1, spec.positions)
     if spec.priors == "learned":
-        weights["prior_logits"] = priors - priors.mean(1, keepdim=True)
+        weights["prior_logits"] = priors
     elif spec.priors == "em":
-        weights["running_prior"] = priors.softmax(-1)
+        weights["running_prior"] = priors.softmax(1)
     # Even with exact scores the attention of merged heads is a compromise, which the refit is told by this.
     gram = statistics.attention_gram
     if gram is not None:

@@ -28,6 +28,11 @@ class CollabSpec(RankSpec):
         form: cp (a mixing vector per head) or tucker (a mixing matrix per head).
         inertia: how many times larger U, V and the mixing are stored than they act, so that training moves them less;
             a conversion sets it, None is 1.
+        content_bias: whether c_h is there. A conversion always makes it; from scratch None is what the host's queries
+            have.
+        start: of the mixing from scratch. None draws it so that scores vary as those of heads of width head_dim would;
+            concatenate gives every head columns of its own, as separate heads have; uniform draws all of it with
+            standard deviation .2. The last two are the paper's authors', who call them so.
     """
 
     method: ClassVar[str] = "collab"
@@ -37,6 +42,13 @@ class CollabSpec(RankSpec):
     form: str = option("cp", "how heads mix the shared space", choices=("cp", "tucker"))
 
     inertia: int | None = option(None, "how much larger shared factors are stored", command=False, at_least=1)
+    content_bias: bool | None = option(None, "a score of its own for each key and head", command=False)
+    start: str | None = option(None, "of the mixing, from scratch", command=False, choices=("concatenate", "uniform"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start == "uniform" and self.form != "cp":
+            raise HeadsError(f"start uniform is of form cp, not {self.form}: leave out start, or take concatenate")
 
     @classmethod
     def block_type(cls) -> type[HeadsSpec]:
@@ -68,13 +80,22 @@ class ResolvedCollab(CollabSpec):
     heads: int = option(MISSING, "number of heads", command=False, at_least=0)
     rank: int = option(MISSING, "width of the query-key space", at_least=1)
 
+    def for_scratch(self, shape: AttentionShape) -> HeadsSpec:
+        return self if self.content_bias is not None else dataclasses.replace(self, content_bias=shape.biases.query)
+
+    @property
+    def has_content_bias(self) -> bool:
+        """Whether c_h is there; it is in checkpoints that say nothing of it."""
+        return self.content_bias is not False
+
     def parameters(self, shape: AttentionShape) -> int:
         core = self.rank if self.form == "cp" else self.rank**2
         shared = self.rank * (shape.query_width + shape.key_width)
-        return shared + shape.heads * (core + shape.key_width) + shape.value_parameters
+        own = core + shape.key_width * self.has_content_bias
+        return shared + shape.heads * own + shape.value_parameters
 
     def cache_per_token(self, shape: AttentionShape) -> int:
-        return self.rank + shape.heads + shape.heads * shape.value_dim
+        return self.rank + shape.heads * self.has_content_bias + shape.heads * shape.value_dim
 
 
 ABOUT = About(
