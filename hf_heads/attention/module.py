@@ -114,11 +114,15 @@ class HeadsAttention(nn.Module):
         raise NotImplementedError
 
     def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, source, key_width) to keys and values as they are cached.
+        """(batch, source, key_width) to keys and values as they are cached, but for `pack_memory`.
 
         Both have the same number of heads, since static caches hold equal numbers: (batch, n, source, any width).
         """
         raise NotImplementedError
+
+    def pack_memory(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values with equal numbers of heads, for the cache, once keys are turned by their positions."""
+        return key, value
 
     def unpack_memory(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Cached keys and values to (batch, heads or 1, source, width) each, and an additive term on the scores."""
@@ -269,7 +273,8 @@ class HeadsAttention(nn.Module):
         """`project_memory`; without heads one zero per position, by which a cache knows how many it holds."""
         if self.shape.heads:
             key, value = self.project_memory(source)
-            return (key if self.site.encode is None else hook(self.site.encode)(self, "key", key, given)), value
+            key = key if self.site.encode is None else hook(self.site.encode)(self, "key", key, given)
+            return self.pack_memory(key, value)
         return source.new_zeros(source.shape[0], 1, source.shape[1], 1), source.new_zeros(
             source.shape[0], 1, source.shape[1], 0
         )

@@ -163,6 +163,10 @@ class HeadsSpec:
         """Whether the output projection is refitted after conversion, unless the caller forbids it."""
         return True
 
+    def refines(self) -> bool:
+        """Whether scores may be refined to the original's attention maps, of a method that allows it."""
+        return True
+
     def weighs_tokens(self) -> bool:
         """Whether the refit weighs tokens by how much the model's output depends on them: a backward pass more."""
         return False

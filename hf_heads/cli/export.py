@@ -28,7 +28,8 @@ def add_export(commands: Any) -> None:
     ways.add_argument(
         "--native",
         action="store_true",
-        help="write its attention out as its host's own: exact, or refused (without the savings, but for some ViTs)",
+        help="write its attention out as its host's own: exact, or refused (with the savings "
+        "where its config has room for them, as a Llama's)",
     )
     ways.add_argument(
         "--onnx",

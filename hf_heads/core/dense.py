@@ -46,6 +46,9 @@ class AttentionShape:
         output_width: width of the block's output.
         biases: which projections carry biases.
         kv_heads: number of key and value heads, where several query heads read one; None where each has its own.
+        turned: how many of the first channels of queries and keys are turned by their positions after projection, in
+            pairs (i, i + turned / 2).
+        normed: queries and keys go through a norm of every head before that.
     """
 
     heads: int
@@ -56,6 +59,8 @@ class AttentionShape:
     output_width: int
     biases: Biases = ALL_BIASES
     kv_heads: int | None = None
+    turned: int = 0
+    normed: bool = False
 
     @property
     def memory_heads(self) -> int:
@@ -104,6 +109,7 @@ class DenseAttention:
         biases: which of the block's projections carry biases; those of the others are zero.
         shared: which key and value head each query head reads, where several read one; None: each its own. `key` and
             `value` hold a matrix for each query head all the same.
+        turned, normed: as in `AttentionShape`.
     """
 
     query: Tensor
@@ -118,6 +124,8 @@ class DenseAttention:
     scale: float
     biases: Biases = ALL_BIASES
     shared: tuple[int, ...] | None = None
+    turned: int = 0
+    normed: bool = False
 
     def __post_init__(self) -> None:
         heads, _, head_dim = self.query.shape
@@ -144,7 +152,8 @@ class DenseAttention:
         value = output_bias.new_zeros(0, shape.key_width, shape.value_dim)
         output = output_bias.new_zeros(0, shape.value_dim, shape.output_width)
         biases = query[:, 0], query[:, 0], value[:, 0]
-        return cls(query, key, value, output, *biases, output_bias, key[:, :, 0], scale, shape.biases)
+        more = {"biases": shape.biases, "turned": shape.turned, "normed": shape.normed}
+        return cls(query, key, value, output, *biases, output_bias, key[:, :, 0], scale, **more)  # type: ignore[arg-type]
 
     @property
     def shape(self) -> AttentionShape:
@@ -152,7 +161,8 @@ class DenseAttention:
         heads, query_width, head_dim = self.query.shape
         key_width, value_dim, output_width = self.key.shape[1], self.value.shape[2], self.output.shape[2]
         kv_heads = None if self.shared is None else len(set(self.shared))
-        return AttentionShape(heads, query_width, key_width, head_dim, value_dim, output_width, self.biases, kv_heads)
+        widths = query_width, key_width, head_dim, value_dim, output_width
+        return AttentionShape(heads, *widths, self.biases, kv_heads, self.turned, self.normed)
 
     def double(self) -> DenseAttention:
         """The same weights in float64 on the same device."""

@@ -87,18 +87,19 @@ def exact_settings(shape: AttentionShape) -> dict[str, HeadsSpec]:
         "collab": CollabSpec(rank=shape.heads * shape.head_dim),
         "low-rank": LowRankSpec(rank=shape.heads * shape.head_dim),
         "mgk": MgkSpec(shift=0),
-        "mhe": MheSpec(groups=shape.heads),
+        "mhe": MheSpec(groups=shape.memory_heads),
         "pruned": PrunedSpec(keep=1.0),
     }
 
 
 def lossy_settings(shape: AttentionShape) -> dict[str, HeadsSpec]:
     """Settings of every method that do lose something."""
+    groups = 2 if shape.kv_heads is None else max(1, shape.kv_heads // 2)
     return {
         "collab": CollabSpec(rank=shape.heads * shape.head_dim // 3),
         "low-rank": LowRankSpec(rank=shape.heads * (shape.head_dim // 2)),
         "mgk": MgkSpec(merge=2),
-        "mhe": MheSpec(groups=2),
+        "mhe": MheSpec(groups_qk=shape.memory_heads if shape.normed else groups, groups_v=groups),
         "pruned": PrunedSpec(keep=0.6, score="weights", repair=True),
     }
 

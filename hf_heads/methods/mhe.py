@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from hf_heads.core.decompositions import cp, shared_basis
-from hf_heads.core.dense import DenseAttention
+from hf_heads.core.dense import DenseAttention, merge_heads
 from hf_heads.core.gauge import INERTIA, balance, reach, rms
 from hf_heads.core.grouping import balanced_groups, captured_energy
+from hf_heads.core.narrow_values import ValueMaps, square_root
+from hf_heads.core.shared_keys import KeyPlanes
 from hf_heads.core.statistics import BlockStatistics
 from hf_heads.core.whitening import score_factors
 from hf_heads.methods.attention.mhe import MheAttention
@@ -43,13 +45,13 @@ class _Whitened:
         self.weights = query.new_ones(len(query)) if weights is None else weights
         self.query = query * self.weights[:, None, None]
         maps = self.dense.output.cpu() @ self.dense.output.cpu().mT
-        self.value = self.key_root @ self.dense.value.cpu() @ _square_root(maps)
+        self.value = self.key_root @ self.dense.value.cpu() @ square_root(maps)
 
     def score_energy(self, group: Sequence[int]) -> float:
         """The share of the scores that common directions of one head's width can capture on either side."""
         found = 0.0
         for one, other in ((self.query, self.key), (self.key, self.query)):
-            factors = one @ _square_root(other.mT @ other)
+            factors = one @ square_root(other.mT @ other)
             found += captured_energy(factors[list(group)], self.width) / float(factors.square().sum())
         return found / 2
 
@@ -58,16 +60,15 @@ class _Whitened:
         return captured_energy(self.value[list(group)], self.width) / float(self.value.square().sum())
 
 
-def _square_root(matrices: Tensor) -> Tensor:
-    """Symmetric square roots of positive semi-definite matrices (..., n, n)."""
-    values, vectors = torch.linalg.eigh(matrices)
-    return (vectors * values.clamp_min(0).sqrt()[..., None, :]) @ vectors.mT
-
-
 def group_heads(whitened: _Whitened, groups_qk: int, groups_v: int) -> list[int]:
     """An order of the heads in which those that share projections are neighbours, on both sides."""
     sides = ((groups_qk, whitened.score_energy), (groups_v, whitened.value_energy))
-    items: list[list[int]] = [[head] for head in range(len(whitened.query))]
+    return _grouped(sides, [[head] for head in range(len(whitened.query))])
+
+
+def _grouped(sides: Sequence[tuple[int, Callable[[Sequence[int]], float]]], items: list[list[int]]) -> list[int]:
+    """The order of `group_heads`: by numbers of groups and what a group can keep, of heads that stay together."""
+    groups_qk, groups_v = (groups for groups, _ in sides)
     for count in sorted({groups_qk, groups_v}, reverse=True):
         measures = [energy for groups, energy in sides if groups == count]
         items = balanced_groups(items, count, partial(_total, measures))
@@ -85,6 +86,8 @@ def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: Resolve
     the best bilinear form that all of them can share (add). Values of a group are projected to the directions that its
     heads' value-output maps read most from the data; the output projection is then the best for them.
     """
+    if spec.own_queries:
+        return _with_own_queries(dense, statistics, spec)
     whitened = _Whitened(dense, statistics)
     order = group_heads(whitened, spec.groups_qk, spec.groups_v)
     share = _multiplied_scores if spec.variant == "mul" else _added_scores
@@ -128,6 +131,43 @@ def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: Resolve
     squares = torch.tensor([*score_errors, *value_errors], dtype=torch.float64).square()
     decided = dataclasses.replace(spec, order=tuple(order), inertia=inertia)
     return Converted(weights, float(squares.mean().sqrt()), decided)
+
+
+def _with_own_queries(dense: DenseAttention, statistics: BlockStatistics, spec: ResolvedMhe) -> Converted:
+    """Fewer key and value heads: one key for the heads of a group, and values of the directions that they read most."""
+    keys, values = KeyPlanes(dense, statistics), ValueMaps(dense, statistics)
+    whole = float(values.factors.square().sum())
+
+    def value_energy(group: Sequence[int]) -> float:
+        return captured_energy(values.factors[list(group)], dense.value.shape[2]) / max(whole, 1e-300)
+
+    sides = ((spec.groups_qk, keys.energy), (spec.groups_v, value_energy))
+    order = _grouped(sides, _together(dense, max(spec.groups_qk, spec.groups_v)))
+    shared = [keys.shared(part) for part in _parts(order, spec.groups_qk)]
+    narrow = values.narrowed(_parts(order, spec.groups_v), dense.value.shape[2])
+    weights = {
+        "own_query.weight": merge_heads(torch.cat([one.query for one in shared])),
+        "own_query.bias": torch.cat([one.query_bias for one in shared]).flatten(),
+        "shared_key.weight": torch.cat([one.key for one in shared], -1).T,
+        "shared_key.bias": torch.cat([one.key_bias for one in shared]),
+        "shared_value.weight": merge_heads(narrow.value),
+        "shared_value.bias": narrow.value_bias.flatten(),
+        "output.weight": narrow.output.flatten(0, 1).T,
+        "output.bias": narrow.output_bias,
+    }
+    lost = sum(one.lost for one in shared) / sum(one.energy for one in shared)
+    error = ((lost + narrow.error**2) / 2) ** 0.5
+    return Converted(weights, error, dataclasses.replace(spec, order=tuple(order)))
+
+
+def _together(dense: DenseAttention, groups: int) -> list[list[int]]:
+    """Heads that are grouped as one: those that read one key and value head, where groups can be made of such."""
+    heads = range(len(dense.query))
+    if dense.shared is not None:
+        read = [[head for head in heads if dense.shared[head] == one] for one in sorted(set(dense.shared))]
+        if len(read) % groups == 0 and len({len(one) for one in read}) == 1:
+            return read
+    return [[head] for head in heads]
 
 
 def _balanced(

@@ -19,6 +19,7 @@ from hf_heads.core.grouping import balanced_groups, captured_energy
 from hf_heads.methods.mhe import MheAttention
 from tests.support.attention import block_inputs
 from tests.support.matrix import pairwise
+from tests.support.text_twins import TEXT_TWINS
 from tests.support.twins import HEADS, TWINS, WIDTH, bert_config, fit, logits, randomize, vit_config
 
 DIM = WIDTH // HEADS
@@ -236,3 +237,79 @@ def test_it_trains_from_scratch_and_its_embeddings_move():
     assert losses[-1] < 0.5 * losses[0]
     assert (module.query_embedding - before).abs().max() > 1e-3
     assert sum(p.numel() for p in module.parameters()) == module.spec.parameters(module.shape) - WIDTH * (WIDTH + 1)
+
+
+def heads_of_one_kind(model: PreTrainedModel) -> None:
+    """Make a second key and value head of a host what one head is for it: other phases and sizes, other directions."""
+    generator = torch.Generator().manual_seed(4)
+    for block in find_blocks(model):
+        factor = torch.polar(torch.rand(DIM // 2, generator=generator) + 0.5, torch.arange(DIM // 2) + 1.0)
+        mix = torch.eye(DIM) + 0.3 * torch.randn(DIM, DIM, generator=generator)
+        for linear, change in ((block.module.k_proj, factor), (block.module.v_proj, mix)):
+            for parameter in (linear.weight, linear.bias):
+                if parameter is None:
+                    continue
+                first, second = parameter.data.view(2, DIM, -1)
+                if change.is_complex():
+                    found = torch.complex(*first.chunk(2)) * change[:, None]
+                    second.copy_(torch.cat([found.real, found.imag]))
+                else:
+                    second.copy_(change @ first)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "phi"])
+def test_keys_that_differ_by_phases_and_values_of_one_space_are_shared_without_loss(name: str):
+    """A complex factor for a pair of channels commutes with the turn by a position, and queries absorb it."""
+    twin = TEXT_TWINS[name]
+    model = twin.model()
+    if name == "phi":  # a half of its channels is not turned, where heads that agree share without loss
+        for block in find_blocks(model):
+            for parameter in (block.module.k_proj, block.module.v_proj):
+                for one in (parameter.weight, parameter.bias):
+                    one.data.view(2, -1)[1] = one.data.view(2, -1)[0]
+    else:
+        heads_of_one_kind(model)
+    for calibration in ("none", [twin.inputs()]):
+        converted, report = hf_heads.convert(model, MheSpec(groups=1), calibration=calibration)
+        assert max(block.error for block in report.blocks) < 1e-6
+        wanted = logits(model, twin.inputs())
+        assert (logits(converted, twin.inputs()) - wanted).abs().max() < 2e-5 * wanted.abs().max()
+
+
+def test_heads_with_queries_of_their_own_are_grouped_query_attention():
+    """Against the formula, for unequal numbers of groups, which the cache holds as one."""
+    twin = TEXT_TWINS["modernbert"]
+    model, _ = hf_heads.convert(twin.model(), MheSpec(groups_qk=2, groups_v=1), calibration="none")
+    module = find_blocks(model)[0].module
+    x = torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(5))
+    angles = torch.arange(5.0)[:, None] * 10.0 ** -torch.arange(DIM // 2)
+    turns = torch.cat([angles, angles], -1)[None]
+
+    def turned(states: Tensor) -> Tensor:
+        found = torch.complex(*states.chunk(2, -1)) * torch.polar(torch.ones_like(angles), angles)
+        return torch.cat([found.real, found.imag], -1)
+
+    contexts = []
+    for head in range(HEADS):
+        rows = slice(head // 2 * DIM, (head // 2 + 1) * DIM)
+        query = turned(x @ module.own_query.weight[head * DIM : (head + 1) * DIM].T)
+        key, value = turned(x @ module.shared_key.weight[rows].T), x @ module.shared_value.weight.T
+        contexts.append((query @ key.mT / DIM**0.5).softmax(-1) @ value)
+    wanted = module.Wo(torch.cat(contexts, -1))
+    for implementation in ("eager", "sdpa"):
+        model.set_attn_implementation(implementation)
+        found = module(x, position_embeddings=(turns.cos(), turns.sin()), attention_mask=None)[0]
+        assert (found - wanted).abs().max() < 1e-5
+    assert module.spec.cache_per_token(module.shape) == 3 * DIM
+
+
+def test_what_rotary_hosts_cannot_share_is_refused_with_what_they_can():
+    def convert(name: str, spec: MheSpec) -> None:
+        hf_heads.convert(TEXT_TWINS[name].model(), spec, calibration="none")
+
+    with pytest.raises(HeadsError, match=r"4 groups are more than the 2 key and value heads of layers\.0\.self_attn"):
+        convert("llama", MheSpec(groups=4))
+    with pytest.raises(HeadsError, match=r"variant add is one of embeddings"):
+        convert("llama", MheSpec(groups=1, variant="add"))
+    with pytest.raises(HeadsError, match=r"go through a norm of every head.*groups_qk 2, and groups_v fewer"):
+        convert("qwen3", MheSpec(groups=1))

@@ -134,8 +134,23 @@ def rotary(module: Any, side: str, states: Tensor, given: Mapping[str, Any]) -> 
     return turned if width == states.shape[-1] else torch.cat([turned, states[..., width:]], -1)
 
 
+def turned_width(module: Any, head_dim: int) -> int:
+    """How many of the first channels of queries and keys `rotary` turns."""
+    if getattr(module, "position_embedding_type", "rotary") != "rotary":  # positions of another kind, as ESM allows
+        return 0
+    settings = getattr(module.config, "rope_parameters", None) or {}
+    return int(head_dim * settings.get("partial_rotary_factor", 1.0))
+
+
+_NORMS = {"query": ("q_norm", "q_layernorm"), "key": ("k_norm", "k_layernorm")}
+
+
+def norms_heads(module: Any) -> bool:
+    """Whether `normed_rotary` finds a norm of every head in front of the turn."""
+    return any(hasattr(module, name) for names in _NORMS.values() for name in names)
+
+
 def normed_rotary(module: Any, side: str, states: Tensor, given: Mapping[str, Any]) -> Tensor:
     """The same behind a norm of every head."""
-    norms = {"query": ("q_norm", "q_layernorm"), "key": ("k_norm", "k_layernorm")}[side]
-    norm = next((getattr(module, name) for name in norms if hasattr(module, name)), None)
+    norm = next((getattr(module, name) for name in _NORMS[side] if hasattr(module, name)), None)
     return rotary(module, side, states if norm is None else norm(states), given)

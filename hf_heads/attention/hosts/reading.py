@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hf_heads.attention.hosts.parts import hook, named
+from hf_heads.attention.hosts.parts import hook, named, norms_heads, turned_width
 from hf_heads.attention.hosts.sites import AttentionSite
 from hf_heads.core.dense import AttentionShape, Biases, DenseAttention, split_heads
 
@@ -60,6 +60,11 @@ def host_scale(module: nn.Module, site: AttentionSite) -> float:
     return float(attrgetter(site.scale)(module) if scale is None else scale(module))  # type: ignore[arg-type]
 
 
+def comes_head_by_head(module: nn.Module, site: AttentionSite) -> bool:
+    """Whether a fused projection makes queries, keys and values head by head."""
+    return site.interleaved is True or bool(site.interleaved and hook(site.interleaved)(module))
+
+
 def host_projections(module: nn.Module, site: AttentionSite) -> tuple[Projection, Projection, Projection]:
     """Queries, keys and values of a module with the host's own projections, be they one or three (views)."""
     if site.fused is None:
@@ -69,7 +74,7 @@ def host_projections(module: nn.Module, site: AttentionSite) -> tuple[Projection
     heads = host_heads(module, site)
     kv_heads = host_kv_heads(module, site) or heads
     width = len(weight) // (heads + 2 * kv_heads)
-    if site.interleaved is True or (site.interleaved and hook(site.interleaved)(module)):
+    if comes_head_by_head(module, site):
         weights = [one.flatten(0, 1) for one in weight.view(heads, 3, width, -1).unbind(1)]
         shifts = [] if bias is None else [one.flatten() for one in bias.view(heads, 3, width).unbind(1)]
     else:
@@ -85,15 +90,18 @@ def host_shape(module: nn.Module, site: AttentionSite, output: nn.Module) -> Att
     out = Projection.of(output)
     heads, kv_heads = host_heads(module, site), host_kv_heads(module, site)
     biases = Biases(*(one.bias is not None for one in (query, key, value, out)))
+    head_dim = len(query.weight) // heads
     return AttentionShape(
         heads,
         query.weight.shape[1],
         key.weight.shape[1],
-        len(query.weight) // heads,
+        head_dim,
         len(value.weight) // (kv_heads or heads),
         len(out.weight),
         biases,
         kv_heads,
+        0 if site.encode is None else turned_width(module, head_dim),
+        site.encode is not None and norms_heads(module),
     )
 
 
@@ -150,4 +158,5 @@ def read_projections(
         found |= {name: weight, f"{name}_bias": bias}
     content_bias = found["query"].new_zeros(shape.heads, shape.key_width)
     parts: dict[str, Any] = {**found, **read_output(output, shape.heads), "content_bias": content_bias}
-    return DenseAttention(**parts, scale=scale, biases=shape.biases, shared=shared)
+    parts |= {"biases": shape.biases, "turned": shape.turned, "normed": shape.normed}
+    return DenseAttention(**parts, scale=scale, shared=shared)

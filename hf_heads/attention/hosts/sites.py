@@ -19,7 +19,9 @@ WRITES = ("text-to-text", "audio-to-text")  # an encoder reads, and a decoder ne
 NEEDS = {
     "rotary": "queries and keys are turned by their positions after projection, so heads cannot share one key space",
     "groups": "several query heads read one key and value head, which this method would take apart",
+    "pairs": "its row turns queries and keys by a function of its own, of which this method knows nothing",
 }
+_PAIRS = ("rotary", "normed_rotary")  # functions of `hosts.parts` that turn pairs of channels
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,12 @@ class AttentionSite:
     @property
     def needs(self) -> tuple[str, ...]:
         """What a method must be able to do here, see `NEEDS`."""
-        asked = {"rotary": self.encode is not None, "groups": self.kv_heads is not None}
+        name = getattr(self.encode, "__name__", self.encode)
+        asked = {
+            "rotary": self.encode is not None,
+            "groups": self.kv_heads is not None,
+            "pairs": self.encode is not None and name not in _PAIRS,
+        }
         return tuple(name for name, wanted in asked.items() if wanted)
 
     @property

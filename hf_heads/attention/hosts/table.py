@@ -84,6 +84,7 @@ def _two_towers(name: str) -> AttentionAdapter:
     return AttentionAdapter(name, "text-image", sites, positions=positions, runs=("vision_model", "text_model"))
 
 
+_ONE_KEY = "all of its heads read one key and value head already"
 _gpt_site = partial(AttentionSite, "causal", after="resid_dropout")
 _bigcode_site = _gpt_site(
     r"h\.\d+\.attn", fused="c_attn", output="c_proj", kv_heads="kv_heads", interleaved="made_head_by_head"
@@ -166,7 +167,7 @@ ADAPTERS: dict[str, AttentionAdapter] = {
         *(_tower(name, kind) for name in ("clip", "siglip") for kind in ("text", "vision")),
         *(_two_towers(name) for name in ("clip", "siglip")),
         AttentionAdapter("gpt2", "text", (_gpt_site(r"h\.\d+\.attn", fused="c_attn", output="c_proj"),)),
-        AttentionAdapter("gpt_bigcode", "text", (_bigcode_site,)),
+        AttentionAdapter("gpt_bigcode", "text", (_bigcode_site,), refuses={"mhe": _ONE_KEY}),
         AttentionAdapter("gpt_neo", "text", (_neo_site,)),
         AttentionAdapter("bloom", "text", (_bloom_site,)),
         AttentionAdapter("albert", "text", (_albert_site,)),

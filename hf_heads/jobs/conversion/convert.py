@@ -129,7 +129,7 @@ def convert(
     team = team or Team()
     specs = finished.plan(team, lambda: plan_blocks(original, chosen, batches, ranking, progress, kept))
     repeats = None
-    refinable = any(get_method(one.method).scores for one in specs.values())
+    refinable = any(get_method(one.method).scores and one.refines() for one in specs.values())
     if objective == "attention" and refinable and batches is not None:
         report.objective = objective
         room = ENTRIES // (2 * max(block_shape(block).heads for block, _ in chosen.values()) or 1)
@@ -303,7 +303,7 @@ def _convert_block(
     spec = made.spec or spec
     samples = None
     lossless = made.error is not None and made.error <= 1e-6
-    if way.refined_to_maps and way.batches and method.scores and not lossless:
+    if way.refined_to_maps and way.batches and method.scores and spec.refines() and not lossless:
         samples = take_samples(block, dense, [list(here.at(name)), list(here.at(name, more=True))])
     block = install(model, name, spec, made.weights)
     gain: float | None = None

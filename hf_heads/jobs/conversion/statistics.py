@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_heads.attention.hosts.blocks import Block
+from hf_heads.attention.hosts.parts import hook
 from hf_heads.core.batches import Batch, token_rows
 from hf_heads.core.dense import DenseAttention
 from hf_heads.core.errors import HeadsError
@@ -53,7 +54,7 @@ def statistics_of(block: Block, dense: DenseAttention, stops: Iterable[Stop]) ->
         query.update(token_rows(hidden_states, real))
         if block.kind == "cross":
             key.update(token_rows(memory, seen_keys(mask, memory)))
-        scores = dense.scores(hidden_states, memory)
+        scores = block_scores(block, dense, stop, memory)
         scores = scores if mask is None else scores + mask
         weights = scores.softmax(-1).nan_to_num(0.0)
         found = head_energy(dense, gram, weights, memory), scores.logsumexp(-1).nan_to_num(0.0, neginf=0.0)
@@ -72,6 +73,21 @@ def statistics_of(block: Block, dense: DenseAttention, stops: Iterable[Stop]) ->
     sums = sums / query.weight
     cross = cross / query.weight - torch.outer(query.mean, sums)
     return BlockStatistics(query, key, energy / query.weight, alike / query.weight, sums, cross)
+
+
+def block_scores(block: Block, dense: DenseAttention, stop: Stop, memory: Tensor) -> Tensor:
+    """A block's scores before mask and softmax, (batch, heads, target, source), with positions where it has them.
+
+    Args:
+        memory: the key-side inputs, (batch, source, key_width).
+    """
+    if block.site.encode is None:
+        return dense.scores(stop.hidden_states, memory)
+    sides = {}
+    for side, inputs in (("query", stop.hidden_states), ("key", memory)):
+        states = torch.einsum("btd,hde->bhte", inputs, getattr(dense, side)) + getattr(dense, f"{side}_bias")[:, None]
+        sides[side] = hook(block.site.encode)(block.module, side, states, stop.arguments)
+    return dense.scale * sides["query"] @ sides["key"].mT
 
 
 def seen_keys(mask: Tensor | None, memory: Tensor) -> Tensor | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from hf_heads.attention.hosts.blocks import Block, find_blocks
-from hf_heads.attention.hosts.reading import host_kv_heads, host_scale, host_shape, read_host
+from hf_heads.attention.hosts.reading import comes_head_by_head, host_kv_heads, host_scale, host_shape, read_host
 from hf_heads.attention.hosts.table import adapter_of
 from hf_heads.attention.module import HeadsAttention
 from hf_heads.core.dense import DenseAttention, merge_heads
@@ -72,7 +72,8 @@ def native_of(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> Pre
             tensor.copy_(state[name])
         for block in find_blocks(made):
             scale = host_scale(block.module, block.site)
-            _write(block, fitted(parts[block.name], *block_size(block), scale))
+            heads, width = block_size(block)
+            _write(block, fitted(parts[block.name], heads, width, scale), parts[block.name].reads(heads))
     if hasattr(model, "generation_config"):
         made.generation_config = copy.deepcopy(model.generation_config)
     return made.eval()
@@ -114,11 +115,30 @@ def _choose_size(made_class: Any, config: Any, parts: Sequence[Standard]) -> Non
     if heads and wanted != sizes:
         tried = copy.deepcopy(config)
         tried.num_attention_heads, tried.head_dim = heads, needed
+        _share_keys(tried, parts, heads)
         if _sizes(made_class, tried) == wanted:
             config.num_attention_heads, config.head_dim = heads, needed
+            _share_keys(config, parts, heads)
             return
+    _share_keys(config, parts, max(heads for heads, _ in sizes))
     if wide := [one for one in parts if one.width > width]:
         raise Wider(wide, width)
+
+
+def _share_keys(config: Any, parts: Sequence[Standard], heads: int) -> None:
+    """Have a config say how few key and value heads will do for so many heads, where its host listens to that."""
+    names = {(site.kv_heads or "").removeprefix("config.") for site in adapter_of(config).sites}
+    if (name := names.pop()) and hasattr(config, name):
+        setattr(config, name, _fewest([one.reads(heads) for one in parts], heads))
+
+
+def _fewest(reads: Sequence[Sequence[int | None]], heads: int) -> int:
+    """The smallest number of key and value heads, each read by as many neighbours, that says what each head reads."""
+    for count in range(1, heads):
+        chunks = [one[first : first + heads // count] for one in reads for first in range(0, heads, heads // count)]
+        if heads % count == 0 and all(len({*chunk} - {None}) < 2 for chunk in chunks):
+            return count
+    return heads
 
 
 def _paths(block: Block) -> list[str]:
@@ -126,15 +146,17 @@ def _paths(block: Block) -> list[str]:
     return [*(f"{block.path}.{name}" for name in block.site.projections), block.output_path]
 
 
-def _write(block: Block, dense: DenseAttention) -> None:
+def _write(block: Block, dense: DenseAttention, reads: Sequence[int | None]) -> None:
     """The weights of a host's own block.
 
+    Args:
+        dense: of the host's number of heads.
+        reads: which key and value head each of them reads.
+
     Raises:
-        HeadsError: the host has no bias where there has to be one, or its heads share keys and values.
+        HeadsError: the host has no bias where there has to be one, or its heads share keys and values otherwise.
     """
     module, site = block.module, block.site
-    if host_kv_heads(module, site) is not None:
-        raise HeadsError(f"{block.name}: the host's heads share keys and values, which --native does not write yet")
     has = host_shape(module, site, block.output).biases
     shift = torch.zeros_like(dense.output_bias)
     if not has.value:
@@ -142,15 +164,30 @@ def _write(block: Block, dense: DenseAttention) -> None:
         shift = torch.einsum("he,hed->d", dense.value_bias, dense.output)
     if (not has.query and dense.query_bias.any()) or (not has.output and (dense.output_bias + shift).any()):
         raise HeadsError(f"{block.name} needs a bias that its host does not have; --portable loses nothing")
-    weights = [merge_heads(one) for one in (dense.query, dense.key, dense.value)]
-    biases = [one.flatten() for one in (dense.query_bias, dense.key_bias, dense.value_bias)]  # softmax drops the key's
+    heads = len(dense.query)
+    readers = _readers(block.name, reads, host_kv_heads(module, site) or heads)
+    weights = [merge_heads(one) for one in (dense.query, dense.key[readers], dense.value[readers])]
+    biases = [one.flatten() for one in (dense.query_bias, dense.key_bias[readers], dense.value_bias[readers])]
     if site.fused is None:
         for name, weight, bias in zip(site.projections, weights, biases, strict=True):
             _fill(getattr(module, name), weight, bias)
     else:
-        joined = [_joined(parts, len(dense.query) if site.interleaved else 1) for parts in (weights, biases)]
+        joined = [_joined(parts, heads if comes_head_by_head(module, site) else 1) for parts in (weights, biases)]
         _fill(getattr(module, site.fused), *joined)
     _fill(block.output, dense.output.flatten(0, 1).T, dense.output_bias + shift)
+
+
+def _readers(name: str, reads: Sequence[int | None], count: int) -> list[int]:
+    """A head that reads each of a host's key and value heads.
+
+    Raises:
+        HeadsError: heads that read one of the host's read several here.
+    """
+    each = len(reads) // count
+    if count < _fewest([reads], len(reads)) or count % _fewest([reads], len(reads)):
+        raise HeadsError(f"{name}: the host's {count} key and value heads are too few; --portable loses nothing")
+    chunks = [range(first, first + each) for first in range(0, len(reads), each)]
+    return [next((head for head in chunk if reads[head] is not None), chunk[0]) for chunk in chunks]
 
 
 def _joined(parts: Sequence[Tensor], groups: int) -> Tensor:

@@ -32,6 +32,18 @@ class Standard:
     dense: DenseAttention
     places: tuple[int, ...]
 
+    def places_among(self, heads: int) -> Sequence[int]:
+        """Where its heads go among so many of a host, at least its own number."""
+        return self.places if heads > len(self.places) else range(heads)
+
+    def reads(self, heads: int) -> list[int | None]:
+        """Which key and value head each of so many heads of a host reads; None of those that it does not have."""
+        shared = self.dense.shared or range(len(self.places))
+        found: list[int | None] = [None] * heads
+        for place, read in zip(self.places_among(heads), shared, strict=True):
+            found[place] = read
+        return found
+
     @property
     def width(self) -> int:
         """What its heads take: the width of queries and keys, or of values."""
@@ -59,9 +71,11 @@ def standard(block: Block) -> Standard:
 def narrowed(dense: DenseAttention) -> DenseAttention:
     """The same scores with queries and keys as narrow as they can be, a content bias among the query's bias.
 
-    Scores are [x, 1] M_h y^T with M_h = A_h B_h^T, whose singular vectors are the narrow queries and keys.
+    Scores are [x, 1] M_h y^T with M_h = A_h B_h^T, whose singular vectors are the narrow queries and keys. Those that
+    positions turn stay as wide as the host's.
     """
-    if not len(dense.query) or not (dense.content_bias.any() or dense.query.shape[-1] > dense.value.shape[-1]):
+    wide = dense.query.shape[-1] > dense.value.shape[-1]
+    if dense.turned or not len(dense.query) or not (dense.content_bias.any() or wide):
         return dense
     heads = len(dense.query)
     shift = torch.cat([dense.scale * dense.query_bias, dense.query.new_ones(heads, 1)], 1)
@@ -114,8 +128,7 @@ def fitted(block: Standard, heads: int, width: int, scale: float) -> DenseAttent
         "output": _widened(dense.output.mT, width).mT,
         "content_bias": dense.content_bias,
     }
-    places = block.places if heads > len(block.places) else range(heads)
-    placed: dict[str, Any] = {name: _placed(part, places, heads) for name, part in wide.items()}
+    placed: dict[str, Any] = {name: _placed(part, block.places_among(heads), heads) for name, part in wide.items()}
     return replace(dense, scale=scale, **placed)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from hf_heads.attention.hosts.reading import read_output
+from hf_heads.attention.hosts.reading import Projection, even_groups, read_output
 from hf_heads.attention.module import HeadsAttention
 from hf_heads.core.dense import AttentionShape, DenseAttention, split_heads
 
@@ -22,6 +22,8 @@ class MheAttention(HeadsAttention):
     mul: keys stay shared, (1 + e^K) moves to the queries and (1 + e^V) to the context. add: q_h e_h^K is the same for
     all keys, so softmax drops it (it is added in training, for its gradient to be zero and not missing), and e_h^V is
     added to the context, times what attention dropout has left of the weights' sum.
+
+    Where heads keep queries of their own, there are no embeddings: grouped-query attention.
     """
 
     replaces: ClassVar[tuple[str, ...]] = ("query", "key", "value")
@@ -29,6 +31,8 @@ class MheAttention(HeadsAttention):
 
     @property
     def shared(self) -> tuple[str, ...]:
+        if self.spec.own_queries:
+            return ()
         sides = {"query": self.spec.groups_qk, "key": self.spec.groups_qk, "value": self.spec.groups_v}
         of = [side for side, groups in sides.items() if groups < self.shape.heads]
         return (*(f"shared_{side}" for side in of), *(f"{side}_embedding" for side in of))
@@ -47,14 +51,23 @@ class MheAttention(HeadsAttention):
 
     def build(self, shape: AttentionShape) -> None:
         groups_qk, groups_v = self.spec.groups_qk, self.spec.groups_v
-        self.shared_query = nn.Linear(shape.query_width, groups_qk * shape.head_dim, bias=shape.biases.query)
+        queries = shape.heads if self.spec.own_queries else groups_qk
+        query = nn.Linear(shape.query_width, queries * shape.head_dim, bias=shape.biases.query)
+        if self.spec.own_queries:
+            self.own_query = query
+        else:
+            self.shared_query = query
         self.shared_key = nn.Linear(shape.key_width, groups_qk * shape.head_dim, bias=shape.biases.key)
         self.shared_value = nn.Linear(shape.key_width, groups_v * shape.value_dim, bias=shape.biases.value)
+        if self.spec.own_queries:
+            return
         self.query_embedding = nn.Parameter(torch.empty(shape.heads, shape.head_dim))
         self.key_embedding = nn.Parameter(torch.empty(shape.heads, shape.head_dim))
         self.value_embedding = nn.Parameter(torch.empty(shape.heads, shape.value_dim))
 
     def init_weights(self) -> None:
+        if self.spec.own_queries:
+            return
         std = float(getattr(self.config, "initializer_range", getattr(self.config, "init_std", 0.02)))
         for embedding in (self.query_embedding, self.key_embedding, self.value_embedding):
             init.normal_(embedding, mean=0.0, std=std)
@@ -69,6 +82,8 @@ class MheAttention(HeadsAttention):
 
     def project_query(self, hidden_states: Tensor) -> Tensor:
         groups = self.spec.groups_qk
+        if self.spec.own_queries:
+            return _by_head(self.own_query(hidden_states), self.shape.heads)
         # (batch, groups, 1, target, head_dim), then every head of a group its own
         shared = self.shared_query(hidden_states).unflatten(-1, (groups, -1)).transpose(1, 2)[:, :, None]
         if self._multiplies:
@@ -80,10 +95,21 @@ class MheAttention(HeadsAttention):
         return query.flatten(1, 2)
 
     def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        return self.shared_key(memory)[:, None], self.shared_value(memory)[:, None]
+        key, value = self.shared_key(memory), self.shared_value(memory)
+        if self.spec.own_queries:
+            return _by_head(key, self.spec.groups_qk), _by_head(value, self.spec.groups_v)
+        return key[:, None], value[:, None]
+
+    def pack_memory(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.spec.own_queries:
+            return key, value
+        held = min(self.spec.groups_qk, self.spec.groups_v)
+        return _joined(key, held), _joined(value, held)
 
     def unpack_memory(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         groups_qk, groups_v = self.spec.groups_qk, self.spec.groups_v
+        if self.spec.own_queries:
+            return _apart(key, groups_qk), _apart(value, groups_v), None
         key = key.squeeze(1).unflatten(-1, (groups_qk, -1)).transpose(1, 2)
         value = value.squeeze(1).unflatten(-1, (groups_v, -1)).transpose(1, 2)
         if not self._multiplies and self._drops_weights:
@@ -96,6 +122,8 @@ class MheAttention(HeadsAttention):
         return self.score_scaling * (query @ self.key_embedding[..., None])
 
     def finish_context(self, context: Tensor) -> Tensor:
+        if self.spec.own_queries:
+            return context
         embedding, inertia = self.value_embedding[:, None], self.inertia_of("value")
         if self._multiplies:
             return context * ((1 + embedding / inertia) / inertia)
@@ -105,6 +133,8 @@ class MheAttention(HeadsAttention):
 
     def to_dense(self, output: nn.Linear) -> DenseAttention:
         spec, shape = self.spec, self.shape
+        if spec.own_queries:
+            return self._grouped(output)
         found: dict[str, Any] = {}
         for name, groups in (("query", spec.groups_qk), ("key", spec.groups_qk), ("value", spec.groups_v)):
             shared: nn.Linear = getattr(self, f"shared_{name}")
@@ -120,3 +150,40 @@ class MheAttention(HeadsAttention):
             found |= {name: weight, f"{name}_bias": bias}
         found["content_bias"] = found["key"].new_zeros(shape.heads, shape.key_width)
         return DenseAttention(**found, scale=self.scaling, biases=shape.biases, **read_output(output, shape.heads))
+
+    def _grouped(self, output: nn.Linear) -> DenseAttention:
+        """`to_dense` of heads with queries of their own."""
+        shape, heads = self.shape, self.shape.heads
+        found: dict[str, Any] = {}
+        for name, groups, linear in (
+            ("query", heads, self.own_query),
+            ("key", self.spec.groups_qk, self.shared_key),
+            ("value", self.spec.groups_v, self.shared_value),
+        ):
+            one = Projection.of(linear)
+            weight, bias = split_heads(one.weight.detach(), groups), one.filled_bias().detach().view(groups, -1)
+            found[name], found[f"{name}_bias"] = (part.repeat_interleave(heads // groups, 0) for part in (weight, bias))
+        found["content_bias"] = found["key"].new_zeros(heads, shape.key_width)
+        shared = None if shape.kv_heads is None else even_groups(heads, shape.kv_heads)
+        more: dict[str, Any] = {"shared": shared, "turned": shape.turned, "normed": shape.normed}
+        return DenseAttention(**found, scale=self.scaling, biases=shape.biases, **more, **read_output(output, heads))
+
+
+def _by_head(states: Tensor, heads: int) -> Tensor:
+    """(batch, length, heads * width) to (batch, heads, length, width)."""
+    return states.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _joined(states: Tensor, heads: int) -> Tensor:
+    """(batch, n, length, width) to (batch, heads, length, n / heads * width), neighbours beside one another."""
+    if states.shape[1] == heads:
+        return states
+    return states.unflatten(1, (heads, -1)).transpose(2, 3).flatten(3)
+
+
+def _apart(states: Tensor, count: int) -> Tensor:
+    """What `_joined` made of `count` heads."""
+    if states.shape[1] == count:
+        return states
+    each = count // states.shape[1]
+    return states.unflatten(3, (each, -1)).transpose(2, 3).flatten(1, 2)

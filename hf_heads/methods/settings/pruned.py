@@ -169,5 +169,5 @@ ABOUT = About(
     PrunedSpec,
     "fewer heads: the least important ones of all blocks are removed",
     "Michel, Levy, Neubig 2019, arXiv 1905.10650",
-    handles=("rotary", "groups"),
+    handles=("rotary", "groups", "pairs"),
 )

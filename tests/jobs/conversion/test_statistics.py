@@ -23,6 +23,7 @@ from hf_heads.jobs.evaluation.drift import measure_drift
 from hf_heads.jobs.scoring.probe import memory_mask
 from hf_heads.modeling.blocks import share_weights
 from hf_heads.modeling.classes import adopt
+from tests.support.text_twins import TEXT_TWINS
 from tests.support.tokenizers import save_image_processor, save_marian_tokenizer, save_tokenizer
 from tests.support.twins import TWINS, WIDTH
 
@@ -208,3 +209,19 @@ def test_pairs_for_translation(tmp_path: Path):
     assert (batch["decoder_attention_mask"][:, 0] == 1).all()
     with pytest.raises(HeadsError, match="source and target"):
         load_data(CalibrationChoice(str(file), ("en",), samples=9), model, tmp_path)
+
+
+def test_attention_is_measured_with_the_positions_that_turn_queries_and_keys():
+    """The energy of heads on a rotary host, against the attention maps that the host itself returns."""
+    twin = TEXT_TWINS["llama"]
+    model, inputs = twin.model(), twin.inputs()
+    block = find_blocks(model)[0]
+    dense = read_host(block.module, block.site, block.output)
+    with torch.no_grad():
+        found = model(**inputs, output_attentions=True, output_hidden_states=True)
+        states, weights = model.model.layers[0].input_layernorm(found.hidden_states[0]), found.attentions[0]
+        alike = collect_statistics(model, block, dense, [inputs]).attention_gram
+    mask = inputs.get("attention_mask", torch.ones(states.shape[:2])).bool()
+    rows = weights.transpose(1, 2)[mask]  # (tokens, heads, source)
+    wanted = (rows @ rows.mT).mean(0).double()
+    assert (alike - wanted).abs().max() < 1e-5

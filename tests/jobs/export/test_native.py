@@ -18,6 +18,7 @@ from hf_heads.jobs.export.building import Wider, native_of
 from hf_heads.modeling.blocks import read_block
 from tests.support.cli import Run, check_refused
 from tests.support.matrix import each
+from tests.support.text_twins import TEXT_TWINS
 from tests.support.twins import TWINS, logits
 
 EXACT: dict[str, HeadsSpec] = {
@@ -66,6 +67,25 @@ def test_a_vit_comes_out_smaller_or_as_wide_as_it_has_to_be():
         one.numel() for one in TWINS["vit"].model().parameters()
     )
     assert (wide.config.num_attention_heads, wide.config.head_dim) == (4, 11)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "phi3", "gpt_bigcode", "modernbert"])
+def test_fewer_key_and_value_heads_are_a_smaller_native_model(name: str, tmp_path: Path):
+    """Where a config says how many there are; elsewhere each head has its copy. Heads go where all lose as many."""
+    twin, found = TEXT_TWINS[name], {}
+    specs = {"pruned": PrunedSpec(kept=(0, 1)), "apart": PrunedSpec(kept=(1, 2))}
+    if name != "gpt_bigcode":
+        specs |= {"shared": MheSpec(groups=1), "values": MheSpec(groups_qk=2, groups_v=1)}
+    for key, spec in specs.items():
+        model = hf_heads.convert(twin.model(), spec, calibration=[twin.inputs()])[0]
+        native_of(model).save_pretrained(tmp_path / key)
+        native = type(twin.make()).from_pretrained(tmp_path / key)
+        wanted = logits(model, twin.inputs())
+        assert (logits(native, twin.inputs()) - wanted).abs().max() < 1e-5 * wanted.abs().max()
+        found[key] = native.config
+    if name in ("llama", "qwen2", "phi3"):
+        heads = {key: (one.num_attention_heads, one.num_key_value_heads) for key, one in found.items()}
+        assert heads == {"pruned": (2, 1), "apart": (2, 2), "shared": (4, 1), "values": (4, 2)}
 
 
 def test_what_it_cannot_say_is_refused_by_block_and_rank():
