@@ -246,7 +246,8 @@ def healed(results: Row) -> list[str]:
     first = models[0]
     body = []
     for model in models:
-        base, score, speed = first["attention_parameters"], model["score"], model["latency"]
+        base, score = first["attention_parameters"], model["score"]
+        speed = model["generation"] or model["latency"]
         change = f" ({100 * (model['attention_parameters'] / base - 1):+.0f} %)" if model is not first else ""
         difference = f"{score['difference']:+.2f} ({score['difference_low']:+.2f} to {score['difference_high']:+.2f})"
         adds = list(model["multiply_adds"].values())
@@ -266,7 +267,8 @@ def healed(results: Row) -> list[str]:
     lengths = list(first["multiply_adds"])  # an image has one
     inputs = f"length {lengths[1]}" if len(lengths) > 1 else "one image"
     head = ["model", "attention parameters, million", "cache", f"multiply-adds, million, {inputs}"]
-    head += [f"speed, {last['batch']} x {last['length']}", "cosine", metric, "difference (95 %)"]
+    timed = f"generating {last['batch']} texts" if first["generation"] else f"{last['batch']} x {last['length']}"
+    head += [f"speed, {timed}", "cosine", metric, "difference (95 %)"]
     where = f"Healed for at most {results['minutes']:g} minutes each, without labels."
     return [*table(head, body), "", where]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import json
 import math
 import platform
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -269,18 +271,32 @@ def _timed(
     lengths: Sequence[int],
     step: _Steps,
 ) -> list[ModelRow]:
-    """The rows with latency and, where models generate text from text, the speed of that."""
+    """The rows with latency and, where models generate text from text, the speed of that; one time for one program."""
     found = list(rows)
+    keys = [json.dumps(_program(model), sort_keys=True, default=str) for model in models]
+    first = [keys.index(key) for key in keys]
+    programs = {place: number for number, place in enumerate(dict.fromkeys(first))}
+    timed = [models[place] for place in programs]
     for batch in choices.batches:
         for length in lengths:
             step(f"timing batch {batch}, length {length}")
-            for index, one in enumerate(measure_latency(models, batch, length, choices.seconds)):
-                found[index] = replace(found[index], latency=(*found[index].latency, one))
+            times = measure_latency(timed, batch, length, choices.seconds)
+            for index, place in enumerate(first):
+                found[index] = replace(found[index], latency=(*found[index].latency, times[programs[place]]))
         if _generates(models[0]):
             step(f"timing generation, batch {batch}")
-            for index, speed in enumerate(measure_generation(models, batch, choices.seconds)):
-                found[index] = replace(found[index], generation=(*found[index].generation, speed))
+            speeds = measure_generation(timed, batch, choices.seconds)
+            for index, place in enumerate(first):
+                found[index] = replace(found[index], generation=(*found[index].generation, speeds[programs[place]]))
     return found
+
+
+def _program(model: PreTrainedModel) -> dict[str, Any]:
+    """What a model computes, whatever its weights: models of the same program, healed or not, are timed as one."""
+    hidden = ("_name_or_path", "transformers_version", "architectures")
+    settings = {name: value for name, value in model.config.to_dict().items() if name not in hidden}
+    kernel = model.config._attn_implementation
+    return {**settings, "class": type(model).__name__, "dtype": model.dtype, "kernel": kernel}
 
 
 def _generates(model: PreTrainedModel) -> bool:

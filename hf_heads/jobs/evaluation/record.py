@@ -196,8 +196,8 @@ class ModelRow:
 
     @property
     def ratios(self) -> list[float]:
-        """How many times as fast as the original a forward pass is, at each batch and length."""
-        return [row.ratio for row in self.latency if row.ratio > 0]
+        """How many times as fast as the original: generating where that was timed, else a forward pass, by setting."""
+        return [row.ratio for row in (self.generation or self.latency) if row.ratio > 0]
 
     @property
     def speed(self) -> float | None:

@@ -138,7 +138,8 @@ def _main_table(found: Comparison, place: int) -> Table:
     head = [*cells(("Model", "Settings", "Attention parameters", "Change"))]
     head += [Cell("Cache per token")] if has_cache else []
     head += [] if length is None else [Cell("Multiply-adds", small=f"length {length}")]
-    head += [Cell("Speed")] if has_speed else []
+    generates = any(model.generation for model in found.models)
+    head += [Cell("Speed", small="generating" if generates else "")] if has_speed else []
     head += [Cell("Cosine")] if has_cosine else []
     head += [Cell(found.metric.name), Cell("Difference")] if found.metric else []
     rows = []

@@ -234,7 +234,8 @@ def _fastest(found: Comparison) -> str:
     speed, model = max(timed, key=lambda pair: pair[0])
     ratios = model.ratios
     several = f", a mean over {len(ratios)} settings from {min(ratios):.2f} to {max(ratios):.2f}"
-    has = f"{speed:.2f} times the original's speed{several if len(ratios) > 1 else ''}"
+    doing = " of generating" if model.generation else ""
+    has = f"{speed:.2f} times the original's speed{doing}{several if len(ratios) > 1 else ''}"
     if not any(_is_faster(one) for _, one in timed):
         return f"None is clearly faster than the original; the fastest, {_name(model)}, has {has}."
     return f"Fastest is {_name(model)}: {has}."

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -183,6 +184,22 @@ def test_speeds_of_a_busy_machine_carry_a_warning(
             del row["ratio_low"], row["ratio_high"]
     output.write_text(json.dumps(entries))
     assert read_comparison(output).models[1].latency[0].ratio_low is None and not read_comparison(output).busy
+
+
+def test_models_of_one_program_share_its_time(run: Run, embedder: Path, tmp_path: Path):
+    """A healed model and the one that it was made from differ in numbers alone."""
+    half = converted(run, embedder, "half", "pruned", "--keep", 0.5, "--score", "weights")
+    twin, other = tmp_path / "twin", converted(run, embedder, "other", "low-rank", "--rank", 8)
+    shutil.copytree(half, twin)
+    output = tmp_path / "found.json"
+    with patch.object(compare, "measure_latency", wraps=compare.measure_latency) as measured:
+        found = run(
+            "compare", embedder, half, twin, other, *FAST, "--no-control", "--drift-samples", 8, "--output", output
+        )
+    assert found.code == 0, found.err
+    assert {len(call.args[0]) for call in measured.call_args_list} == {3}
+    original, one, same, unlike = read_comparison(output).models
+    assert one.latency == same.latency and one.latency != unlike.latency and original.latency[0].ratio == 1
 
 
 def test_formats_and_what_is_left_out(run: Run, embedder: Path, pairs: Path, tmp_path: Path):
