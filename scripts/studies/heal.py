@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from hf_heads import CollabSpec, HeadsSpec, MgkSpec, MheSpec, PrunedSpec
 from hf_heads.io.checkpoints.sources import Source
@@ -36,7 +35,6 @@ class Study:
         minutes: of healing, each.
         samples: dev examples to score.
         lossless: names of settings that leave nothing to heal; `hf-heads distill` refuses to make them worse.
-        settings: of healing, besides the time.
         about: in the figure's title.
     """
 
@@ -47,7 +45,6 @@ class Study:
     minutes: float = 6.0
     samples: int = 3000
     lossless: tuple[str, ...] = ()
-    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def specs(keep: float, *ranks: int) -> dict[str, HeadsSpec]:
@@ -68,7 +65,6 @@ STUDIES = {
         columns=("sentence",),
         label="label",
         minutes=3.0,
-        settings={"learning_rate": 2e-4},  # a classifier is led astray by the default in so few steps
     ),
     "marian": Study(
         specs(0.6, 48), "Marian, Multi30k English to German", columns=("en", "de"), minutes=3.0, samples=1000
@@ -103,7 +99,7 @@ def checkpoints(source: Source, options: argparse.Namespace, minutes: float) -> 
         if name in study.lossless:
             continue
         if options.again or not healed.is_dir():
-            settings = DistillSettings(minutes=minutes, epochs=1000, **study.settings)
+            settings = DistillSettings(minutes=minutes, epochs=1000)
             run = distill_checkpoint(
                 Source(str(shot), shot),
                 healed,

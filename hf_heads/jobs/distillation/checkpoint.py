@@ -240,6 +240,7 @@ def _record(pair: _Pair, trainer: DistillTrainer, data: HealingData, curve: list
             "losses": trainer.matching.weights,
             "optimizer": trainer.settings.optimizer,
             "learning_rate": trainer.args.learning_rate,
+            "retreats": trainer.clock.retreats,
             "batch_size": trainer.step_examples,
             "steps": trainer.state.global_step,
             "seconds": round(trainer.clock.seconds, 1),

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
 
 _WARM_STEPS, _WARM_SHARE = 20, 0.1
+_RETREATS, _RETREAT = (0.5, 0.75), 0.1  # how far a run is, and what is left of its learning rate
 
 
 def rate_factor(step: int, done: float, warmup: int | None) -> float:
@@ -81,6 +82,18 @@ class RunClock(TrainerCallback, ExportableState):
         self.done = 0.0
         self.measured = 0
         self.curve: list[dict[str, float]] = []
+        self.retreats = 0  # how often the run went back to its start, to go on at a lower learning rate
+
+    def should_retreat(self, metric: str) -> bool:
+        """Whether the run has come far, and no evaluation of this metric found it better than at its start."""
+        start, *points = (point[metric] for point in self.curve)
+        due = self.retreats < len(_RETREATS) and _RETREATS[self.retreats] <= self.done < 1
+        return due and not any(point < start for point in points)
+
+    @property
+    def share(self) -> float:
+        """Of the learning rate, what retreats have left."""
+        return _RETREAT**self.retreats
 
     @property
     def seconds(self) -> float:
@@ -91,6 +104,7 @@ class RunClock(TrainerCallback, ExportableState):
         """What a checkpoint keeps."""
         settings = {"minutes": self.minutes, "evaluations": self.evaluations}
         kept = {"before": self.seconds, "done": self.done, "measured": self.measured, "curve": self.curve}
+        kept |= {"retreats": self.retreats}
         return {"args": settings, "attributes": kept}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -181,6 +181,8 @@ class DistillTrainer(Trainer):
                 kept = state.stateful_callbacks.get(type(callback).__name__)
                 if isinstance(callback, RunClock | Patience) and kept is not None:
                     vars(callback).update(kept["attributes"])
+        trained = (item for item in self.student.named_parameters() if item[1].requires_grad)
+        self._first = {name: parameter.detach().to("cpu", copy=True) for name, parameter in trained}
         with without_dropout(self.student):
             try:
                 if resume is None:
@@ -216,7 +218,19 @@ class DistillTrainer(Trainer):
         self.log(metrics)
         self.clock.curve.append(_point({**metrics, "step": self.state.global_step}))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if self.state.global_step and self.clock.should_retreat(self.metric):
+            self._retreat()
         return metrics
+
+    def _retreat(self) -> None:
+        """Go back to the start, forget the momentum, and go on at a lower learning rate."""
+        assert self.optimizer is not None
+        before = self.clock.share
+        self.clock.retreats += 1
+        self.student.load_state_dict(self._first, strict=False)
+        self.optimizer.state.clear()
+        for group in self.optimizer.param_groups:
+            group["lr"] *= self.clock.share / before
 
     def create_optimizer(self, model: Any = None) -> Any:
         """Muon or AdamW over what is trained; what heads share moves as far as anything else, whatever its inertia."""
@@ -240,7 +254,7 @@ class DistillTrainer(Trainer):
 
             def factor(step: int) -> float:
                 done = max(min(step / max(num_training_steps, 1), 1.0), self.clock.done)
-                return rate_factor(step, done, self.settings.warmup)
+                return self.clock.share * rate_factor(step, done, self.settings.warmup)
 
             self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)  # type: ignore[arg-type]
             self._created_lr_scheduler = True

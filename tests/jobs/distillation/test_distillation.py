@@ -113,11 +113,28 @@ def test_healing_lowers_the_drift_and_leaves_the_rest_alone(
 def test_healing_that_only_makes_it_worse_is_refused(run: Run, converted: Callable[..., Path], tmp_path: Path):
     source = converted("bert", MgkSpec(merge=2))
     found = run(
-        "distill", source, "--data", "random", "--samples", 64, "--batch-size", 8, "--steps", 4, "--learning-rate", 3,
+        "distill", source, "--data", "random", "--samples", 64, "--batch-size", 8, "--steps", 2, "--learning-rate", 100,
         "--output", tmp_path / "out",
     )  # fmt: skip
     assert found.code == 1 and "healing only made it worse: kl" in found.err
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*out*"))
+
+
+def test_a_run_that_is_led_astray_goes_back_and_on_at_a_lower_rate(converted: Callable[..., Path], tmp_path: Path):
+    """The same bits whether it was interrupted on the way or not."""
+    source = resolve_source(str(converted("bert", CollabSpec(rank=12))))
+    settings = DistillSettings(steps=16, batch_size=8, evaluations=8, learning_rate=0.3)
+    data = data_for("bert", tmp_path)
+    whole = distill_checkpoint(source, tmp_path / "whole", settings, data, samples=64).distillation
+    start, *points = whole["curve"]
+    assert whole["retreats"] == 1 and min(point["kl"] for point in points[:4]) > start["kl"]
+    assert whole["after"]["kl"] < 0.99 * start["kl"]
+    with pytest.raises(KeyboardInterrupt):
+        distill_checkpoint(source, tmp_path / "parts", settings, data, samples=64, progress=interrupted(11))
+    parts = distill_checkpoint(source, tmp_path / "parts", settings, data, samples=64, resume=True).distillation
+    one, other = (load_file(tmp_path / kind / "model.safetensors") for kind in ("whole", "parts"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert parts["retreats"] == whole["retreats"]
 
 
 def interrupted(steps: int) -> Callable[[str, int, int], None]:
