@@ -95,7 +95,7 @@ def export_onnx(source: Source, output: Path, *, overwrite: bool = False) -> Onn
     place = check_output(output, overwrite)
     check_apart(output, source.folder, "source")
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
-        raise HeadsError(f"--onnx needs {', '.join(missing)}: pip install 'hf-heads[onnx]'")
+        raise HeadsError(f"--onnx needs {', '.join(missing)}: pip install {' '.join(missing)}")
     model = load_source(source)
     if not block_specs(model):
         raise HeadsError(f"'{source.given}' is not converted: optimum exports it as it is")

@@ -91,5 +91,5 @@ def test_what_it_cannot_take_is_refused(run: Run, tmp_path: Path, monkeypatch: p
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
     refused = run("export", tmp_path / "marian", "--onnx", "--output", tmp_path / "x")
-    check_refused(refused, "onnxruntime", "pip install 'hf-heads[onnx]'")
+    check_refused(refused, "onnxruntime", "pip install onnxruntime")
     assert not (tmp_path / "x").exists()
