@@ -1,6 +1,6 @@
 """Fine-tunes a ViT checkpoint, original or converted, as an image classifier and measures accuracy before and after.
 
-    pip install hf-heads pillow
+    pip install . pillow
     hf-heads convert google/vit-base-patch16-224 --to collab --rank 256 --output vit-collab
     python examples/classify_images_vit.py --model vit-collab --train photos/train --dev photos/dev --output vit-photos
 

@@ -1,6 +1,6 @@
 """Fine-tunes a text classifier with transformers' Trainer, then converts its heads on its own training data.
 
-    pip install hf-heads
+    pip install .
     python examples/fine_tune_then_convert.py --model google-bert/bert-base-uncased --train train.tsv --dev dev.tsv \
         --to collab --rank 192 --output bert-mrpc
 

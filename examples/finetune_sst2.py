@@ -1,6 +1,6 @@
 """Fine-tunes a checkpoint, original or converted, as a sentence classifier on SST-2 with transformers' Trainer.
 
-    pip install hf-heads
+    pip install .
     hf-heads convert google-bert/bert-base-uncased --to collab --rank 256 --output bert-collab
     python examples/finetune_sst2.py --model bert-collab --output bert-collab-sst2
 

@@ -1,6 +1,6 @@
 """Gives every head of a sentence classifier a second key per position, exactly where it stood, and fine-tunes it.
 
-    pip install hf-heads
+    pip install .
     python examples/gaussian_keys.py --model google-bert/bert-base-uncased --output bert-mgk-sst2
 
 With your own files, which need the columns `sentence` and `label`:

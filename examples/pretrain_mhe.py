@@ -1,6 +1,6 @@
 """Pretrains a small causal language model from scratch with head embeddings, or with the attention that it came with.
 
-    pip install hf-heads
+    pip install .
     python examples/pretrain_mhe.py --text wikitext.txt --heads mul --output mhe-mul
     python examples/pretrain_mhe.py --text wikitext.txt --heads mha --output mha
 

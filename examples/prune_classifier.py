@@ -1,6 +1,6 @@
 """Removes the least important heads of a fine-tuned sentence classifier, and fine-tunes what is left.
 
-    pip install hf-heads
+    pip install .
     python examples/finetune_sst2.py --model google-bert/bert-base-uncased --output bert-sst2
     python examples/prune_classifier.py --model bert-sst2 --keep 0.5 --output bert-sst2-half
 

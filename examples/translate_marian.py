@@ -1,6 +1,6 @@
 """Fine-tunes a Marian translation checkpoint, original or converted, and measures BLEU before and after.
 
-    pip install hf-heads sacrebleu sentencepiece
+    pip install . sacrebleu sentencepiece
     hf-heads convert Helsinki-NLP/opus-mt-en-de --to collab --rank 256 --output opus-collab
     python examples/translate_marian.py --model opus-collab --train train.jsonl --dev dev.jsonl --output opus-tuned
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from hf_heads.methods.settings.mgk import MgkSpec
     from hf_heads.methods.settings.mhe import MheSpec
     from hf_heads.methods.settings.pruned import PrunedSpec
+    from hf_heads.modeling.attentions import pad_attentions
 
 __version__ = VERSION
 
@@ -69,6 +70,7 @@ _PLACES = {
     "heads_config": "jobs.conversion.planning",
     "load_recipe": "jobs.conversion.recipes",
     "load_scores": "jobs.scoring.scores",
+    "pad_attentions": "modeling.attentions",
     "parameter_groups": "jobs.finetuning.factors",
     "prune_heads": "compat",
     "rank_heads": "jobs.scoring.ranking",
@@ -107,6 +109,7 @@ __all__ = [
     "load_scores",
     "methods",
     "models",
+    "pad_attentions",
     "parameter_groups",
     "prune_heads",
     "rank_heads",

@@ -73,6 +73,6 @@ def run(options: argparse.Namespace) -> int:
         return 0
     program = Path(sys.executable).with_name("zensical")
     if not program.is_file():
-        print("no zensical beside this Python: pip install 'hf-heads[site]'", file=sys.stderr)
+        print("no zensical beside this Python: pip install '.[site]'", file=sys.stderr)
         return 2
     return subprocess.call([program, "build", "--strict", "-f", ROOT / "mkdocs.yml"], cwd=ROOT)

@@ -23,6 +23,7 @@ def option(
     *,
     stored: bool = True,
     command: bool = True,
+    told: bool = True,
     choices: tuple[str, ...] | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
@@ -34,10 +35,11 @@ def option(
         text: what it means, for the command line's help.
         stored: it is an entry of the config.
         command: it is an option of the command line.
+        told: it is among the settings when a block is described in words.
         choices: the words that it may be.
         at_least, at_most: bounds of a number.
     """
-    said = {"help": text, "stored": stored, "command": command, "choices": choices}
+    said = {"help": text, "stored": stored, "command": command, "told": told, "choices": choices}
     return field(default=default, metadata={**said, "at_least": at_least, "at_most": at_most})
 
 
@@ -73,7 +75,9 @@ class HeadsSpec:
     """One block's settings. Fields are the command's options and, once resolved, the config's entries."""
 
     method: ClassVar[str]
-    heads: int | None = option(None, "number of heads; the host's when not given", command=False, at_least=0)
+    heads: int | None = option(
+        None, "number of heads; the host's when not given", command=False, told=False, at_least=0
+    )
 
     def __post_init__(self) -> None:
         for item in fields(self):

@@ -76,7 +76,7 @@ def add_verify(commands: Any) -> None:
     )
     command.add_argument("folder", metavar="DIR", help="the converted checkpoint")
     command.add_argument("--against", metavar="SOURCE", help="the original (default: the one that DIR names)")
-    command.add_argument("--recipe", metavar="FILE", help="also check the figures of this recipe's [expect]")
+    command.add_argument("--recipe", metavar="FILE_OR_NAME", help="also check the figures of this recipe's [expect]")
     add_calibration(command, "--data", "inputs to compare on, as for convert --calibrate (default: random ones)")
     command.add_argument(
         "--min-cosine", type=number(COSINE), metavar="X", help="fail when the outputs' cosine is below this"

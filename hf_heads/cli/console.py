@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -41,17 +42,46 @@ def make_console() -> Console:
     return console
 
 
+class _Table(Table):
+    """A table that keeps the names in its first column whole: where it is too wide, words go below the names."""
+
+    def __init__(self, columns: Sequence[str], names_whole: bool = False) -> None:
+        super().__init__(box=box.SIMPLE)
+        self.titles, self.cells = columns, list[tuple[str, ...]]()
+        for place, column in enumerate(columns):
+            right, whole = column.startswith(">"), names_whole and not place
+            self.add_column(
+                column.removeprefix(">"), justify="right" if right else "left", overflow="fold", no_wrap=whole
+            )
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        self.cells.append(cells)
+        super().add_row(*cells, **options)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if self.__rich_measure__(console, options.update(max_width=10_000)).maximum <= options.max_width:
+            return super().__rich_console__(console, options)
+        words = [place for place, title in enumerate(self.titles) if place and not title.startswith(">")]
+        numbers = [place for place in range(1, len(self.titles)) if place not in words]
+        narrow = _Table([self.titles[0], *(self.titles[place] for place in numbers)], names_whole=True)
+        for cells in self.cells:
+            below = [f"  {cells[place]}" for place in words if cells[place]]
+            narrow.add_row("\n".join([str(cells[0]), *below]), *(cells[place] for place in numbers))
+        return Table.__rich_console__(narrow, console, options)
+
+
 def make_table(*columns: str) -> Table:
     """An empty table; a column whose title starts with `>` is set to the right."""
-    table = Table(box=box.SIMPLE)
-    for column in columns:
-        right = column.startswith(">")
-        table.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
-    return table
+    return _Table(columns)
 
 
 def quiet() -> None:
-    """Leave the screen to us: no progress bars or load reports of the libraries below, and our warnings in a line."""
+    """Leave the screen to us: no progress bars or load reports of the libraries below, and our warnings in a line.
+
+    What imports them takes seconds, so that a terminal is told of it first.
+    """
+    if "torch" not in sys.modules and sys.stderr is not None and sys.stderr.isatty():
+        print("hf-heads: loading torch and transformers", file=sys.stderr, flush=True)
     from transformers.utils import logging  # takes a second, and no command that only shows something calls this
 
     logging.set_verbosity_error()

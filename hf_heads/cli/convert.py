@@ -23,6 +23,7 @@ from hf_heads.cli.options import (
     push,
 )
 from hf_heads.core.errors import HeadsError
+from hf_heads.core.nearest import did_you_mean
 from hf_heads.core.numbers import Number, byte_count
 from hf_heads.core.vocabulary import INPUTS, OBJECTIVES
 from hf_heads.io.checkpoints.files import check_output
@@ -30,17 +31,25 @@ from hf_heads.jobs.conversion.recipes import load_recipe
 from hf_heads.jobs.conversion.request import DTYPES, ConversionRequest, default_output
 from hf_heads.methods.registry import about, all_methods
 
+_EXAMPLES = """\
+examples:
+  hf-heads convert bert-base-uncased --to collab --rank 256 --calibrate texts.txt
+  hf-heads convert bert-base-uncased --to low-rank --energy 0.99
+  hf-heads convert MODEL --to pruned --keep 0.5 --calibrate train.jsonl --label label --push-to-hub ME/MODEL
+  hf-heads convert --recipe all-MiniLM-L6-v2-collab-96"""
+
 
 def add_convert(commands: Any, methods: bool) -> None:
     """Add the command convert; without `methods` it lacks their options."""
     command = add_command(
         commands, "convert", _convert, "convert a checkpoint's attention heads and write an ordinary checkpoint"
     )
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
+    command.epilog = _EXAMPLES
     command.add_argument("source", metavar="SOURCE", nargs="?", help=f"{SOURCE}; the recipe's base if left out")
     command.add_argument("--to", metavar="METHOD", help="what to convert to; `hf-heads list` shows the methods")
     if methods:
-        for name, (item, used_by) in _method_options().items():
-            _add_option(command, name, item, used_by)
+        _add_settings(command)
     add_calibration(
         command,
         "--calibrate",
@@ -60,7 +69,11 @@ def add_convert(commands: Any, methods: bool) -> None:
         "[collab, pruned]",
     )
     _add_ways(command)
-    command.add_argument("--recipe", metavar="FILE", help="a TOML recipe (see conversions/) that says all of this")
+    command.add_argument(
+        "--recipe",
+        metavar="FILE_OR_NAME",
+        help="a TOML recipe that says all of this: a file, or one of `hf-heads recipes` by its name",
+    )
     command.add_argument("--no-refit", action="store_true", help="leave the output projections as they are")
     command.add_argument("--revision", metavar="REV", help="commit, branch or tag of a source on the hub")
     command.add_argument(
@@ -110,9 +123,20 @@ def _method_options() -> dict[str, tuple[dataclasses.Field[Any], list[str]]]:
     return found
 
 
-def _add_option(command: argparse.ArgumentParser, name: str, item: dataclasses.Field[Any], used_by: list[str]) -> None:
+def _add_settings(command: argparse.ArgumentParser) -> None:
+    """The options of methods: those of several first, then each one's own."""
+    options = _method_options()
+    groups: dict[str, Any] = {"": command.add_argument_group("settings of several methods, named in brackets")}
+    for name, (item, used_by) in sorted(options.items(), key=lambda one: len(one[1][1]) == 1):
+        own = used_by[0] if len(used_by) == 1 else ""
+        if own not in groups:
+            groups[own] = command.add_argument_group(f"settings of {own} ({about(own).title})")
+        _add_option(groups[own], name, item, used_by)
+
+
+def _add_option(command: Any, name: str, item: dataclasses.Field[Any], used_by: list[str]) -> None:
     flag = "--" + name.replace("_", "-")
-    text = f"{item.metadata['help']} [{', '.join(used_by)}]"
+    text = item.metadata["help"] + f" [{', '.join(used_by)}]" * (len(used_by) > 1)
     kind = str(item.type)
     if "bool" in kind:
         command.add_argument(flag, action="store_true", default=None, help=text)
@@ -198,6 +222,7 @@ def _spec(method: str | None, settings: dict[str, Any], parser: argparse.Argumen
     """The settings that the options ask for."""
     if method not in all_methods():
         problem = "--to is missing" if method is None else f"unknown method '{method}'"
+        problem += did_you_mean(method, all_methods())
         parser.error(f"convert: {problem}. Methods: {', '.join(all_methods())}")
     spec = about(method).spec
     own = {item.name for item in dataclasses.fields(spec)}

@@ -36,6 +36,11 @@ def add_export(commands: Any) -> None:
         action="store_true",
         help="write an encoder as an ONNX file, savings and all, laid out as sentence-transformers reads it",
     )
+    command.add_argument(
+        "--int8",
+        action="store_true",
+        help="with --onnx: also a file with weights in 8 bits, and what that loses",
+    )
     command.add_argument("--output", metavar="DIR", help="folder to write; not for --portable")
     command.add_argument("--overwrite", action="store_true", help="replace the output folder if it exists")
     command.add_argument(
@@ -58,6 +63,8 @@ def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
         parser.error("export: data is what --nearest looks at: give --nearest as well")
     if options.nearest and not options.native:
         parser.error("export: --nearest is for --native")
+    if options.int8 and not options.onnx:
+        parser.error("export: --int8 is for --onnx")
     if options.portable:
         if options.output is not None or options.overwrite:
             parser.error("export: --portable writes into the folder itself: leave out --output and --overwrite")
@@ -99,12 +106,15 @@ def _onnx(options: argparse.Namespace) -> int:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of packages that it does without
     from hf_heads.jobs.export.onnx import export_onnx  # takes seconds to import
 
-    report = export_onnx(resolve_source(options.source), Path(options.output), overwrite=options.overwrite).to_dict()
+    source, output = resolve_source(options.source), Path(options.output)
+    report = export_onnx(source, output, overwrite=options.overwrite, int8=options.int8).to_dict()
     if options.json:
         print_json({"output": options.output, **report})
     else:
         size, difference = report["bytes"] / 1e6, report["max_difference"]
         print(f"{', '.join(report['inputs'])} -> {report['output']}, {size:,.1f} MB")
+        if lower := report["int8"]:
+            print(f"in 8 bits {lower['bytes'] / 1e6:,.1f} MB, cosine {lower['cosine']:.4f} to float32 on random inputs")
         print(f"largest difference from torch at other sizes: {difference:.2g}; written to {options.output}")
     return 0
 

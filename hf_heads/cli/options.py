@@ -21,7 +21,7 @@ _NOTHING_SAID = CalibrationChoice()
 def add_command(commands: Any, name: str, run: Callable[..., int], text: str) -> argparse.ArgumentParser:
     """A new command, with what all commands have."""
     command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, parser=command)
     command.add_argument("--json", action="store_true", help="print one JSON object for machines instead of a table")
     return command
 

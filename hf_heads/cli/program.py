@@ -8,13 +8,15 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from hf_heads.cli.checks import add_inspect, add_list, add_verify
 from hf_heads.cli.compare import add_compare
+from hf_heads.cli.completion import add_completion
 from hf_heads.cli.convert import add_convert
 from hf_heads.cli.distill import add_distill
 from hf_heads.cli.export import add_export
+from hf_heads.cli.parsing import Parser
+from hf_heads.cli.recipes import add_recipes
 from hf_heads.cli.recommend import add_recommend
 from hf_heads.cli.report import add_report
 from hf_heads.cli.signals import Stopped, signals_stop
@@ -59,16 +61,9 @@ def _failed(text: str) -> int:
     return 1
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors show wrong arguments without what would steer the terminal; commands get it as well."""
-
-    def error(self, message: str) -> NoReturn:
-        super().error(one_line(message))
-
-
 def build_parser(methods: bool = True) -> argparse.ArgumentParser:
     """The parser; the options of the methods are left out unless asked for: a method of another package may be slow."""
-    parser = _Parser(
+    parser = Parser(
         prog="hf-heads",
         description="Re-parametrize the attention heads of pretrained Transformers checkpoints.",
         epilog="Every command explains itself with --help.",
@@ -86,4 +81,6 @@ def build_parser(methods: bool = True) -> argparse.ArgumentParser:
     add_recommend(commands)
     add_report(commands)
     add_list(commands)
+    add_recipes(commands)
+    add_completion(commands, build_parser)
     return parser

@@ -42,7 +42,7 @@ class SharedFactors:
         try:
             import tensorly  # an extra: only who asks for its tensors needs it
         except ImportError:
-            raise HeadsError("tensorly is not installed: pip install 'hf-heads[tensorly]'") from None
+            raise HeadsError("tensorly is not installed: pip install tensorly") from None
         from tensorly.cp_tensor import CPTensor  # an extra
         from tensorly.tucker_tensor import TuckerTensor
 

@@ -7,6 +7,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
 from hf_heads.core.errors import HeadsError
+from hf_heads.core.nearest import did_you_mean
 from hf_heads.methods.base import About, Method
 
 _BUILT_IN = {"collab": "collab", "low-rank": "low_rank", "mgk": "mgk", "mhe": "mhe", "pruned": "pruned"}
@@ -64,4 +65,4 @@ def _known(name: object) -> str:
     """The same name, if it is that of a method."""
     if isinstance(name, str) and (name in _BUILT_IN or name in registered()):
         return name
-    raise HeadsError(f"unknown method {name!r}. Known: {', '.join(all_methods())}")
+    raise HeadsError(f"unknown method {name!r}{did_you_mean(name, all_methods())}. Known: {', '.join(all_methods())}")

@@ -11,7 +11,7 @@ from hf_heads.methods.registry import about, all_methods
 
 def settings_text(block: dict[str, Any]) -> str:
     """A block's settings in a few words, such as `collab rank 96 cp, 12 heads`."""
-    names = [item.name for item in fields(about(block["method"]).spec) if item.name not in ("heads", "inertia")]
+    names = [item.name for item in fields(about(block["method"]).spec) if item.metadata["told"]]
     stored = {name: block[name] for name in names if name in block}
     words = [value if isinstance(value, str) else f"{name} {value}" for name, value in stored.items()]
     return " ".join([block["method"], *words]) + f", {block['heads']} heads"

@@ -22,6 +22,7 @@ from hf_heads.modeling.kept_card import ANY_ID, loaded_card, put_card, saved_aga
 if TYPE_CHECKING:
     from hf_heads.attention.spec import HeadsSpec
 
+IMPLEMENTATIONS = ("eager", "sdpa")
 # Of `from_pretrained`, where files come from.
 _OF_FILES = ("revision", "subfolder", "token", "cache_dir", "local_files_only")
 
@@ -97,6 +98,20 @@ class GraftedModel(PreTrainedModel):
         card = loaded_card(str(model.name_or_path), **options)
         model.loaded_card = None if card is None else (card, model.config.heads)
         return (model, info) if output_loading_info else model
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, *args: Any, **kwargs: Any) -> str:
+        """The implementation that is asked for, see transformers.
+
+        Raises:
+            HeadsError: re-parametrized attention does not have it.
+        """
+        if requested_attention not in (None, *IMPLEMENTATIONS):
+            raise HeadsError(
+                f"attn_implementation '{requested_attention}' is not one of re-parametrized attention, whose heads are "
+                "not of the shape that such kernels take: give 'sdpa' (the default, which takes the fastest exact way "
+                "for each block) or 'eager' (which returns attention weights)"
+            )
+        return super().get_correct_attn_implementation(requested_attention, *args, **kwargs)
 
     def new_card(self) -> str | None:
         """A card for what was loaded without one, or converted since; None where there is nothing to make it of."""

@@ -54,6 +54,8 @@ CALLS = {
     "verify": "CONVERTED --data DATA --calibration-samples 8",
     "report": "RECORD --output OUT",
     "list": "",
+    "recipes": "",
+    "completion": "bash",
     "recommend": "SOURCE --calibration-samples 8",
 }
 

@@ -190,6 +190,8 @@ def test_data_sets_of_the_hub_have_subsets_and_splits(
         {"drift": {"random": {"cosine": "x"}}},
         {"distillation": "x"},
         {"blocks": {}},
+        {"precision": {"bfloat16": {"converted": "x", "original": 1}}},
+        {"precision": {"bfloat16": {"converted": 1}}},
     ],
     ids=str,
 )

@@ -114,13 +114,16 @@ def look(folder):
     found, given = {}, (inputs, case["output"])
     for implementation in case["implementations"]:
         model = load(case["auto"], folder, attn_implementation=implementation)
-        found[implementation] = torch.equal(outputs(model, *given), tensors[implementation])
+        # Fused kernels round by how tensors lie in memory where heads share keys.
+        same = torch.equal if implementation == "eager" or case["every"] is not None else close
+        found[implementation] = bool(same(outputs(model, *given), tensors[implementation]))
     if "generated" in tensors:
         generated = model.generate(**{key: inputs[key] for key in case["prompt"]}, **case["generation"])
         found["generate"] = torch.equal(generated, tensors["generated"])
     model = load(case["auto"], folder, attn_implementation="eager")
     found["saved"] = saved(case["auto"], model, *given, folder)
-    found["pickled"] = same_state(model, pickle.loads(pickle.dumps(model)))
+    if not any(map(torch.nn.utils.parametrize.is_parametrized, model.modules())):  # torch does not pickle these
+        found["pickled"] = same_state(model, pickle.loads(pickle.dumps(model)))
     found["trained"] = trained(model, *given)
     found["saved after training"] = saved(case["auto"], model, *given, folder)
     found["native refused"] = refused(case["native"], folder)

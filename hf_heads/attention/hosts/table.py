@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from hf_heads.attention.hosts.sites import NEEDS, AttentionAdapter, AttentionSite, Kind, Modality
 from hf_heads.core.errors import HeadsError
+from hf_heads.core.nearest import did_you_mean
 
 _named = partial(AttentionSite, query="query", key="key", value="value", heads="num_attention_heads")
 _bert_site = partial(_named, output="../output.dense")
@@ -233,7 +234,7 @@ def refusal(config: Any) -> str | None:
         return f"cannot convert '{model_type}': {reason}. Architectures that can: {', '.join(sorted(known))}"
     if model_type not in known:
         return (
-            f"no adapter for '{model_type}'. Known: {', '.join(sorted(known))}. "
+            f"no adapter for '{model_type}'{did_you_mean(model_type, known)}. Known: {', '.join(sorted(known))}. "
             "Add a row in hf_heads/attention/hosts/table.py, "
             "or register one from a package of your own (hf_heads.extend)"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,15 @@ def model_card(source: Source, record: dict[str, Any], recipe: str | None) -> st
         how=_how(healed) if healed else "",
         trained=_TRAINED,
         metrics=METRICS,
+        home=_home(),
         use=use.strip(),
     )
+
+
+def _home() -> str | None:
+    """Where this package is to be had, as its metadata say; None where they do not."""
+    named = [line.partition(", ") for line in distribution("hf-heads").metadata.get_all("Project-URL") or ()]
+    return next((url for name, _, url in named if name.lower() in ("repository", "source", "homepage")), None)
 
 
 def renew_use(source: Source) -> None:

@@ -68,6 +68,12 @@ class _Job:
 
 
 @dataclass(frozen=True)
+class _Lower:
+    converted: float | None
+    original: float | None
+
+
+@dataclass(frozen=True)
 class _Report:
     """What a report may hold, as far as it is read."""
 
@@ -84,7 +90,7 @@ class _Report:
     cache_per_token: int = 0
     cache_per_token_before: int = 0
     drift: Mapping[str, _Figures] = field(default_factory=dict)
-    precision: Mapping[str, _Figures] = field(default_factory=dict)
+    precision: Mapping[str, _Lower] = field(default_factory=dict)
     distillation: _Healing = _Healing("", "", "", 0, 0.0, {}, {})
     jobs: tuple[_Job, ...] = ()
     scores: tuple[_Scored, ...] = ()

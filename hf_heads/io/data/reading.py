@@ -314,6 +314,6 @@ def to_image(value: Any) -> Any:
         try:
             from PIL import Image  # an extra: texts do without it
         except ImportError:
-            raise HeadsError("images need pillow, which is not installed: pip install 'hf-heads[images]'") from None
+            raise HeadsError("images need pillow, which is not installed: pip install pillow") from None
         value = Image.open(io.BytesIO(value["bytes"] if isinstance(value, dict) else value))
     return value.convert("RGB")

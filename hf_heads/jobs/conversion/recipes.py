@@ -32,12 +32,15 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
 from hf_heads.attention.spec import HeadsSpec
 from hf_heads.core.errors import HeadsError
+from hf_heads.core.nearest import did_you_mean
 from hf_heads.core.numbers import COSINE, SHARE, Number
 from hf_heads.io.checkpoints.json_files import read_text
 from hf_heads.io.data.choice import CalibrationChoice
@@ -67,13 +70,33 @@ class Recipe(ConversionRequest):
     expect: Mapping[str, float] = field(default_factory=dict)
 
 
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with this package by name: those of the checkout that it runs from, or of the wheel."""
+    folder = Path(__file__).parents[3] / "conversions"
+    found: list[Path] = sorted(folder.glob("*.toml")) if (folder.parent / "pyproject.toml").is_file() else []
+    if not found:
+        with suppress(PackageNotFoundError):
+            listed = distribution("hf-heads").files or ()
+            found = [Path(str(one.locate())) for one in listed if one.match("hf-heads/conversions/*.toml")]
+    return {path.stem: path for path in sorted(found)}
+
+
 def load_recipe(path: str | Path) -> Recipe:
     """Read and check a recipe.
+
+    Args:
+        path: its file, or the name of one that comes with this package.
 
     Raises:
         HeadsError: the file cannot be read or says something that has no meaning.
     """
     path = Path(path)
+    if not path.suffix and not path.exists() and path.name == str(path):
+        shipped = shipped_recipes()
+        if path.name not in shipped:
+            hint = did_you_mean(path.name, shipped)
+            raise HeadsError(f"no recipe '{path.name}'{hint}; `hf-heads recipes` lists them, any other is a .toml file")
+        path = shipped[path.name]
     try:
         text = read_text(path, "recipe")
         entries = tomllib.loads(text)

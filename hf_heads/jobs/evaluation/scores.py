@@ -160,7 +160,7 @@ def _cosines(batches: list[Batch], wanted: Tensor, model: PreTrainedModel) -> Te
 def translation(model: PreTrainedModel, source: Source, choice: CalibrationChoice, beams: int) -> Task:
     """BLEU of the translations that a text-to-text model writes."""
     if importlib.util.find_spec("sacrebleu") is None:
-        raise HeadsError("bleu needs sacrebleu, which is not installed: pip install 'hf-heads[compare]'")
+        raise HeadsError("bleu needs sacrebleu, which is not installed: pip install sacrebleu")
     pairs, used = read_examples(choice.single, choice.columns, "text-to-text", choice.samples, choice.seed)
     if not pairs or isinstance(pairs[0], str):
         raise HeadsError(

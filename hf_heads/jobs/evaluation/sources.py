@@ -124,7 +124,7 @@ def settings_summary(blocks: Sequence[Mapping[str, Any]]) -> str:
         words = [method]
         for item in fields(get_method(method).spec) if method != "standard" else ():
             values = {row[item.name] for row in rows if not isinstance(row.get(item.name, []), list)}
-            if item.name not in ("heads", "inertia") and values:
+            if item.metadata["told"] and values:
                 words.append("/".join(sorted(values)) if item.type == "str" else f"{item.name} {_range(values)}")
         heads = [row["heads"] for row in rows]
         total = f" ({sum(heads)} in all)" if len(set(heads)) > 1 else ""

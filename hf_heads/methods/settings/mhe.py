@@ -43,7 +43,9 @@ class MheSpec(HeadsSpec):
     groups_v: int | None = option(None, "shared heads of values, where not `groups`", at_least=1)
     order: tuple[int, ...] | None = option(None, "the host's heads by place", command=False)
     own_queries: bool | None = option(None, "heads keep their own queries, and have no embeddings", command=False)
-    inertia: int | None = option(None, "how much larger shared projections are stored", command=False, at_least=1)
+    inertia: int | None = option(
+        None, "how much larger shared projections are stored", command=False, told=False, at_least=1
+    )
 
     @classmethod
     def block_type(cls) -> type[HeadsSpec]:

@@ -27,7 +27,7 @@ LEFT_OUT = ("to_dense", "fixed", "scores")
 _HOST, _RUNNING = "hf_heads.modeling.portable.host", "hf_heads.modeling.portable.running"
 
 _STUB = "heads_remote"
-_STUB_TEXT = '''"""Reaches hf-heads (pip install hf-heads), where the classes of this checkpoint are made."""
+_STUB_TEXT = '''"""Reaches an installed hf-heads, where the classes of this checkpoint are made."""
 
 from hf_heads.models import {names}  # noqa: F401
 '''

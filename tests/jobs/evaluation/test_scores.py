@@ -161,5 +161,5 @@ def test_what_is_refused_and_what_auto_leaves_out(tmp_path: Path, monkeypatch: p
     with pytest.raises(HeadsError, match="x, y; name one with --label"):
         make_task("auto", model, source, CalibrationChoice(two))
     monkeypatch.setattr(task_scores.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(HeadsError, match=r"pip install 'hf-heads\[compare\]'"):
+    with pytest.raises(HeadsError, match=r"pip install sacrebleu"):
         make_task("bleu", marian, source, choice)

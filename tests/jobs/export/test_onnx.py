@@ -67,8 +67,12 @@ def test_other_sizes_give_what_torch_gives(host: str, method: str, tmp_path: Pat
 def test_the_command_and_a_program_without_torch(run: Run, bert_folder: Path, tmp_path: Path):
     options = ("--to", "low-rank", "--rank", 8, "--calibrate", "none", "--output", tmp_path / "converted")
     assert run("convert", bert_folder, *options).code == 0
-    found = run("export", tmp_path / "converted", "--onnx", "--output", tmp_path / "out", "--json")
+    found = run("export", tmp_path / "converted", "--onnx", "--int8", "--output", tmp_path / "out", "--json")
     assert found.code == 0, found.err
+    lower = found.json["int8"]
+    assert 0.95 < lower["cosine"] < 1 and lower["bytes"] < found.json["bytes"]
+    assert lower["bytes"] == (tmp_path / "out" / "onnx" / "model_int8.onnx").stat().st_size
+    assert f"is {lower['cosine']:.4f} on random inputs" in (tmp_path / "out" / "README.md").read_text()
     assert found.json["inputs"][0] == "input_ids" and found.json["max_difference"] < 1e-4
     assert {"README.md", "config.json", "onnx", "tokenizer.json"} <= set(leftovers(tmp_path / "out"))
     model = AutoModelForMaskedLM.from_pretrained(tmp_path / "converted")
@@ -88,8 +92,9 @@ def test_what_it_cannot_take_is_refused(run: Run, tmp_path: Path, monkeypatch: p
         model = hf_heads.convert(TWINS[host].model(), SPECS["collab"], calibration="none")[0]
         model.save_pretrained(tmp_path / host)
         check_refused(run("export", tmp_path / host, "--onnx", "--output", tmp_path / "x"), said, "--portable")
+    check_refused(run("export", tmp_path / "marian", "--portable", "--int8"), "--int8 is for --onnx", code=2)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
     refused = run("export", tmp_path / "marian", "--onnx", "--output", tmp_path / "x")
-    check_refused(refused, "onnxruntime", "pip install 'hf-heads[onnx]'")
+    check_refused(refused, "onnxruntime", "pip install onnxruntime")
     assert not (tmp_path / "x").exists()

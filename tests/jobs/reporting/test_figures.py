@@ -167,7 +167,7 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path):
 def test_a_missing_matplotlib_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for call in (heads, curves, need_matplotlib):
-        with pytest.raises(HeadsError, match=r"figures need matplotlib: pip install 'hf-heads\[plots\]'"):
+        with pytest.raises(HeadsError, match=r"figures need matplotlib: pip install matplotlib"):
             call(tmp_path / "x.png")
 
 

@@ -40,14 +40,14 @@ def case(host: str, method: str, folder: Path, every: bool) -> Path:
     return described(folder, AUTO[host], TWINS[host].inputs(), every, PROMPTS.get(host, []))
 
 
-def described(folder: Path, auto: str, inputs: dict[str, torch.Tensor], every: bool, asked: list[str]) -> Path:
+def described(folder: Path, auto: str, inputs: dict[str, torch.Tensor], every: bool | None, asked: list[str]) -> Path:
     """Says beside a checkpoint what it gives.
 
     Args:
         folder: with the checkpoint.
         auto: the Auto class that it was saved from.
         inputs: for it.
-        every: have all of its classes tried.
+        every: have all of its classes tried; None where the bits of fused attention may differ, too.
         asked: the inputs that it is to generate from, if it does.
     """
     model: Any = getattr(transformers, auto).from_pretrained(folder).eval()  # weights lie as they will for others
@@ -112,4 +112,4 @@ def test_other_hosts_without_us(tmp_path: Path, host: str, method: str):
     auto = min((auto for auto, name in auto_classes(adapter_of(model.config)).items() if name == native), key=len)
     model.save_pretrained(tmp_path / host)
     asked = ["input_ids", "attention_mask"] if auto in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM") else []
-    check(seen([described(tmp_path / host, auto, twin.inputs(), False, asked)]))
+    check(seen([described(tmp_path / host, auto, twin.inputs(), None, asked)]))

@@ -58,7 +58,7 @@ def need_matplotlib(path: Path | str) -> None:
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError:
-        raise HeadsError("figures need matplotlib: pip install 'hf-heads[plots]'") from None
+        raise HeadsError("figures need matplotlib: pip install matplotlib") from None
 
 
 def new_page(width: float, height: float, title: str, dpi: int = DPI) -> tuple[Figure, Axes]:
