@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from datasets import Dataset
@@ -28,12 +28,15 @@ from transformers import (
 
 import hf_heads
 
-# What stands in the place of multi-head attention; `single` is one head of the same width, the others' lower bound.
-HEADS = {
-    "mha": None,
-    "mul": hf_heads.MheSpec(variant="mul"),
-    "add": hf_heads.MheSpec(variant="add"),
-    "single": hf_heads.PrunedSpec(kept=(0,)),
+# What stands in the place of multi-head attention of so many heads. `sha` is one head of the same width whose output
+# projection is as large as for many, the paper's lower bound; `single` is the same with one head's output projection.
+HEADS: dict[str, Callable[[int], hf_heads.HeadsSpec | None]] = {
+    "mha": lambda heads: None,
+    "mul": lambda heads: hf_heads.MheSpec(variant="mul"),
+    "add": lambda heads: hf_heads.MheSpec(variant="add"),
+    "mqa": lambda heads: hf_heads.MheSpec(variant="none", groups_q=heads),
+    "sha": lambda heads: hf_heads.MheSpec(variant="none"),
+    "single": lambda heads: hf_heads.PrunedSpec(kept=(0,)),
 }
 
 
@@ -68,6 +71,11 @@ def read(path: str, vocabulary: int, length: int) -> tuple[Dataset, Dataset, Pre
     return parts[0], parts[1], PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, pad_token="<pad>")
 
 
+def is_attention(name: str) -> bool:
+    """Whether a parameter is one of the queries, keys, values or output projections."""
+    return ".attention." in name and "LayerNorm" not in name
+
+
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     options = parse(arguments)
     train, dev, tokenizer = read(options.text, options.vocabulary, options.length)
@@ -81,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         max_position_embeddings=options.length,
         is_decoder=True,
     )
-    if (spec := HEADS[options.heads]) is not None:
+    if (spec := HEADS[options.heads](options.number)) is not None:
         config = hf_heads.heads_config(config, spec)
     model = AutoModelForCausalLM.from_config(config)
     trainer = Trainer(
@@ -105,7 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     )
     trainer.train()
     trainer.save_model()  # the tokenizer as well
-    scores = {"perplexity": math.exp(trainer.evaluate()["eval_loss"]), "parameters": float(model.num_parameters())}
+    scores = {
+        "perplexity": math.exp(trainer.evaluate()["eval_loss"]),
+        "parameters": float(model.num_parameters()),
+        "attention": float(sum(weight.numel() for name, weight in model.named_parameters() if is_attention(name))),
+    }
     print(
         f"{options.heads}: perplexity {scores['perplexity']:.2f}, {model.num_parameters():,} parameters, "
         f"saved to {options.output}"

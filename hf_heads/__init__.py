@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hf_heads.jobs.evaluation.choices import Choices
     from hf_heads.jobs.evaluation.compare import compare_checkpoints
     from hf_heads.jobs.finetuning.callback import ConvertCallback
+    from hf_heads.jobs.finetuning.dynamics import HeadDynamicsCallback
     from hf_heads.jobs.finetuning.factors import freeze_factors, parameter_groups
     from hf_heads.jobs.recommendation.recommend import recommend
     from hf_heads.jobs.scoring.ablation import ablate
@@ -54,6 +55,7 @@ _PLACES = {
     "ConvertCallback": "jobs.finetuning.callback",
     "DistillSettings": "jobs.distillation.settings",
     "DistillTrainer": "jobs.distillation.trainer",
+    "HeadDynamicsCallback": "jobs.finetuning.dynamics",
     "HeadsSpec": "attention.spec",
     "LowRankSpec": "methods.settings.low_rank",
     "MgkSpec": "methods.settings.mgk",
@@ -87,6 +89,7 @@ __all__ = [
     "ConvertCallback",
     "DistillSettings",
     "DistillTrainer",
+    "HeadDynamicsCallback",
     "HeadsError",
     "HeadsSpec",
     "LowRankSpec",

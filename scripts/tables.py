@@ -203,13 +203,16 @@ def mhe_latency(results: Row) -> list[str]:
 
 def mhe_scratch(results: Row) -> list[str]:
     """Language models from scratch."""
-    named = {"mha": "multi-head", "single": "single head", "add": "MHE-ADD", "mul": "MHE-MUL"}
-    body = []
+    named = {"mha": "multi-head", "sha": "single head, as the paper counts", "single": "single head"}
+    named |= {"mqa": "multi-query", "add": "MHE-ADD", "mul": "MHE-MUL"}
+    elastic, body = results.get("elasticity"), []
     for heads, label in named.items():
-        rows = [row for row in results["rows"] if row["heads"] == heads]
-        scores = ", ".join(f"{row['perplexity']:.2f}" for row in rows)
-        body.append([label, f"{rows[0]['parameters']:,.0f}", scores, f"{results['retained'][heads]:.1f} %"])
-    return table(["attention", "parameters", "perplexity of each seed", "retained"], body)
+        if rows := [row for row in results["rows"] if row["heads"] == heads]:
+            scores = ", ".join(f"{row['perplexity']:.2f}" for row in rows)
+            cells = [label, f"{rows[0]['parameters']:,.0f}", scores, f"{results['retained'][heads]:.1f} %"]
+            body.append(cells if elastic is None else [*cells, f"{elastic[heads]:.2f}" if heads in elastic else ""])
+    head = ["attention", "parameters", "perplexity of each seed", "retained"]
+    return table(head if elastic is None else [*head, "elasticity"], body)
 
 
 def mgk(results: Row) -> list[str]:

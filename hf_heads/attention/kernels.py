@@ -123,12 +123,12 @@ def pieces_are_faster(query: Tensor, key: Tensor) -> bool:
 
 
 def _weights(query: Tensor, key: Tensor, scaling: float, bias: Tensor | None, additive: Tensor | None) -> Tensor:
-    """Attention weights (batch, heads, target, source), the softmax in float32."""
+    """Attention weights (batch, heads, target, source), the softmax in float32 at least."""
     scores = _fold(query * scaling, key.mT)
     for term in (bias, additive):
         if term is not None:
             scores = scores + term if torch.is_grad_enabled() else scores.add_(term)
-    return scores.softmax(-1, dtype=torch.float32)
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
 
 def shared_scores(query: Tensor, key: Tensor, scaling: float, bias: Tensor | None) -> Tensor:

@@ -47,7 +47,16 @@ class RankHeads(Protocol):
     """Measures how much heads matter; returns all heads of the blocks, (block, place), the least important first."""
 
     def __call__(
-        self, names: Sequence[str], *, rule: str, steps: int, keep: float, normalize: bool, scores: str | None
+        self,
+        names: Sequence[str],
+        *,
+        rule: str,
+        steps: int,
+        keep: float,
+        normalize: bool,
+        scores: str | None,
+        unit: str = "example",
+        least: int = 0,
     ) -> Sequence[tuple[str, int]]:
         """See `hf_heads.rank_heads`; `scores` names a file with what it found before."""
         ...

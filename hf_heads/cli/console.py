@@ -180,8 +180,10 @@ def print_ablation(record: Mapping[str, Any]) -> None:
     marks: dict[str, list[str]] = {}
     for row in record["one_out"]:
         values.setdefault(row["block"], []).append(row["change"])
-        marks.setdefault(row["block"], []).append("*" if row["low"] > 0 or row["high"] < 0 else "")
+        sure = "*" if row["low"] > 0 or row["high"] < 0 else ""
+        marks.setdefault(row["block"], []).append(sure + "!" * (row["p"] < 0.05))
     console.print(f"change of {record['metric']} with one head out; * where the 95 % interval leaves out zero")
+    console.print("! where p < 0.05, corrected for the number of heads")
     print_heads(console, values, marks)
     better = max if record["metric"] == "accuracy" else min
     table = make_table("block", ">best head", ">all others out", ">95 % interval", ">all out", ">95 % interval")

@@ -18,7 +18,7 @@ from hf_heads.cli.options import (
     print_json,
 )
 from hf_heads.core.numbers import Number
-from hf_heads.core.vocabulary import RULES
+from hf_heads.core.vocabulary import RULES, UNITS
 from hf_heads.io.checkpoints.files import check_file, write_file
 from hf_heads.io.checkpoints.sources import resolve_source
 
@@ -75,6 +75,9 @@ def add_importance(commands: Any) -> None:
         help="rounds; scores are renewed after each (default 4)",
     )
     command.add_argument("--normalize", action="store_true", help="divide scores by their l2 norm in each block")
+    command.add_argument(
+        "--unit", default="example", choices=tuple(UNITS), help="what the rule gradient takes absolute values of"
+    )
     _add_study(command)
 
 
@@ -87,7 +90,12 @@ def _importance(options: argparse.Namespace, parser: argparse.ArgumentParser) ->
 
     with progress_bar(not options.json) as progress:
         found = score_checkpoint(
-            **common, rule=options.score, steps=options.steps, normalize=options.normalize, progress=progress
+            **common,
+            rule=options.score,
+            steps=options.steps,
+            normalize=options.normalize,
+            unit=options.unit,
+            progress=progress,
         )
     if options.output:
         found.save(options.output)

@@ -89,3 +89,35 @@ def _percentiles(values: Tensor, level: float) -> tuple[float, float]:
     tail = (1 - level) / 2
     low, high = values.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return low, high
+
+
+def sign_test(differences: Tensor, *, resamples: int = 10_000, seed: int = 0) -> float:
+    """Two-sided p value of a mean difference being zero, by turning the signs of examples at random.
+
+    Args:
+        differences: (examples,): score with minus score without, for every example.
+        resamples: how many times signs are drawn; p is at least 1 / (resamples + 1).
+        seed: of the draws.
+    """
+    values, generator = differences.double().flatten(), torch.Generator().manual_seed(seed)
+    values = values[values != 0]  # they stay zero whatever their sign
+    if not len(values):
+        return 1.0
+    wanted, rows, as_large = float(values.sum().abs()), max(1, _CHUNK // len(values)), 0
+    for begin in range(0, resamples, rows):
+        shape = min(rows, resamples - begin), len(values)
+        signs = torch.randint(2, shape, generator=generator, dtype=torch.int8).double() * 2 - 1
+        as_large += int(((signs @ values).abs() >= wanted * (1 - 1e-12)).sum())
+    return (1 + as_large) / (1 + resamples)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p values corrected for their number: how small a level all false alarms together can have and this one still be.
+
+    The k-th smallest of n is multiplied by n - k + 1, and none is below a smaller one (Holm 1979).
+    """
+    found, highest = [0.0] * len(values), 0.0
+    for place, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        highest = max(highest, min(1.0, values[index] * (len(values) - place)))
+        found[index] = highest
+    return found

@@ -29,6 +29,10 @@ RULES = {
     "weights": "size of the head's value-output map; needs no data",
     "random": "at random: the control",
 }
+UNITS = {
+    "example": "the gradient of each example's loss by the mask, as arXiv 1905.10650 defines it",
+    "token": "of each token's share in it, as the authors' code computes it",
+}
 CONSTANT_RULES = ("weights", "random")  # these need no data, and no second round would change them
 LOSSES = {
     "output": "the model's outputs: KL of logits, or squared error of last hidden states of a model without a head",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hf_heads.core.decompositions import cp, shared_basis
 from hf_heads.core.dense import DenseAttention, merge_heads
+from hf_heads.core.errors import HeadsError
 from hf_heads.core.gauge import INERTIA, balance, reach, rms
 from hf_heads.core.grouping import balanced_groups, captured_energy
 from hf_heads.core.narrow_values import ValueMaps, square_root
@@ -83,14 +84,27 @@ def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: Resolve
     """Shared projections and embeddings of a block.
 
     Queries and keys of a group are a CP decomposition of rank head_dim of its heads' scores, biases included (mul), or
-    the best bilinear form that all of them can share (add). Values of a group are projected to the directions that its
-    heads' value-output maps read most from the data; the output projection is then the best for them.
+    the best bilinear form that all of them can share (add), or the best key for queries of each head's own. Values of a
+    group are projected to the directions that its heads' value-output maps read most from the data; the output
+    projection is then the best for them.
+
+    Raises:
+        HeadsError: queries are shared otherwise than keys, or by heads that nothing would tell apart.
     """
     if spec.own_queries:
         return _with_own_queries(dense, statistics, spec)
+    own = spec.query_groups == spec.heads
+    if not own and (spec.query_groups != spec.groups_qk or spec.variant == "none"):
+        said = "without embeddings" if spec.variant == "none" else f"with {spec.groups_qk} of keys"
+        raise HeadsError(
+            f"{spec.query_groups} groups of queries {said} are for training from scratch: a conversion takes as many "
+            f"as heads, groups_q {spec.heads}, or embeddings and as many as of keys"
+        )
     whitened = _Whitened(dense, statistics)
     order = group_heads(whitened, spec.groups_qk, spec.groups_v)
     share = _multiplied_scores if spec.variant == "mul" else _added_scores
+    if own and spec.groups_qk < spec.heads:
+        share = _own_queries
     queries, keys, embeddings, score_errors = zip(
         *(share(whitened, part) for part in _parts(order, spec.groups_qk)), strict=True
     )
@@ -122,8 +136,10 @@ def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: Resolve
         "output.weight": output.flatten(0, 1).T,
         "output.bias": output_bias,
     }
+    if spec.variant == "none":
+        weights = {name: tensor for name, tensor in weights.items() if not name.endswith("_embedding")}
     inertia = spec.inertia or INERTIA
-    sides = {"query": spec.groups_qk, "key": spec.groups_qk, "value": spec.groups_v}
+    sides = {"query": spec.query_groups, "key": spec.groups_qk, "value": spec.groups_v}
     for name in weights:
         side = next((side for side in sides if name.startswith((f"shared_{side}", f"{side}_emb"))), None)
         if side is not None and sides[side] < len(order):
@@ -174,11 +190,13 @@ def _balanced(
     dense: DenseAttention, statistics: BlockStatistics, spec: ResolvedMhe, query: Tensor, key: Tensor, embedding: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and query embeddings at the scale at which steps of training go equally far on both sides."""
-    each = spec.heads // spec.groups_qk
-    shared, spread = (one.T.unflatten(0, (spec.groups_qk, -1)).mT.repeat_interleave(each, 0) for one in (query, key))
+    shared, spread = (
+        one.T.unflatten(0, (groups, -1)).mT.repeat_interleave(spec.heads // groups, 0)
+        for one, groups in ((query, spec.query_groups), (key, spec.groups_qk))
+    )
     weight, bias, sizes = shared[:, :-1], shared[:, -1], rms(spread, statistics.key)
     if spec.variant == "mul":
-        own = 1 + embedding
+        own = 1 + embedding  # zero where queries are each head's own
         weight, bias, sizes = weight * own[:, None], bias * own, sizes * own.abs()
     else:
         bias = bias + embedding
@@ -223,6 +241,22 @@ def _added_scores(whitened: _Whitened, part: Sequence[int]) -> tuple[Tensor, Ten
     key = whitened.key_inverse @ spread
     query, key, embeddings = (_widened(one, width) for one in (query, key, embeddings / scale))
     return query, key, embeddings, float((apart.square().sum() / scores.square().sum().clamp_min(1e-300)).sqrt())
+
+
+def _own_queries(whitened: _Whitened, part: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, float]:
+    """The same for one key and queries (query_width + 1, heads * d) of each head's own: the best for all their scores.
+
+    [S_1; S_2; ...] = left values right, S_h the scores of head h between whitened inputs.
+    """
+    heads, width, scale = list(part), whitened.width, whitened.dense.scale
+    scores = whitened.query[heads] @ whitened.key[heads].mT  # (heads, rows of x, rows of y)
+    left, values, right = torch.linalg.svd(scores.flatten(0, 1), full_matrices=False)
+    roots = values[:width].sqrt()
+    own = (left[:, :width] * roots).unflatten(0, (len(heads), -1)) / whitened.weights[heads][:, None, None]
+    query = _widened(whitened.query_inverse @ own / scale, width)
+    key = _widened(whitened.key_inverse @ (right[:width].T * roots), width)
+    lost = float(values[width:].square().sum() / values.square().sum().clamp_min(1e-300))
+    return torch.cat(list(query), -1), key, query.new_zeros(len(heads), width), lost**0.5
 
 
 def _shared_values(whitened: _Whitened, part: Sequence[int]) -> tuple[Tensor, Tensor, float]:

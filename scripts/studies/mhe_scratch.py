@@ -1,7 +1,9 @@
-"""Small language models from scratch on real text: multi-head, single-head, MHE-ADD and MHE-MUL, same data and steps.
+"""Small language models from scratch on real text: multi-head, single-head, multi-query, MHE-ADD and MHE-MUL.
 
-Each is a run of examples/pretrain_mhe.py. The performance retention ratio is 1 - (perplexity - that of multi-head) /
-that of multi-head, in percent.
+The same data and steps for all; each is a run of examples/pretrain_mhe.py. The text is the validation text of
+WikiText-2, of which the last tenth is measured on. The performance retention ratio is 1 - (perplexity - that of
+multi-head) / that of multi-head, in percent; the elasticity of parameters is the gain over single-head attention, in
+percent of it, for each percent of its parameters more.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     pretrain = example("pretrain_mhe")
     rows = []
-    for heads in ("mha", "single", "add", "mul"):
+    for heads in ("mha", "sha", "single", "mqa", "add", "mul"):
         for seed in range(options.seed, options.seed + options.seeds):
             words = ["--text", str(options.data / TEXT), "--heads", heads, "--seed", str(seed)]
             output = options.work / f"mhe-{heads}-{seed}"
@@ -32,5 +34,22 @@ def run(options: argparse.Namespace) -> None:
         heads: statistics.mean(row["perplexity"] for row in rows if row["heads"] == heads)
         for heads in dict.fromkeys(row["heads"] for row in rows)
     }
-    retained = {heads: 100 * (1 - (mean - means["mha"]) / means["mha"]) for heads, mean in means.items()}
-    save("mhe_scratch", {"steps": options.max_steps, "rows": rows, "retained": shown(retained)}, options)
+    attention = {row["heads"]: row["attention"] for row in rows}
+    found = {heads: retained(mean, means["mha"]) for heads, mean in means.items()}
+    elastic = {
+        heads: elasticity(mean, means["sha"], attention[heads], attention["sha"])
+        for heads, mean in means.items()
+        if attention[heads] > attention["sha"]
+    }
+    results = {"steps": options.max_steps, "rows": rows, "retained": shown(found), "elasticity": shown(elastic)}
+    save("mhe_scratch", results, options)
+
+
+def retained(perplexity: float, many: float) -> float:
+    """How much of multi-head attention's performance is kept, in percent."""
+    return 100 * (1 - (perplexity - many) / many)
+
+
+def elasticity(perplexity: float, single: float, parameters: float, fewest: float) -> float:
+    """Relative gain of perplexity over single-head attention by the relative growth of the attention's parameters."""
+    return (1 - perplexity / single) / (parameters / fewest - 1)

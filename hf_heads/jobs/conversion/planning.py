@@ -182,6 +182,8 @@ def order_heads(
     keep: float,
     normalize: bool,
     scores: str | None,
+    unit: str = "example",
+    least: int = 0,
 ) -> list[tuple[str, int]]:
     """All heads of some blocks, the least important first."""
     if scores is not None:
@@ -194,6 +196,8 @@ def order_heads(
         steps=steps,
         keep=keep,
         normalize=normalize,
+        unit=unit,
+        least=least,
         seed=seed,
         progress=progress,
     ).order_of(names)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from hf_heads.attention.hosts.blocks import find_blocks
 from hf_heads.core.batches import Batch, Progress
 from hf_heads.core.errors import HeadsError
-from hf_heads.core.intervals import paired_interval
+from hf_heads.core.intervals import holm, paired_interval, sign_test
 from hf_heads.jobs.scoring.masks import head_mask
 from hf_heads.jobs.scoring.sensitivity import Reference
 from hf_heads.modeling.blocks import block_shape
@@ -35,6 +35,8 @@ class Ablation:
         out: the heads that are switched off, by their places in the block.
         change: mean over examples of the metric without the heads minus the metric with all heads.
         low, high: its 95 % interval by paired bootstrap over examples.
+        p: how likely as large a change is by chance, by random signs; of `one_out` and `one_left` times what Holm's
+            correction for the number of rows of the table makes of it.
     """
 
     block: str
@@ -42,6 +44,7 @@ class Ablation:
     change: float
     low: float
     high: float
+    p: float = 1.0
 
     @property
     def measurable(self) -> bool:
@@ -60,6 +63,8 @@ class AblationTable:
         one_out: a row for every head: this one is out.
         one_left: a row for every head of a block with several: all others of its block are out.
         none_left: a row for every block: all its heads are out.
+        best_left: a row for every block with several heads: the one that keeps most alone, chosen on every second
+            example and reported on the others; nothing where there is but one example.
     """
 
     metric: str
@@ -68,6 +73,7 @@ class AblationTable:
     one_out: tuple[Ablation, ...]
     one_left: tuple[Ablation, ...]
     none_left: tuple[Ablation, ...]
+    best_left: tuple[Ablation, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -132,7 +138,7 @@ def _ablate(
         plans += [("one_out", name, (head,)) for head in every]
         plans += [("one_left", name, every[:head] + every[head + 1 :]) for head in every if count > 1]
         plans += [("none_left", name, every)] if count else []
-    rows: dict[str, list[Ablation]] = {"one_out": [], "one_left": [], "none_left": []}
+    found: dict[str, list[tuple[str, tuple[int, ...], Tensor]]] = {"one_out": [], "one_left": [], "none_left": []}
     for index, (table, name, out) in enumerate(plans):
         if progress:
             progress(f"ablating {name}", index, len(plans))
@@ -141,10 +147,33 @@ def _ablate(
         differences = measure({name: mask}) - whole
         if not differences.isfinite().all():
             raise HeadsError(f"{metric} without heads {', '.join(map(str, out))} of {name} is not finite: it overflows")
-        low, high = paired_interval(differences)
-        rows[table].append(Ablation(name, out, float(differences.mean()), low, high))
-    tables = {name: tuple(found) for name, found in rows.items()}
-    return AblationTable(metric, float(whole.mean()), len(whole), **tables)
+        found[table].append((name, out, differences))
+    tables = {table: _rows(rows, corrected=table != "none_left") for table, rows in found.items()}
+    better = -1.0 if metric == "accuracy" else 1.0
+    best = _rows(_best(found["one_left"], better), corrected=False) if len(whole) > 1 else ()
+    return AblationTable(metric, float(whole.mean()), len(whole), **tables, best_left=best)
+
+
+def _rows(found: Sequence[tuple[str, tuple[int, ...], Tensor]], corrected: bool) -> tuple[Ablation, ...]:
+    """Rows from the differences of every example."""
+    chances = [sign_test(differences) for _, _, differences in found]
+    chances = holm(chances) if corrected else chances
+    return tuple(
+        Ablation(name, out, float(differences.mean()), *paired_interval(differences), p)
+        for (name, out, differences), p in zip(found, chances, strict=True)
+    )
+
+
+def _best(
+    found: Sequence[tuple[str, tuple[int, ...], Tensor]], better: float
+) -> list[tuple[str, tuple[int, ...], Tensor]]:
+    """Of each block what changes least for the worse on every second example, and its differences on the others."""
+    chosen = []
+    for block in dict.fromkeys(name for name, _, _ in found):
+        rows = [row for row in found if row[0] == block]
+        name, out, differences = min(rows, key=lambda row: better * float(row[2][::2].mean()))
+        chosen.append((name, out, differences[1::2]))
+    return chosen
 
 
 def _measure(model: PreTrainedModel, batches: Sequence[Batch], metric: str) -> Callable[[Mapping[str, Tensor]], Tensor]:

@@ -22,6 +22,7 @@ def score_checkpoint(
     blocks: str | None = None,
     steps: int = 4,
     normalize: bool = False,
+    unit: str = "example",
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> HeadScores:
@@ -48,6 +49,7 @@ def score_checkpoint(
         blocks=blocks,
         steps=steps,
         normalize=normalize,
+        unit=unit,
         seed=choice.seed,
         progress=progress,
     )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,10 +14,11 @@ from transformers import PreTrainedModel
 from hf_heads.attention.hosts.blocks import find_blocks
 from hf_heads.core.batches import Batch, Progress
 from hf_heads.core.errors import HeadsError
-from hf_heads.core.vocabulary import CONSTANT_RULES, RULES
+from hf_heads.core.vocabulary import CONSTANT_RULES, RULES, UNITS
 from hf_heads.jobs.scoring.scores import Head, HeadScores, fingerprint
-from hf_heads.jobs.scoring.sensitivity import Reference, ablations, gauss_newton, gradients
+from hf_heads.jobs.scoring.sensitivity import Reference, ablations, gauss_newton, gradients, token_gradients
 from hf_heads.methods.pruned import map_energy
+from hf_heads.methods.settings.pruned import spared
 from hf_heads.modeling.blocks import block_shape, read_block
 
 
@@ -27,6 +31,8 @@ def rank_heads(
     steps: int = 4,
     keep: float = 0.0,
     normalize: bool = False,
+    unit: str = "example",
+    least: int = 0,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> HeadScores:
@@ -43,6 +49,9 @@ def rank_heads(
         steps: rounds. After each, scores are measured anew with what has gone masked.
         keep: share of the heads that surely stays; the rounds end there.
         normalize: divide scores by their l2 norm in each block (not for `gauss-newton`, whose scores are drifts).
+        unit: of `gradient`, whether the absolute value is taken of each example, as the paper defines it, or of each
+            token, as the authors' code does.
+        least: how many heads of each block go after all others.
         seed: of the random directions and of `random`.
         progress: called with (what, done, total).
 
@@ -55,6 +64,8 @@ def rank_heads(
         raise HeadsError(f"steps {steps} is not positive")
     if normalize and rule == "gauss-newton":
         raise HeadsError("gauss-newton scores are drifts and add up over blocks; leave out normalize")
+    if unit not in UNITS or (unit != "example" and rule != "gradient"):
+        raise HeadsError(f"unit {unit} is of no use to {rule}: units are {', '.join(UNITS)}, of the rule gradient")
     batches = list(batches or [])
     if not batches and rule not in CONSTANT_RULES:
         raise HeadsError(f"{rule} needs data: give --calibrate, or take the rule weights, which needs none")
@@ -70,24 +81,35 @@ def rank_heads(
     training = model.training
     model.eval()
     try:
-        scored = _order(model, rule, batches, layout, steps, round(keep * len(layout)), normalize, seed, progress)
+        how = _How(rule, normalize, unit, least, seed)
+        scored = _order(model, how, batches, layout, steps, round(keep * len(layout)), progress)
     finally:
         model.train(training)
     first, order = scored
     values = iter(first.tolist())
     importance = {name: tuple(next(values) for _ in range(count)) for name, count in heads.items()}
-    return HeadScores(rule, importance, tuple(layout[index] for index in order), steps, normalize, fingerprint(model))
+    ordered = tuple(layout[index] for index in order)
+    found = HeadScores(rule, importance, ordered, steps, normalize, fingerprint(model))
+    return dataclasses.replace(found, unit=unit, least=least)
+
+
+class _How(NamedTuple):
+    """The arguments of `rank_heads` that say what scores are."""
+
+    rule: str
+    normalize: bool
+    unit: str
+    least: int
+    seed: int
 
 
 def _order(
     model: PreTrainedModel,
-    rule: str,
+    how: _How,
     batches: Sequence[Batch],
     layout: Sequence[Head],
     steps: int,
     keep: int,
-    normalize: bool,
-    seed: int,
     progress: Progress | None,
 ) -> tuple[Tensor, list[int]]:
     """Scores with all heads in place, and the indices of all heads in the order of removal."""
@@ -95,11 +117,13 @@ def _order(
     mask = torch.ones(len(layout))
     gone: list[int] = []
     first = None
+    rule = how.rule
     if rule in CONSTANT_RULES:
-        scores = _scores(model, rule, batches, None, layout, mask, seed)
-        scores = _normalized(scores, layout) if normalize else scores
-        return scores, scores.argsort(stable=True).tolist()
-    drift = Reference(model, batches, seed) if rule in ("gauss-newton", "ablation") else None
+        scores = _scores(model, how, batches, None, layout, mask)
+        places = {head: index for index, head in enumerate(layout)}
+        order = spared([layout[index] for index in scores.argsort(stable=True).tolist()], how.least)
+        return scores, [places[head] for head in order]
+    drift = Reference(model, batches, how.seed) if rule in ("gauss-newton", "ablation") else None
     for step in range(1, steps + 1):
         if progress:
             progress(f"scoring heads by {rule}, round {step} of {steps}", step - 1, steps)
@@ -112,13 +136,11 @@ def _order(
             scores = curvature.diagonal() / 2 - gradient
         else:
             curvature = None
-            scores = _scores(model, rule, batches, drift, layout, mask, seed)
-            scores = _normalized(scores, layout) if normalize else scores
+            scores = _scores(model, how, batches, drift, layout, mask)
         first = scores if first is None else first
         predicted = scores.clone()  # the loss that each further removal adds, given what this round has removed
         while len(gone) < until:
-            predicted[gone] = torch.inf
-            head = int(predicted.argmin())
+            head = int(predicted.masked_fill(~_may_go(layout, mask, how.least), torch.inf).argmin())
             gone.append(head)
             mask[head] = 0
             if curvature is not None:
@@ -127,23 +149,44 @@ def _order(
     return first, gone
 
 
+def _may_go(layout: Sequence[Head], mask: Tensor, least: int) -> Tensor:
+    """Which heads may go next: those of blocks with more than `least`, or any where there is no such block."""
+    there = mask.bool()
+    left = Counter(name for (name, _), one in zip(layout, there.tolist(), strict=True) if one)
+    free = there & torch.tensor([left[name] > least for name, _ in layout])
+    return free if bool(free.any()) else there
+
+
 def _scores(
     model: PreTrainedModel,
-    rule: str,
+    how: _How,
     batches: Sequence[Batch],
     drift: Reference | None,
     layout: Sequence[Head],
     mask: Tensor,
-    seed: int,
 ) -> Tensor:
     """Scores of the rules in which every head stands for itself, (heads of all blocks,)."""
+    found = _plain_scores(model, how, batches, drift, layout, mask)
+    return _normalized(found, layout) if how.normalize else found
+
+
+def _plain_scores(
+    model: PreTrainedModel,
+    how: _How,
+    batches: Sequence[Batch],
+    drift: Reference | None,
+    layout: Sequence[Head],
+    mask: Tensor,
+) -> Tensor:
+    rule = how.rule
     if rule == "weights":
         energy = {block.name: map_energy(read_block(block)) for block in find_blocks(model)}
         return torch.stack([energy[name][head].cpu() for name, head in layout]).sqrt()
     if rule == "random":
-        return torch.rand(len(layout), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        return torch.rand(len(layout), dtype=torch.float64, generator=torch.Generator().manual_seed(how.seed))
     if rule == "gradient":
-        return gradients(model, batches, layout, mask)
+        measure = gradients if how.unit == "example" else token_gradients
+        return measure(model, batches, layout, mask)
     assert drift is not None
     return ablations(model, drift, layout, mask)
 

@@ -36,6 +36,8 @@ class HeadScores:
         normalize: whether scores are divided by their l2 norm in each block.
         model: fingerprint of the attention weights that were scored.
         data: what they were scored on.
+        unit: of the rule gradient, see `hf_heads.core.vocabulary.UNITS`.
+        least: how many heads of each block go last.
 
     Raises:
         HeadsError: a score is not finite.
@@ -48,6 +50,8 @@ class HeadScores:
     normalize: bool
     model: str
     data: str = ""
+    unit: str = "example"
+    least: int = 0
 
     def __post_init__(self) -> None:
         if not all(math.isfinite(value) for values in self.importance.values() for value in values):
@@ -89,6 +93,8 @@ class HeadScores:
             "about": RULES[self.rule],
             "steps": self.steps,
             "normalize": self.normalize,
+            "unit": self.unit,
+            "least": self.least,
             "data": self.data,
             "model": self.model,
             "importance": {name: list(values) for name, values in self.importance.items()},

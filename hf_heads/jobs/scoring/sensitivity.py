@@ -7,11 +7,14 @@ every example on its own, so that one backward pass yields the gradient of each 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_heads.attention.hosts.blocks import find_blocks
 from hf_heads.core.batches import Batch, main_output, output_mask, thin
 from hf_heads.core.errors import HeadsError
 from hf_heads.jobs.scoring.masks import head_mask
@@ -39,8 +42,7 @@ def gradients(model: PreTrainedModel, batches: Sequence[Batch], layout: Sequence
         with head_mask(model, by_block(xi, layout)):
             outputs = model(**{name: value.to(model.device) for name, value in batch.items()})
         loss = outputs.get("loss")
-        if loss is None:
-            raise HeadsError(f"{type(model).__name__} gives no loss for labels; take gauss-newton, which needs none")
+        _check_loss(model, loss)
         (gradient,) = torch.autograd.grad(loss, xi)
         # The model's loss is a mean over all labels of the batch; an example's own is the mean over its labels.
         labels = _label_counts(model, batch).double()
@@ -48,6 +50,56 @@ def gradients(model: PreTrainedModel, batches: Sequence[Batch], layout: Sequence
         total += gradient.abs().sum(0)
         count += examples
     return total / count
+
+
+def _check_loss(model: PreTrainedModel, loss: Tensor | None) -> None:
+    if loss is None:
+        raise HeadsError(f"{type(model).__name__} gives no loss for labels; take gauss-newton, which needs none")
+
+
+def token_gradients(model: PreTrainedModel, batches: Sequence[Batch], layout: Sequence[Head], mask: Tensor) -> Tensor:
+    """The same with the absolute value taken of every token: E |Att_h(x)_t dL/dAtt_h(x)_t| over tokens.
+
+    Tokens that the loss does not depend on, padding above all, do not count.
+    """
+    total, count = torch.zeros(len(layout), dtype=torch.float64), torch.zeros(len(layout), dtype=torch.float64)
+    names = list(by_block(mask, layout))
+    for batch in batches:
+        with head_mask(model, by_block(mask, layout)), contexts_of(model, names) as contexts:
+            loss = model(**{name: value.to(model.device) for name, value in batch.items()}).get("loss")
+            _check_loss(model, loss)
+            each = torch.autograd.grad(loss, list(contexts.values()))
+        labels = _label_counts(model, batch).double()
+        weight = (labels.sum() / labels.clamp_min(1))[:, None, None]
+        found, seen = [], []
+        for name, gradient in zip(contexts, each, strict=True):
+            heads = sum(one == name for one, _ in layout)
+            inner = (contexts[name].detach() * gradient).double().cpu().unflatten(-1, (heads, -1)).sum(-1)
+            found.append((inner * weight).abs().flatten(0, 1).sum(0))
+            seen.append(gradient.any(-1).sum().double().cpu().expand(heads))
+        total, count = total + torch.cat(found), count + torch.cat(seen)
+    return total / count.clamp_min(1)
+
+
+@contextmanager
+def contexts_of(model: PreTrainedModel, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """What goes into the output projections of some blocks, (batch, target, heads * width), within a `with` block."""
+    blocks = {block.name: block for block in find_blocks(model)}
+    kept: dict[str, Tensor] = {}
+
+    def keeper(name: str) -> Any:
+        def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            kept[name] = args[0] if args[0].requires_grad else args[0].requires_grad_()
+            return (kept[name], *args[1:])
+
+        return keep
+
+    handles = [blocks[name].output.register_forward_pre_hook(keeper(name)) for name in names]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _label_counts(model: PreTrainedModel, batch: Batch) -> Tensor:

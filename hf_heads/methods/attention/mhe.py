@@ -21,7 +21,7 @@ class MheAttention(HeadsAttention):
 
     mul: keys stay shared, (1 + e^K) moves to the queries and (1 + e^V) to the context. add: q_h e_h^K is the same for
     all keys, so softmax drops it (it is added in training, for its gradient to be zero and not missing), and e_h^V is
-    added to the context, times what attention dropout has left of the weights' sum.
+    added to the context, times what attention dropout has left of the weights' sum. none: there are no embeddings.
 
     Where heads keep queries of their own, there are no embeddings: grouped-query attention.
     """
@@ -33,9 +33,13 @@ class MheAttention(HeadsAttention):
     def shared(self) -> tuple[str, ...]:
         if self.spec.own_queries:
             return ()
-        sides = {"query": self.spec.groups_qk, "key": self.spec.groups_qk, "value": self.spec.groups_v}
-        of = [side for side, groups in sides.items() if groups < self.shape.heads]
-        return (*(f"shared_{side}" for side in of), *(f"{side}_embedding" for side in of))
+        of = [side for side, groups in self._groups.items() if groups < self.shape.heads]
+        embeddings = () if self.spec.variant == "none" else tuple(f"{side}_embedding" for side in of)
+        return (*(f"shared_{side}" for side in of), *embeddings)
+
+    @property
+    def _groups(self) -> dict[str, int]:
+        return {"query": self.spec.query_groups, "key": self.spec.groups_qk, "value": self.spec.groups_v}
 
     @property
     def inertia(self) -> int:
@@ -47,26 +51,25 @@ class MheAttention(HeadsAttention):
 
     @property
     def score_scaling(self) -> float:
-        return self.scaling / self.inertia_of("query") ** 2  # one for queries, one for keys
+        return self.scaling / (self.inertia_of("query") * self.inertia_of("key"))
 
     def build(self, shape: AttentionShape) -> None:
-        groups_qk, groups_v = self.spec.groups_qk, self.spec.groups_v
-        queries = shape.heads if self.spec.own_queries else groups_qk
-        query = nn.Linear(shape.query_width, queries * shape.head_dim, bias=shape.biases.query)
+        groups_q, groups_qk, groups_v = self._groups.values()
+        query = nn.Linear(shape.query_width, groups_q * shape.head_dim, bias=shape.biases.query)
         if self.spec.own_queries:
             self.own_query = query
         else:
             self.shared_query = query
         self.shared_key = nn.Linear(shape.key_width, groups_qk * shape.head_dim, bias=shape.biases.key)
         self.shared_value = nn.Linear(shape.key_width, groups_v * shape.value_dim, bias=shape.biases.value)
-        if self.spec.own_queries:
+        if not self.spec.has_embeddings:
             return
         self.query_embedding = nn.Parameter(torch.empty(shape.heads, shape.head_dim))
         self.key_embedding = nn.Parameter(torch.empty(shape.heads, shape.head_dim))
         self.value_embedding = nn.Parameter(torch.empty(shape.heads, shape.value_dim))
 
     def init_weights(self) -> None:
-        if self.spec.own_queries:
+        if not self.spec.has_embeddings:
             return
         std = float(getattr(self.config, "initializer_range", getattr(self.config, "init_std", 0.02)))
         for embedding in (self.query_embedding, self.key_embedding, self.value_embedding):
@@ -77,11 +80,15 @@ class MheAttention(HeadsAttention):
         return self.spec.variant == "mul"
 
     @property
+    def _adds(self) -> bool:
+        return self.spec.variant == "add"
+
+    @property
     def _drops_weights(self) -> bool:
         return self.training and self.attention_dropout > 0
 
     def project_query(self, hidden_states: Tensor) -> Tensor:
-        groups = self.spec.groups_qk
+        groups = self.spec.query_groups
         if self.spec.own_queries:
             return _by_head(self.own_query(hidden_states), self.shape.heads)
         # (batch, groups, 1, target, head_dim), then every head of a group its own
@@ -90,8 +97,10 @@ class MheAttention(HeadsAttention):
             inertia = self.inertia_of("query")
             own = (1 + self.query_embedding / inertia) * (1 + self.key_embedding / inertia)
             query = shared * own.unflatten(0, (groups, -1))[:, :, None]
-        else:
+        elif self._adds:
             query = shared + self.query_embedding.unflatten(0, (groups, -1))[:, :, None]
+        else:
+            query = shared.expand(-1, -1, self.shape.heads // groups, -1, -1)
         return query.flatten(1, 2)
 
     def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,19 +121,22 @@ class MheAttention(HeadsAttention):
             return _apart(key, groups_qk), _apart(value, groups_v), None
         key = key.squeeze(1).unflatten(-1, (groups_qk, -1)).transpose(1, 2)
         value = value.squeeze(1).unflatten(-1, (groups_v, -1)).transpose(1, 2)
-        if not self._multiplies and self._drops_weights:
+        if self._adds and self._drops_weights:
             value = torch.cat([value, value.new_ones(*value.shape[:-1], 1)], -1)
         return key, value, None
 
     def row_term(self, query: Tensor) -> Tensor | None:
-        if self._multiplies or not torch.is_grad_enabled() or not self.key_embedding.requires_grad:
+        if not self._adds or not torch.is_grad_enabled() or not self.key_embedding.requires_grad:
             return None
         return self.score_scaling * (query @ self.key_embedding[..., None])
 
     def finish_context(self, context: Tensor) -> Tensor:
         if self.spec.own_queries:
             return context
-        embedding, inertia = self.value_embedding[:, None], self.inertia_of("value")
+        inertia = self.inertia_of("value")
+        if not self.spec.has_embeddings:
+            return context / inertia
+        embedding = self.value_embedding[:, None]
         if self._multiplies:
             return context * ((1 + embedding / inertia) / inertia)
         if self._drops_weights:
@@ -132,21 +144,22 @@ class MheAttention(HeadsAttention):
         return (context + embedding) / inertia
 
     def to_dense(self, output: nn.Linear) -> DenseAttention:
-        spec, shape = self.spec, self.shape
-        if spec.own_queries:
+        shape = self.shape
+        if self.spec.own_queries:
             return self._grouped(output)
         found: dict[str, Any] = {}
-        for name, groups in (("query", spec.groups_qk), ("key", spec.groups_qk), ("value", spec.groups_v)):
+        for name, groups in self._groups.items():
             shared: nn.Linear = getattr(self, f"shared_{name}")
             inertia = self.inertia_of(name)
-            embedding = getattr(self, f"{name}_embedding").detach() / inertia
             weight = split_heads(shared.weight.detach(), groups) / inertia
             bias = weight.new_zeros(groups, weight.shape[-1]) if shared.bias is None else shared.bias.detach() / inertia
             weight, bias = (one.repeat_interleave(shape.heads // groups, 0) for one in (weight, bias.view(groups, -1)))
-            if self._multiplies:
-                weight, bias = weight * (1 + embedding[:, None]), bias * (1 + embedding)
-            else:
-                bias = bias + embedding
+            if self.spec.variant != "none":
+                embedding = getattr(self, f"{name}_embedding").detach() / inertia
+                if self._multiplies:
+                    weight, bias = weight * (1 + embedding[:, None]), bias * (1 + embedding)
+                else:
+                    bias = bias + embedding
             found |= {name: weight, f"{name}_bias": bias}
         found["content_bias"] = found["key"].new_zeros(shape.heads, shape.key_width)
         return DenseAttention(**found, scale=self.scaling, biases=shape.biases, **read_output(output, shape.heads))

@@ -23,10 +23,15 @@ class MheSpec(HeadsSpec):
         mul: q_h = (x W_Q) * (1 + e_h^Q), k_h = (y W_K) * (1 + e_h^K), v_h = (y W_V) * (1 + e_h^V)
         add: q_h = x W_Q + e_h^Q,         k_h = y W_K + e_h^K,         v_h = y W_V + e_h^V
 
+    Without embeddings these are the baselines: single-head attention (one group), multi-query attention (groups_q = the
+    number of heads, one group of keys and values) and grouped-query attention (several).
+
     Attributes:
-        variant: mul or add.
+        variant: mul, add, or none (no embeddings).
         groups: number of shared heads; 1 is the paper, the number of heads is the original.
         groups_qk, groups_v: the same for queries and keys, and for values, where they differ; one divides the other.
+        groups_q, groups_k: the same for queries, and for keys, where they differ. A conversion takes as many queries as
+            heads then.
         order: which head of the host stands at each place: heads that share are neighbours.
         own_queries: heads keep queries of their own and have no embeddings: grouped-query attention. A conversion sets
             it where positions turn queries and keys after projection, or where keys are shared already.
@@ -35,11 +40,13 @@ class MheSpec(HeadsSpec):
     """
 
     method: ClassVar[str] = "mhe"
-    variant: str = option("mul", "how embeddings enter", choices=("mul", "add"))
+    variant: str = option("mul", "how embeddings enter, or none of them", choices=("mul", "add", "none"))
     groups: int | None = option(
         None, "shared heads; 1 (the default) is the paper, the number of heads loses nothing", at_least=1
     )
     groups_qk: int | None = option(None, "shared heads of queries and keys, where not `groups`", at_least=1)
+    groups_q: int | None = option(None, "shared heads of queries, where not `groups-qk`", at_least=1)
+    groups_k: int | None = option(None, "shared heads of keys, where not `groups-qk`", stored=False, at_least=1)
     groups_v: int | None = option(None, "shared heads of values, where not `groups`", at_least=1)
     order: tuple[int, ...] | None = option(None, "the host's heads by place", command=False)
     own_queries: bool | None = option(None, "heads keep their own queries, and have no embeddings", command=False)
@@ -55,21 +62,24 @@ class MheSpec(HeadsSpec):
         self, shape: AttentionShape, where: str = "the block", before: HeadsSpec | None = None
     ) -> HeadsSpec | None:
         self.check_heads(shape, where)
-        if self.groups is not None and self.groups_qk is not None and self.groups_v is not None:
-            raise HeadsError(
-                f"{self.groups} groups and groups_qk {self.groups_qk}, groups_v {self.groups_v}: leave one out"
-            )
-        groups_qk, groups_v = (one or self.groups or 1 for one in (self.groups_qk, self.groups_v))
-        for groups in (groups_qk, groups_v):
+        self._refuse_idle_groups()
+        of_both = self.groups_qk or self.groups or 1
+        groups_q, groups_k = self.groups_q or of_both, self.groups_k or of_both
+        groups_v = self.groups_v or self.groups or 1
+        for groups in (groups_q, groups_k, groups_v):
             if shape.heads % groups:
                 fitting = [str(one) for one in range(1, shape.heads + 1) if shape.heads % one == 0]
                 raise HeadsError(
                     f"{groups} groups do not divide the {shape.heads} heads of {where}: {', '.join(fitting)}"
                 )
-        if groups_qk % groups_v and groups_v % groups_qk:
-            raise HeadsError(f"groups_qk {groups_qk} and groups_v {groups_v}: one must divide the other")
-        own = self._own_queries(shape, groups_qk, groups_v, where)
-        return self.settle(heads=shape.heads, groups=None, groups_qk=groups_qk, groups_v=groups_v, own_queries=own)
+        if groups_k % groups_v and groups_v % groups_k:
+            raise HeadsError(f"groups_qk {groups_k} and groups_v {groups_v}: one must divide the other")
+        turned = self._own_queries(shape, groups_k, groups_v, where)
+        if turned and self.groups_q not in (None, shape.heads):
+            raise HeadsError(f"heads of {where} keep queries of their own: leave out groups_q {self.groups_q}")
+        own = None if groups_q == groups_k or turned else groups_q
+        settled = {"heads": shape.heads, "groups": None, "groups_k": None, "own_queries": turned}
+        return self.settle(**settled, groups_qk=groups_k, groups_q=own, groups_v=groups_v)
 
     def _own_queries(self, shape: AttentionShape, groups_qk: int, groups_v: int, where: str) -> bool | None:
         """Whether heads have queries of their own in a block of this shape; None is no.
@@ -89,7 +99,7 @@ class MheSpec(HeadsSpec):
                 f"keys of {where} go through a norm of every head, so that heads cannot share them; values can be: "
                 f"groups_qk {shape.memory_heads}, and groups_v fewer"
             )
-        if self.variant != "mul":
+        if self.variant == "add":
             raise HeadsError(f"variant {self.variant} is one of embeddings, which heads of {where} do not have")
         return True
 
@@ -104,24 +114,45 @@ class MheSpec(HeadsSpec):
         held = max(self.groups_qk, self.groups_v)
         return dataclasses.replace(found, kv_heads=None if held == found.heads else held)
 
+    def _refuse_idle_groups(self) -> None:
+        """Numbers that others leave nothing to say.
+
+        Raises:
+            HeadsError: there is one.
+        """
+        both = self.groups_qk is not None or (self.groups_q is not None and self.groups_k is not None)
+        if self.groups is not None and both and self.groups_v is not None:
+            scores = f"groups_qk {self.groups_qk}" if self.groups_qk else f"groups_q {self.groups_q}"
+            raise HeadsError(f"{self.groups} groups and {scores}, groups_v {self.groups_v}: leave one out")
+        if None not in (self.groups_qk, self.groups_q, self.groups_k):
+            raise HeadsError(f"groups_qk {self.groups_qk} and groups_q {self.groups_q}, groups_k: leave one out")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedMhe(MheSpec):
     """Head embeddings of one block."""
 
     heads: int = option(MISSING, "number of heads", command=False, at_least=0)
-    groups_qk: int = option(MISSING, "shared heads of queries and keys", at_least=1)
+    groups_qk: int = option(MISSING, "shared heads of keys, and of queries where they have no number", at_least=1)
     groups_v: int = option(MISSING, "shared heads of values", at_least=1)
+
+    @property
+    def query_groups(self) -> int:
+        """Shared heads of queries."""
+        return self.heads if self.own_queries else self.groups_q or self.groups_qk
+
+    @property
+    def has_embeddings(self) -> bool:
+        """Whether something tells heads of one group apart."""
+        return self.variant != "none" and not self.own_queries
 
     def parameters(self, shape: AttentionShape) -> int:
         biases = shape.biases
-        scores = self.groups_qk * shape.head_dim * (shape.query_width + biases.query + shape.key_width + biases.key)
+        queries = self.query_groups * shape.head_dim * (shape.query_width + biases.query)
+        keys = self.groups_qk * shape.head_dim * (shape.key_width + biases.key)
         values = self.groups_v * shape.value_dim * (shape.key_width + biases.value)
-        if self.own_queries:
-            scores += (shape.heads - self.groups_qk) * shape.head_dim * (shape.query_width + biases.query)
-            return scores + values + shape.output_parameters
-        embeddings = shape.heads * (2 * shape.head_dim + shape.value_dim)
-        return scores + values + embeddings + shape.output_parameters
+        embeddings = shape.heads * (2 * shape.head_dim + shape.value_dim) if self.has_embeddings else 0
+        return queries + keys + values + embeddings + shape.output_parameters
 
     def cache_per_token(self, shape: AttentionShape) -> int:
         return self.groups_qk * shape.head_dim + self.groups_v * shape.value_dim

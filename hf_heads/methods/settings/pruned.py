@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from hf_heads.attention.spec import BlockProfile, HeadsSpec, RankHeads, option
 from hf_heads.core.errors import HeadsError
-from hf_heads.core.vocabulary import CONSTANT_RULES, RULES
+from hf_heads.core.vocabulary import CONSTANT_RULES, RULES, UNITS
 from hf_heads.methods.base import About
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ class PrunedSpec(HeadsSpec):
         score: what importance is.
         steps: in how many rounds heads go; importance is measured anew after each.
         normalize: divide importances by their l2 norm in each block, as in the paper.
+        recipe: paper is the whole procedure of the paper: score gradient, normalized, every tenth of all heads that
+            goes followed by new importances, and no repair.
+        unit: of the rule gradient, whether the absolute value is taken of each example or of each token.
+        least: how many heads of every block stay whatever their importance.
         scores: file of `hf-heads importance`, instead of measuring.
         repair: refit the output projection on the heads that are left; None does so where `keep` chooses them, and
             leaves it alone where they are named, so that removing a head is the same as masking it.
@@ -44,6 +49,13 @@ class PrunedSpec(HeadsSpec):
         4, "rounds of removal; importance is measured anew after each", stored=False, at_least=1, at_most=1000
     )
     normalize: bool = option(False, "divide importances by their l2 norm in each block", stored=False)
+    recipe: str | None = option(
+        None, "the paper's: gradient, normalized, measured anew after each tenth", stored=False, choices=("paper",)
+    )
+    unit: str = option(
+        "example", "what the absolute value of a gradient is taken of", stored=False, choices=tuple(UNITS)
+    )
+    least: int = option(0, "heads that stay in every block", stored=False, at_least=0)
     scores: str | None = option(None, "importances that `hf-heads importance` wrote, instead of new ones", stored=False)
     repair: bool | None = option(
         None, "refit the output projection also where a recipe names the heads; --keep does by itself", stored=False
@@ -52,6 +64,25 @@ class PrunedSpec(HeadsSpec):
         None, "which key and value head each of them reads, where several read one", command=False
     )
     places: tuple[int, ...] | None = option(None, "`kept`, counted in the block as it is", stored=False, command=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.recipe is not None:
+            own = {"score": "gradient", "steps": 4, "normalize": False, "scores": None}
+            for name, default in own.items():
+                if getattr(self, name) not in (default, "gauss-newton"):
+                    raise HeadsError(f"recipe {self.recipe} says {name} itself: leave out {name}")
+        if self.unit != "example" and (self.rule != "gradient" or self.scores is not None):
+            raise HeadsError(f"unit {self.unit} is of the score gradient: take it, or leave out unit")
+        if self.keep is None and self.kept is not None and not isinstance(self, ResolvedPruned):
+            for name, idle in (("recipe", self.recipe is None), ("least", not self.least)):
+                if not idle:
+                    raise HeadsError(f"{name} helps to choose heads, and kept names them: leave out {name}")
+
+    @property
+    def rule(self) -> str:
+        """What makes a head important."""
+        return self.score if self.recipe is None else "gradient"
 
     @classmethod
     def block_type(cls) -> type[HeadsSpec]:
@@ -82,17 +113,21 @@ class PrunedSpec(HeadsSpec):
             return super().plan(blocks, rank_heads)
         total = sum(block.shape.heads for block in blocks.values())
         going = total - round(self.keep * total)
+        self._check_least({name: block.shape.heads for name, block in blocks.items()}, total - going)
         gone: set[tuple[str, int]] = set()
         if going:
+            paper = self.recipe is not None
             order = rank_heads(
                 list(blocks),
-                rule=self.score,
-                steps=self.steps,
+                rule=self.rule,
+                steps=math.ceil(10 * going / total) if paper else self.steps,
                 keep=self.keep,
-                normalize=self.normalize,
+                normalize=self.normalize or paper,
                 scores=self.scores,
+                unit=self.unit,
+                least=self.least,
             )
-            gone = set(order[:going])
+            gone = set(spared(order, self.least)[:going])
         specs: dict[str, HeadsSpec] = {}
         for name, block in blocks.items():
             places = [place for place in range(block.shape.heads) if (name, place) not in gone]
@@ -103,6 +138,19 @@ class PrunedSpec(HeadsSpec):
                 heads=len(kept), keep=None, kept=kept, places=tuple(places), shared=shared, repair=self.refits()
             )
         return specs
+
+    def _check_least(self, heads: Mapping[str, int], stay: int) -> None:
+        """Refuse to keep more heads in each block than there are to keep.
+
+        Raises:
+            HeadsError: it is so.
+        """
+        wanted = sum(min(self.least, count) for count in heads.values())
+        if wanted > stay:
+            raise HeadsError(
+                f"keep {self.keep:g} leaves {stay} heads, and least {self.least} wants {wanted} of {len(heads)} "
+                "blocks: keep more, or take a smaller least"
+            )
 
     @property
     def kv_heads(self) -> int | None:
@@ -120,22 +168,23 @@ class PrunedSpec(HeadsSpec):
         return self  # heads that stay are exact
 
     def refits(self) -> bool:
-        return self.keep is not None if self.repair is None else self.repair
+        by_itself = self.keep is not None and self.recipe is None  # the paper removes heads and leaves the rest
+        return by_itself if self.repair is None else self.repair
 
     def weighs_tokens(self) -> bool:
         return self.refits()
 
     def uses_data(self) -> bool:
-        measured = self.keep is not None and self.scores is None and self.score not in CONSTANT_RULES
+        measured = self.keep is not None and self.scores is None and self.rule not in CONSTANT_RULES
         return self.refits() or measured
 
     def choice(self) -> str:
         if self.keep is None:
             return ""
-        return f"heads chosen by {self.score if self.scores is None else 'the scores in ' + Path(self.scores).name}"
+        return f"heads chosen by {self.rule if self.scores is None else 'the scores in ' + Path(self.scores).name}"
 
     def needs_labels(self) -> bool:
-        return self.keep is not None and self.scores is None and self.score == "gradient"
+        return self.keep is not None and self.scores is None and self.rule == "gradient"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +212,19 @@ def _readers(shape: AttentionShape, before: HeadsSpec | None, places: Sequence[i
     read = [reads[place] for place in places]
     left = sorted(set(read))
     return tuple(left.index(one) for one in read)
+
+
+def spared(order: Sequence[tuple[str, int]], least: int) -> list[tuple[str, int]]:
+    """An order of removal in which the `least` heads of each block that would go last go after all others."""
+    left: dict[str, int] = {}
+    for name, _ in order:
+        left[name] = left.get(name, 0) + 1
+    first: list[tuple[str, int]] = []
+    last: list[tuple[str, int]] = []
+    for head in order:
+        (first if left[head[0]] > least else last).append(head)
+        left[head[0]] -= 1
+    return first + last
 
 
 ABOUT = About(

@@ -1,0 +1,157 @@
+"""Queries and keys in groups of their own, and attention without embeddings: the baselines of arXiv 2310.07911."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModel
+
+import hf_heads
+from hf_heads import HeadsError, MheSpec
+from hf_heads.attention.hosts.blocks import find_blocks
+from hf_heads.core.dense import AttentionShape, Biases
+from hf_heads.methods.attention.mhe import MheAttention
+from tests.support.attention import block_inputs
+from tests.support.twins import HEADS, TWINS, WIDTH, logits, randomize
+
+DIM = WIDTH // HEADS
+SHA, MQA = MheSpec(variant="none"), MheSpec(variant="none", groups_q=HEADS)
+SETTINGS = {
+    "SHA": SHA,
+    "MQA": MQA,
+    "GQA": MheSpec(variant="none", groups_q=HEADS, groups_k=2, groups_v=2),
+    "mul, own queries": MheSpec(groups_q=HEADS),
+    "mul, own keys": MheSpec(groups_q=2, groups_k=4),
+    "add, 2 and 1": MheSpec(variant="add", groups_q=2, groups_k=1, groups_v=4),
+}
+
+
+def naive(module: MheAttention, x: Tensor, y: Tensor, allowed: Tensor) -> Tensor:
+    """(batch, heads, target, head_dim), one head at a time."""
+    spec = module.spec
+    groups = {"query": spec.groups_q or spec.groups_qk, "key": spec.groups_qk, "value": spec.groups_v}
+
+    def side(name: str, inputs: Tensor, head: int) -> Tensor:
+        linear, first = getattr(module, f"shared_{name}"), head // (HEADS // groups[name]) * DIM
+        shared = inputs @ linear.weight[first : first + DIM].T + linear.bias[first : first + DIM]
+        if spec.variant == "none":
+            return shared
+        own = getattr(module, f"{name}_embedding")[head]
+        return shared * (1 + own) if spec.variant == "mul" else shared + own
+
+    contexts = []
+    for head in range(HEADS):
+        scores = side("query", x, head) @ side("key", y, head).mT / DIM**0.5
+        contexts.append(scores.masked_fill(~allowed, -torch.inf).softmax(-1) @ side("value", y, head))
+    return torch.stack(contexts, 1)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", SETTINGS)
+@torch.no_grad()
+def test_what_is_computed_is_the_formula_written_out(kind: str, implementation: str):
+    for name in ("bert", "marian"):
+        config = hf_heads.heads_config(copy.deepcopy(TWINS[name].model().config), SETTINGS[kind])
+        model = AutoModel.from_config(config, attn_implementation=implementation).double().eval()
+        randomize(model, seed=3)
+        for given in block_inputs(model, torch.float64):
+            wanted = given.expected(naive(given.block.module, given.x, given.memory, given.allowed))
+            assert (given.output(given.additive) - wanted).abs().max() < 1e-12
+            module = given.block.module
+            owned = sum(p.numel() for p in {*module.parameters(), *given.block.output.parameters()})
+            assert owned == module.spec.parameters(module.shape)
+
+
+def test_the_baselines_have_the_papers_parameters():
+    """Millions in the attention of a BERT-base, without biases."""
+    shape = AttentionShape(12, 768, 768, 64, 64, 768, Biases(False, False, False, False))
+    specs = {"SHA": SHA, "MQA": MheSpec(variant="none", groups_q=12), "MHE": MheSpec()}
+    found = {name: 12 * spec.resolve(shape).parameters(shape) / 1e6 for name, spec in specs.items()}
+    found["MHA"] = 12 * shape.parameters / 1e6
+    assert {name: round(value, 2) for name, value in found.items()} == {
+        "SHA": 8.85,
+        "MQA": 15.34,
+        "MHE": 8.88,
+        "MHA": 28.31,
+    }
+    assert found["MHE"] - found["SHA"] == pytest.approx(12 * 3 * 12 * 64 / 1e6)  # 3nd a layer
+
+
+@pytest.mark.parametrize("variant", ["mul", "add", "none"])
+def test_queries_of_their_own_lose_what_one_key_cannot_say_and_no_more(variant: str):
+    """The best key for given heads is the first singular vectors of their scores, stacked."""
+    model, inputs = TWINS["bert"].model(), TWINS["bert"].inputs()
+    with torch.no_grad():  # all keys of a block from one head's width: nothing is lost
+        for block in find_blocks(model):
+            mixing = torch.randn(HEADS, DIM, DIM, generator=torch.Generator().manual_seed(0))
+            one = block.module.key.weight[:DIM]
+            block.module.key.weight.copy_((mixing @ one).flatten(0, 1))
+    spec = MheSpec(variant=variant, groups_q=HEADS, groups_k=1, groups_v=HEADS)
+    for calibration in ("none", [inputs]):
+        converted, report = hf_heads.convert(model, spec, calibration=calibration)
+        assert max(block.error for block in report.blocks) < 1e-4
+        assert (logits(converted, inputs) - logits(model, inputs)).abs().max() < 1e-3
+        module = find_blocks(converted)[0].module
+        assert module.shared_key.out_features == DIM and module.shared_query.out_features == WIDTH
+        assert module.shared == ("shared_key",) if variant == "none" else "key_embedding" in module.shared
+    again, _ = hf_heads.convert(converted, MheSpec(groups=HEADS), calibration="none")  # a standard block still
+    assert (logits(again, inputs) - logits(converted, inputs)).abs().max() < 1e-4
+
+
+def test_the_error_of_queries_of_their_own_is_below_that_of_shared_ones():
+    model = TWINS["bert"].model()
+    errors = []
+    for spec in (MheSpec(groups_v=HEADS), MheSpec(groups_q=HEADS, groups_v=HEADS)):
+        errors.append([block.error for block in hf_heads.convert(model, spec, calibration="none")[1].blocks])
+    assert all(own < shared for shared, own in zip(*errors, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"groups_q": 3}, "3 groups do not divide the 4 heads"),
+        ({"groups_k": 3}, "3 groups do not divide the 4 heads"),
+        ({"groups": 2, "groups_q": 4, "groups_k": 1, "groups_v": 1}, "2 groups and groups_q 4, groups_v 1: leave one"),
+        ({"groups_qk": 2, "groups_q": 4, "groups_k": 1}, "groups_qk 2 and groups_q 4, groups_k: leave one out"),
+        ({"groups_q": 2, "groups_k": 1}, "2 groups of queries with 1 of keys are for training from scratch"),
+        ({"variant": "none"}, "1 groups of queries without embeddings are for training from scratch"),
+    ],
+)
+def test_groups_that_do_not_fit_are_refused(settings: dict[str, Any], text: str):
+    with pytest.raises(HeadsError, match=re.escape(text)):
+        hf_heads.convert(TWINS["bert"].model(), MheSpec(**settings), calibration="none")
+
+
+def test_numbers_of_queries_and_keys_are_said_by_their_own_or_the_common_name():
+    shape = AttentionShape(4, 8, 8, 2, 2, 8)
+    for settings, wanted in (
+        ({"groups": 2}, (2, 2, 2)),
+        ({"groups": 2, "groups_q": 4}, (4, 2, 2)),
+        ({"groups_k": 2}, (1, 2, 1)),
+        ({"groups_qk": 2, "groups_k": 1}, (2, 1, 1)),
+        ({"groups_q": 2, "groups_k": 2}, (2, 2, 1)),
+    ):
+        found = MheSpec(**settings).resolve(shape)
+        assert (found.query_groups, found.groups_qk, found.groups_v) == wanted
+        assert (
+            MheSpec.block_type().from_mapping(
+                {name: value for name, value in found.to_config().items() if name != "method"}
+            )
+            == found
+        )
+
+
+def test_the_embeddings_of_keys_never_train_in_add():
+    """n d of its 3 n d parameters: they add the same to all scores of a row."""
+    config = hf_heads.heads_config(copy.deepcopy(TWINS["bert"].model().config), MheSpec(variant="add"))
+    model = AutoModel.from_config(config).double()
+    randomize(model)
+    inputs = {name: value for name, value in TWINS["bert"].inputs().items() if name != "labels"}
+    model.train()(**inputs)[0].square().sum().backward()
+    module = find_blocks(model)[0].module
+    assert module.key_embedding.grad.abs().max() < 1e-9 < 1e-3 < module.query_embedding.grad.abs().max()
