@@ -37,6 +37,7 @@ COMMANDS = {
     "pruned_marian": "prune_marian DATA MODELS --threads 1",
     "pruned_latency": "prune_latency DATA",
     "mhe": "mhe_stsb DATA --threads 1",
+    "values": "values DATA --threads 1",
     "mhe_latency": "mhe_latency DATA MODELS",
     "mhe_scratch": "mhe_scratch DATA WORK --threads 1",
     "mgk": "mgk_stsb DATA --threads 1",

@@ -11,6 +11,7 @@ from pathlib import Path
 from markdown_tables import Row, grid, table
 from table_of_hosts import hosts
 from tables_of_inputs import attention_error, joined, lengths, memory, precision, recommend, roads, scaling
+from tables_of_values import values
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -298,6 +299,7 @@ TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "pruned_marian": ("prune_marian", pruned_marian),
     "pruned_latency": ("prune_latency", pruned_latency),
     "mhe": ("mhe_stsb", mhe),
+    "values": ("values", values),
     "mhe_latency": ("mhe_latency", mhe_latency),
     "mhe_scratch": ("mhe_scratch", mhe_scratch),
     "mgk": ("mgk_stsb", mgk),

@@ -77,7 +77,7 @@ class HeadsAttention(nn.Module):
 
     def _fitting_value(self, value: nn.Linear | None) -> nn.Linear:
         """The host's value projection, or a new one where its size is not (or no longer) the block's."""
-        width = self.shape.heads * self.shape.value_dim
+        width = self.shape.memory_heads * self.shape.value_dim
         if value is not None and value.out_features == width:
             return value
         return linear(self.shape.key_width, width, bias=self.shape.biases.value)
@@ -185,9 +185,9 @@ class HeadsAttention(nn.Module):
         return getattr(self, self.site.value)
 
     def split_value(self, memory: Tensor) -> Tensor:
-        """The host's own values, (batch, heads, source, value_dim)."""
+        """The host's own values, (batch, heads of keys and values, source, value_dim)."""
         value = self.value_projection(memory)
-        return value.unflatten(-1, (self.spec.heads, -1)).transpose(1, 2)
+        return value.unflatten(-1, (self.shape.memory_heads, -1)).transpose(1, 2)
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Attention as the host calls it, under the host's own names of the arguments.

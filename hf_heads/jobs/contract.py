@@ -83,9 +83,10 @@ def randomize(model: PreTrainedModel, seed: int = 0) -> None:
 
 def exact_settings(shape: AttentionShape) -> dict[str, HeadsSpec]:
     """Settings of every method that lose nothing."""
+    stays, values = shape.turned or shape.kv_heads is not None, shape.memory_heads * shape.value_dim
     return {
         "collab": CollabSpec(rank=shape.heads * shape.head_dim),
-        "low-rank": LowRankSpec(rank=shape.heads * shape.head_dim),
+        "low-rank": LowRankSpec(value_rank=values) if stays else LowRankSpec(rank=shape.heads * shape.head_dim),
         "mgk": MgkSpec(shift=0),
         "mhe": MheSpec(groups=shape.memory_heads),
         "pruned": PrunedSpec(keep=1.0),
@@ -94,10 +95,11 @@ def exact_settings(shape: AttentionShape) -> dict[str, HeadsSpec]:
 
 def lossy_settings(shape: AttentionShape) -> dict[str, HeadsSpec]:
     """Settings of every method that do lose something."""
+    stays, values = shape.turned or shape.kv_heads is not None, shape.memory_heads * (shape.value_dim // 2)
     groups = 2 if shape.kv_heads is None else max(1, shape.kv_heads // 2)
     return {
         "collab": CollabSpec(rank=shape.heads * shape.head_dim // 3),
-        "low-rank": LowRankSpec(rank=shape.heads * (shape.head_dim // 2)),
+        "low-rank": LowRankSpec(value_rank=values) if stays else LowRankSpec(rank=shape.heads * (shape.head_dim // 2)),
         "mgk": MgkSpec(merge=2),
         "mhe": MheSpec(groups_qk=shape.memory_heads if shape.normed else groups, groups_v=groups),
         "pruned": PrunedSpec(keep=0.6, score="weights", repair=True),

@@ -24,8 +24,9 @@ def candidates(shapes: Sequence[AttentionShape]) -> list[HeadsSpec]:
         wanted.append(("collab", {"rank": max(1, width // share)}))
         if (rank := width // share // heads * heads) and share < max(_SHARES):
             wanted.append(("low-rank", {"rank": rank}))
-    groups = sorted({heads // 4 if heads % 4 == 0 else 1, 1}, reverse=True)
-    wanted += [("mhe", {"groups": count}) for count in groups if count < heads]
+    held = min(shape.memory_heads for shape in shapes)
+    groups = sorted({held // 4 if held % 4 == 0 else 1, 1}, reverse=True)
+    wanted += [("mhe", {"groups": count}) for count in groups if count < held]
     if heads % 2 == 0:
         wanted.append(("mgk", {"merge": 2}))
     return [about(method).spec(**settings) for method, settings in wanted if method in all_methods()]
