@@ -32,7 +32,7 @@ class PrunedSpec(HeadsSpec):
         score: what importance is.
         steps: in how many rounds heads go; importance is measured anew after each.
         normalize: divide importances by their l2 norm in each block, as in the paper.
-        recipe: paper is the whole procedure of the paper: score gradient, normalized, every tenth of all heads that
+        procedure: paper is the whole procedure of the paper: score gradient, normalized, every tenth of all heads that
             goes followed by new importances, and no repair.
         unit: of the rule gradient, whether the absolute value is taken of each example or of each token.
         least: how many heads of every block stay whatever their importance.
@@ -49,7 +49,7 @@ class PrunedSpec(HeadsSpec):
         4, "rounds of removal; importance is measured anew after each", stored=False, at_least=1, at_most=1000
     )
     normalize: bool = option(False, "divide importances by their l2 norm in each block", stored=False)
-    recipe: str | None = option(
+    procedure: str | None = option(
         None, "the paper's: gradient, normalized, measured anew after each tenth", stored=False, choices=("paper",)
     )
     unit: str = option(
@@ -67,22 +67,22 @@ class PrunedSpec(HeadsSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.recipe is not None:
+        if self.procedure is not None:
             own = {"score": "gradient", "steps": 4, "normalize": False, "scores": None}
             for name, default in own.items():
                 if getattr(self, name) not in (default, "gauss-newton"):
-                    raise HeadsError(f"recipe {self.recipe} says {name} itself: leave out {name}")
+                    raise HeadsError(f"procedure {self.procedure} says {name} itself: leave out {name}")
         if self.unit != "example" and (self.rule != "gradient" or self.scores is not None):
             raise HeadsError(f"unit {self.unit} is of the score gradient: take it, or leave out unit")
         if self.keep is None and self.kept is not None and not isinstance(self, ResolvedPruned):
-            for name, idle in (("recipe", self.recipe is None), ("least", not self.least)):
+            for name, idle in (("procedure", self.procedure is None), ("least", not self.least)):
                 if not idle:
                     raise HeadsError(f"{name} helps to choose heads, and kept names them: leave out {name}")
 
     @property
     def rule(self) -> str:
         """What makes a head important."""
-        return self.score if self.recipe is None else "gradient"
+        return self.score if self.procedure is None else "gradient"
 
     @classmethod
     def block_type(cls) -> type[HeadsSpec]:
@@ -116,7 +116,7 @@ class PrunedSpec(HeadsSpec):
         self._check_least({name: block.shape.heads for name, block in blocks.items()}, total - going)
         gone: set[tuple[str, int]] = set()
         if going:
-            paper = self.recipe is not None
+            paper = self.procedure is not None
             order = rank_heads(
                 list(blocks),
                 rule=self.rule,
@@ -168,7 +168,7 @@ class PrunedSpec(HeadsSpec):
         return self  # heads that stay are exact
 
     def refits(self) -> bool:
-        by_itself = self.keep is not None and self.recipe is None  # the paper removes heads and leaves the rest
+        by_itself = self.keep is not None and self.procedure is None  # the paper removes heads and leaves the rest
         return by_itself if self.repair is None else self.repair
 
     def weighs_tokens(self) -> bool:

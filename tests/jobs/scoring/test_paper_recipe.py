@@ -48,7 +48,7 @@ def test_the_papers_recipe_is_its_algorithm():
         scores = scores / count
         scores = (scores / scores.norm(dim=1, keepdim=True)).masked_fill(gone, torch.inf)
         gone.view(-1)[scores.flatten().argmin()] = True  # of 8 heads a tenth is one
-    _, report = hf_heads.convert(model, PrunedSpec(keep=0.5, recipe="paper"), calibration=batches)
+    _, report = hf_heads.convert(model, PrunedSpec(keep=0.5, procedure="paper"), calibration=batches)
     wanted = {name: tuple(torch.nonzero(~gone[layer]).flatten().tolist()) for layer, name in enumerate(names)}
     assert kept(report) == wanted
 
@@ -63,7 +63,7 @@ def test_the_recipe_measures_anew_after_every_tenth(keep: float, rounds: int, mo
         return rank_heads(*args, **how)
 
     monkeypatch.setattr(planning, "rank_heads", ranking)
-    hf_heads.convert(model, PrunedSpec(keep=keep, recipe="paper", unit="token"), calibration=batches)
+    hf_heads.convert(model, PrunedSpec(keep=keep, procedure="paper", unit="token"), calibration=batches)
     assert [(how["steps"], how["normalize"], how["unit"]) for how in asked] == [(rounds, True, "token")]
 
 
@@ -130,13 +130,13 @@ def test_an_order_that_spares_keeps_the_order_of_what_goes():
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"keep": 0.5, "recipe": "paper", "score": "weights"}, "recipe paper says score itself: leave out score"),
-        ({"keep": 0.5, "recipe": "paper", "steps": 2}, "recipe paper says steps itself: leave out steps"),
-        ({"keep": 0.5, "recipe": "paper", "normalize": True}, "recipe paper says normalize itself"),
-        ({"keep": 0.5, "recipe": "paper", "scores": "file"}, "recipe paper says scores itself"),
-        ({"kept": (0,), "recipe": "paper"}, "recipe helps to choose heads, and kept names them"),
+        ({"keep": 0.5, "procedure": "paper", "score": "weights"}, "procedure paper says score itself: leave out score"),
+        ({"keep": 0.5, "procedure": "paper", "steps": 2}, "procedure paper says steps itself: leave out steps"),
+        ({"keep": 0.5, "procedure": "paper", "normalize": True}, "procedure paper says normalize itself"),
+        ({"keep": 0.5, "procedure": "paper", "scores": "file"}, "procedure paper says scores itself"),
+        ({"kept": (0,), "procedure": "paper"}, "procedure helps to choose heads, and kept names them"),
         ({"kept": (0,), "least": 1}, "least helps to choose heads, and kept names them"),
-        ({"keep": 0.5, "recipe": "mine"}, "recipe is 'mine', expected one of paper"),
+        ({"keep": 0.5, "procedure": "mine"}, "procedure is 'mine', expected one of paper"),
     ],
 )
 def test_what_would_do_nothing_is_refused(settings: dict[str, Any], text: str):
