@@ -21,6 +21,7 @@ COMMANDS = {
     "methods": "stsb DATA",
     "lengths": "lengths DATA WORK --threads 1",
     "attention_error": "attention_error DATA --threads 1",
+    "attention_rank": "attention_rank DATA --threads 1",
     "joined": "joined DATA MODELS --threads 1",
     "roads": "roads DATA MODELS WORK --threads 1",
     "memory": "memory WORK --threads 1",

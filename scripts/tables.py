@@ -10,7 +10,17 @@ from pathlib import Path
 
 from markdown_tables import Row, grid, table
 from table_of_hosts import hosts
-from tables_of_inputs import attention_error, joined, lengths, memory, precision, recommend, roads, scaling
+from tables_of_inputs import (
+    attention_error,
+    attention_rank,
+    joined,
+    lengths,
+    memory,
+    precision,
+    recommend,
+    roads,
+    scaling,
+)
 from tables_of_values import values
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -289,6 +299,7 @@ TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "scaling": ("scaling", scaling),
     "precision": ("precision", precision),
     "attention_error": ("attention_error", attention_error),
+    "attention_rank": ("attention_rank", attention_rank),
     "architectures": ("architectures", architectures),
     "latency": ("latency", latency),
     "ways": ("ways", ways),

@@ -130,3 +130,20 @@ def precision(results: Row) -> list[str]:
     )
     head = ["bfloat16", "int8 weights", "cosine to the original", "drop of Spearman", "CPU s"]
     return table(["1e-4 of its own cosine lost", *head], body)
+
+
+def attention_rank(results: Row) -> list[str]:
+    """Dimensions of queries and keys, alone and joined, and the rank of attention maps."""
+    share, width, number = f"{100 * results['share']:.0f} %", results["width"], results["number"]
+    head = [
+        f"directions that hold {share}: layer",
+        f"of a head alone, of {results['head_dim']}",
+        f"{number} heads, each alone, of {width}",
+        f"{number} heads together, of {width}",
+        "of an attention map, % of its length",
+    ]
+    body = (
+        [str(place), f"{row['head']:.1f}", f"{row['heads']:.0f}", str(row["layer"]), f"{row['maps']:.1f}"]
+        for place, row in enumerate(results["rows"])
+    )
+    return table(head, body)

@@ -1,0 +1,66 @@
+"""The studies of the papers' experiments, on a few examples: that they run, and what they write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import run
+import torch
+from transformers import BertForSequenceClassification
+
+from tests.support.files import save_checkpoint, write_rows
+from tests.support.twins import HEADS, LAYERS, bert_config, randomize
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("papers")
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(bert_config(num_labels=2))
+    randomize(model)
+    save_checkpoint(model, folder / "model")
+    rows = [{"sentence": f"word{place % 90} word{place * 7 % 90} word3", "label": place % 2} for place in range(70)]
+    write_rows(folder / "train.jsonl", rows)
+    write_rows(folder / "dev.jsonl", rows[:12])
+    words = ["--model", folder / "model", "--train", folder / "train.jsonl", "--dev", folder / "dev.jsonl", "--small"]
+    return [str(word) for word in words]
+
+
+def results(name: str, words: list[str], folder: Path) -> dict:
+    run.main([name, *words, "--threads", "1", "--results", str(folder)])
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def test_prune_curve_compares_the_paper_with_tokens_and_chance(given: list[str], tmp_path: Path):
+    found = results("prune_curve", given, tmp_path)
+    labels = [row["label"] for row in found["rows"]]
+    assert set(labels) == {"the paper's", "tokens as units", "random"} and len(labels) == 27
+    assert all(0 <= row["accuracy"] <= 100 for row in found["rows"])
+    assert (tmp_path / "figures" / "prune_curve.png").is_file()
+
+
+def test_head_correlation_of_rows_with_themselves_is_one(given: list[str], tmp_path: Path):
+    found = results("head_correlation", [*given, "--other", given[5]], tmp_path)
+    assert [row["pearson"] for row in found["rows"]] == pytest.approx([1, 1])
+    assert found["rows"][0]["heads"] == LAYERS * HEADS
+
+
+def test_head_dynamics_follows_a_run(given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from studies import head_dynamics
+
+    monkeypatch.setattr(head_dynamics, "SMALL_STEPS", 2)
+    found = results("head_dynamics", given, tmp_path)
+    assert [row["step"] for row in found["rows"]] == [0, 1, 2]
+    assert found["rows"][-1]["pearson"] == pytest.approx(1)
+    assert (tmp_path / "figures" / "head_dynamics.png").is_file()
+
+
+def test_attention_rank_counts_directions():
+    from studies.attention_rank import map_ranks, needed
+
+    assert needed(torch.tensor([3.0, 1.0, 0.0])) == 1 and needed(torch.ones(10)) == 9
+    maps = torch.eye(10).expand(1, 2, 10, 10).clone()
+    maps[:, 1] = 0.1
+    assert float(map_ranks(maps, torch.tensor([10]))) == pytest.approx((9 + 1) / 2 / 10)
