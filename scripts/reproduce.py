@@ -28,6 +28,7 @@ COMMANDS = {
     "recommend": "recommend DATA MODELS --threads 1 --max-drop 0.1",
     "scaling": "scaling --threads 1 --objectives scores",
     "precision": "precision DATA --threads 1",
+    "export_native": "export DATA MODELS --threads 1",
     "architectures": "architectures DATA MODELS",
     "latency": "latency",
     "ways": "ways",
@@ -47,14 +48,14 @@ COMMANDS = {
     "heal_stsb": "heal stsb DATA MODELS WORK",
     **{f"heal_{task}": f"heal {task} DATA MODELS WORK --threads 1" for task in ("sst2", "marian", "vit")},
 }
-TOGETHER = {"calibration": "methods"}  # one study, two tables
+TOGETHER = {"calibration": "methods", "export_onnx": "export_native"}  # one study, two tables
 # glibc hands large tensors back to the system by default, and fetching them again is what would be timed.
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "MALLOC_TOP_PAD_": "268435456",
 }
-TIMED = ("latency", "ways", "pruned_latency", "mhe_latency", "mgk_ways")
+TIMED = ("export_native", "latency", "ways", "pruned_latency", "mhe_latency", "mgk_ways")
 
 
 def command(name: str, options: argparse.Namespace) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from markdown_tables import Row, grid, table
 from table_of_hosts import hosts
+from tables_of_exports import export_native, export_onnx
 from tables_of_inputs import (
     attention_error,
     attention_rank,
@@ -298,6 +299,8 @@ TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "recommend": ("recommend", recommend),
     "scaling": ("scaling", scaling),
     "precision": ("precision", precision),
+    "export_native": ("export", export_native),
+    "export_onnx": ("export", export_onnx),
     "attention_error": ("attention_error", attention_error),
     "attention_rank": ("attention_rank", attention_rank),
     "architectures": ("architectures", architectures),

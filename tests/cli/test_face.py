@@ -51,7 +51,7 @@ def test_options_of_convert_are_grouped_by_method_with_examples(run: Run):
     text = run("convert", "--help").out
     groups = [line.partition(" (")[0] for line in text.splitlines() if line.startswith("settings of")]
     assert groups[0] == "settings of several methods, named in brackets:"
-    assert {f"settings of {name}" for name in ("collab", "mgk", "mhe", "pruned")} == set(groups[1:])
+    assert {f"settings of {name}" for name in ("collab", "mgk", "mhe", "pruned")} <= set(groups[1:])
     examples = text.partition("examples:\n")[2]
     assert examples.count("hf-heads convert") >= 4 and "--recipe all-MiniLM-L6-v2-collab-96" in examples
 

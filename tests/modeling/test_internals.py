@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 from pathlib import Path
 
@@ -85,6 +86,15 @@ def test_a_module_is_initialized_again():
         layer.bias.fill_(3.0)
     internals.initialize(model, layer)
     assert 0 < layer.weight.std() < 0.1 and not layer.bias.any()
+
+
+def test_a_model_with_an_adapter_is_known():
+    # What `add_adapter` sets, and `save_pretrained` then looks at; calling it takes a PEFT of transformers' choice.
+    model = TWINS["bert"].model()
+    assert not internals.saves_an_adapter(model) and model._hf_peft_config_loaded is False
+    model._hf_peft_config_loaded = True
+    assert internals.saves_an_adapter(model)
+    assert "_hf_peft_config_loaded" in inspect.getsource(PreTrainedModel.save_pretrained)
 
 
 def test_the_attention_implementation_and_the_origin_travel():
