@@ -39,6 +39,7 @@ COMMANDS = {
     "pruned_marian": "prune_marian DATA MODELS --threads 1",
     "pruned_latency": "prune_latency DATA",
     "mhe": "mhe_stsb DATA --threads 1",
+    "grouped": "grouped DATA WORK --threads 1 --steps 20",
     "values": "values DATA --threads 1",
     "mhe_latency": "mhe_latency DATA MODELS",
     "mhe_scratch": "mhe_scratch DATA WORK --threads 1",

@@ -22,7 +22,7 @@ from tables_of_inputs import (
     roads,
     scaling,
 )
-from tables_of_values import values
+from tables_of_values import grouped, values
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -313,6 +313,7 @@ TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "pruned_marian": ("prune_marian", pruned_marian),
     "pruned_latency": ("prune_latency", pruned_latency),
     "mhe": ("mhe_stsb", mhe),
+    "grouped": ("grouped", grouped),
     "values": ("values", values),
     "mhe_latency": ("mhe_latency", mhe_latency),
     "mhe_scratch": ("mhe_scratch", mhe_scratch),

@@ -17,3 +17,17 @@ def values(results: Row) -> list[str]:
         body.append(cells)
     ways = ("`low-rank --value-rank`", "`mhe --groups-qk 12 --groups-v`")
     return table(["values of a token", *(part for way in ways for part in (f"cosine, {way}", "cache"))], body)
+
+
+def grouped(results: Row) -> list[str]:
+    """Fewer key-value heads of a language model."""
+    original, *rows = results["rows"]
+    first = ["original", "", "0", "", f"{original['perplexity']:.1f}", f"{original['cache']:,}", "9, 3"]
+    body = [first]
+    for row in rows:
+        healed = f"{row['healed']['kl']:.2f}" if "healed" in row else ""
+        heads = f"{row['native_heads']}, {row['native_kv_heads']}"
+        named = [row["label"], row["side"], f"{row['kl']:.2f}", healed]
+        body.append([*named, f"{row['perplexity']:,.1f}", f"{row['cache']:,}", heads])
+    head = ["3 key-value heads to 1 by", "of", "KL", f"KL after {results['steps']} steps", "perplexity", "cache"]
+    return table([*head, "heads, key-value heads of the native model"], body)
