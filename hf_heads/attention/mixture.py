@@ -178,9 +178,9 @@ def _triangle(allowed: Tensor) -> tuple[Tensor, int] | None:
 
     None where the mask (..., target, source) is of another form than this; a compiler cannot ask.
     """
-    if torch.compiler.is_compiling():
-        return None
     target, source = allowed.shape[-2:]
+    if torch.compiler.is_compiling() or target > source:
+        return None
     row, places = allowed[..., -1:, :], torch.arange(source, device=allowed.device)
     for offset in dict.fromkeys((source - target, 0)):
         last = places[:target, None] + offset

@@ -47,7 +47,8 @@ def test_importance_then_convert_without_data(run: Run, classifier_folder: Path,
     assert "labelled" in measured.json["data"]
     assert plot.read_bytes().startswith(b"\x89PNG")
     pruned = run(
-        "convert", classifier_folder, "--to", "pruned", "--keep", 0.5, "--scores", scores, "--output", output, "--json"
+        "convert", classifier_folder, "--to", "pruned", "--keep", 0.5, "--scores", scores, "--output", output, "--json",
+        "--calibrate", "none",
     )  # fmt: skip
     assert pruned.code == 0, pruned.err
     assert pruned.json["calibration"] == "none, weights only; heads chosen by the scores in scores.json"

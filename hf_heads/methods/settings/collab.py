@@ -41,7 +41,9 @@ class CollabSpec(RankSpec):
     )
     form: str = option("cp", "how heads mix the shared space", choices=("cp", "tucker"))
 
-    inertia: int | None = option(None, "how much larger shared factors are stored", command=False, at_least=1)
+    inertia: int | None = option(
+        None, "how much larger shared factors are stored", command=False, told=False, at_least=1
+    )
     content_bias: bool | None = option(None, "a score of its own for each key and head", command=False)
     start: str | None = option(None, "of the mixing, from scratch", command=False, choices=("concatenate", "uniform"))
 
