@@ -50,8 +50,8 @@ def hf_heads(*words: object) -> str:
     return found.stdout
 
 
-def page(found: dict[str, Any], jobs: bool) -> str:
-    """The page from what `hf-heads recommend --json` printed, and whether any head has a job."""
+def page(found: dict[str, Any], jobs: Sequence[str]) -> str:
+    """The page from what `hf-heads recommend --json` printed, and the pictures of heads with a job."""
     points = [found["points"][place] for place in found["frontier"]]
     rows = [
         f"<tr><td>{' '.join([one['method'], *map(str, one['settings'].values())])}</td><td>{one['promised']:.4f}</td>"
@@ -61,7 +61,8 @@ def page(found: dict[str, Any], jobs: bool) -> str:
     words = {name: html.escape(str(found[name] or "")) for name in ("data", "measure", "timed", "reason")}
     busy = f" {html.escape(found['busy'])}." if found["busy"] else ""
     commands = html.escape("\n".join(one["command"] for one in points))
-    words["jobs"] = '<img src="jobs.png" alt="Heads with a job">' if jobs else "<p>None that was looked for.</p>"
+    pictures = [f'<img src="{name}" alt="{name.removesuffix(".png")}">' for name in jobs]
+    words["jobs"] = "\n".join(pictures) or "<p>None of those that were looked for.</p>"
     name = html.escape(found["source"].rpartition("/")[2].removeprefix("package:"))
     return PAGE.format(name=name, rows="\n".join(rows), commands=commands, busy=busy, **words)
 
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     words = ["--max-drop", options.max_drop, "--figure", options.output / "frontier.png", "--json"]
     found = json.loads(hf_heads("recommend", options.model, *data, *words))
     target: Path = options.output / "index.html"
-    target.write_text(page(found, (options.output / "jobs.png").is_file()), encoding="utf-8")
+    target.write_text(page(found, sorted(path.name for path in options.output.glob("jobs*.png"))), encoding="utf-8")
     print(f"open {target}")
     return target
 
