@@ -12,6 +12,7 @@ from tests.support.files import save_checkpoint
 from tests.support.twins import TWINS
 
 
+@pytest.mark.full  # three programs, one of which tries a handful of conversions
 def test_a_portrait_has_its_pictures_and_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = save_checkpoint(TWINS["bert"].model(), tmp_path / "twin")
     words = ["--model", str(folder), "--samples", "16", "--output", str(tmp_path / "portrait")]

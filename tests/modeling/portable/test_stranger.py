@@ -96,7 +96,7 @@ def test_every_pair_and_every_class_without_us(tmp_path: Path, host: str):
 
 def _hosts() -> list[object]:
     """Every architecture with each of its methods; by default a few whose attention is not BERT's, with one."""
-    few = {"clip": "mhe", "beit": "mhe", "gpt2": "collab", "llama": "pruned"}
+    few = {"beit": "mhe", "llama": "pruned"}
     return [
         pytest.param(host, method, id=f"{host}-{method}", marks=() if few.get(host) == method else pytest.mark.full)
         for host in HOSTS
