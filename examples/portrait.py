@@ -10,6 +10,7 @@ import html
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,17 +77,21 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--samples", type=int, default=512, help="examples to measure on (default 512)")
     parser.add_argument("--output", type=Path, default=Path("portrait"), help="folder to make (default portrait)")
     options = parser.parse_args(arguments)
-    try:
-        options.output.mkdir(parents=True)
-    except FileExistsError:
+    if options.output.exists():
         parser.error(f"'{options.output}' exists already: choose another --output")
     data = ["--calibrate", options.data, "--calibration-samples", options.samples]
-    hf_heads("importance", options.model, *data, "--plot", options.output / "importance.png")
-    hf_heads("inspect", options.model, "--heads", "--plot", options.output / "jobs.png")
-    words = ["--max-drop", options.max_drop, "--figure", options.output / "frontier.png", "--json"]
-    found = json.loads(hf_heads("recommend", options.model, *data, *words))
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.output.parent, prefix=".portrait") as work:
+        folder = Path(work) / "page"  # moved when all is there
+        folder.mkdir()
+        hf_heads("importance", options.model, *data, "--plot", folder / "importance.png")
+        hf_heads("inspect", options.model, "--heads", "--plot", folder / "jobs.png")
+        words = ["--max-drop", options.max_drop, "--figure", folder / "frontier.png", "--json"]
+        found = json.loads(hf_heads("recommend", options.model, *data, *words))
+        text = page(found, sorted(path.name for path in folder.glob("jobs*.png")))
+        (folder / "index.html").write_text(text, encoding="utf-8")
+        folder.rename(options.output)
     target: Path = options.output / "index.html"
-    target.write_text(page(found, sorted(path.name for path in options.output.glob("jobs*.png"))), encoding="utf-8")
     print(f"open {target}")
     return target
 

@@ -24,3 +24,10 @@ def test_a_portrait_has_its_pictures_and_commands(tmp_path: Path, capsys: pytest
     with pytest.raises(SystemExit):
         portrait.main(words)
     assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.full
+def test_a_portrait_of_nothing_leaves_nothing(tmp_path: Path):
+    with pytest.raises(SystemExit, match="nowhere"):
+        portrait.main(["--model", str(tmp_path / "nowhere"), "--output", str(tmp_path / "portrait")])
+    assert not list(tmp_path.iterdir())
