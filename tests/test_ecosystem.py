@@ -108,7 +108,8 @@ def largest(difference: Tensor) -> float:
 # Compilers and exporters.
 
 
-@SECONDS_EACH
+@pytest.mark.full
+@pytest.mark.parametrize("spec", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.usefixtures("fresh_compiler")
 def test_torch_compile_takes_the_whole_model_in_one_graph_and_trains(spec: HeadsSpec):
     model = small_bert(spec, layers=1).train()

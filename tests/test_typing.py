@@ -57,6 +57,7 @@ def errors(folder: Path, **programs: str) -> list[list[str]]:
     return [[line for line in lines if line.startswith(f"{name}.py:")] for name in programs]
 
 
+@pytest.mark.full  # half a minute, of which mypy needs most to read what is imported
 def test_mistakes_in_a_program_are_found_by_a_strict_type_checker(tmp_path: Path):
     wrong, missing = RIGHT, RIGHT.replace(", {0: [1]})", ")")
     for right, (mistake, _) in MISTAKES.items():
