@@ -38,6 +38,7 @@ def model(name: str, method: str | None, size: float, cosine: float, **changes: 
         "methods": [method] if method else [],
         "settings": "standard, 12 heads",
         "calibration": "512 sentences of train.tsv" if method else None,
+        "command": f"hf-heads convert all-MiniLM-L6-v2 --to {method} --calibrate train.tsv" if method else None,
         "healed": None,
         "attention_parameters": parameters,
         "model_parameters": 22_713_216 - DENSE + parameters,
@@ -49,7 +50,9 @@ def model(name: str, method: str | None, size: float, cosine: float, **changes: 
                 "length": n,
                 "milliseconds": t,
                 "tokens_per_second": 1000 * b * n / t,
-                "ratio": 0.05 * b * n**1.05 / t if method else 1.0,
+                "ratio": (ratio := 0.05 * b * n**1.05 / t) if method else 1.0,
+                "ratio_low": 0.97 * ratio if method else None,
+                "ratio_high": 1.04 * ratio if method else None,
             }
             for b, n, t in times
         ],

@@ -28,6 +28,7 @@ from hf_heads.io.checkpoints.writing import write_checkpoint
 from hf_heads.io.data.calibration import Data, calibration_data, labelled_batches, probes, probes_by_length
 from hf_heads.io.data.choice import CalibrationChoice
 from hf_heads.jobs.conversion.cache import check_cache
+from hf_heads.jobs.conversion.command import convert_command
 from hf_heads.jobs.conversion.convert import convert
 from hf_heads.jobs.conversion.planning import choose_blocks
 from hf_heads.jobs.conversion.report import Report
@@ -149,6 +150,7 @@ def _convert(
         "source": source.public,
         "revision": source.revision,
         "calibration_choice": choice.public(),
+        "command": convert_command(request, source, public=True),
         "recipe": request.text,
         **report.to_dict(),
     }

@@ -154,6 +154,7 @@ class ModelRow:
         methods, settings: of its converted blocks.
         calibration: what its report says it was calibrated on.
         healed: what its report says of a distillation; None of a one-shot conversion.
+        command: by which its report says that it was converted.
         multiply_adds: of one forward pass of one example, by its length.
         latency, generation, peak_memory: at each batch and length; empty where they were not measured.
         drift: figures of `hf_heads.jobs.evaluation.drift.Drift` against the original; None of the original.
@@ -174,6 +175,7 @@ class ModelRow:
     settings: str = ""
     calibration: str | None = None
     healed: Mapping[str, Any] | None = None
+    command: str | None = None
     multiply_adds: Mapping[int, int] = field(default_factory=dict)
     latency: tuple[Latency, ...] = ()
     generation: tuple[Generation, ...] = ()

@@ -84,6 +84,7 @@ def describe(sources: Sequence[Source], models: Sequence[PreTrainedModel]) -> li
                 settings=settings_summary(blocks),
                 calibration=record.get("calibration"),
                 healed=record.get("distillation"),
+                command=record.get("command"),
                 blocks=tuple(
                     BlockRow(
                         **{name: block[name] for name in shown},

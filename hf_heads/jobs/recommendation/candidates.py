@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 from hf_heads.attention.spec import HeadsSpec
@@ -35,12 +34,3 @@ def candidates(shapes: Sequence[AttentionShape]) -> list[HeadsSpec]:
 def settings_of(point: Point) -> HeadsSpec:
     """The settings that a recommended point stands for."""
     return about(point.method).spec(**{name.replace("-", "_"): value for name, value in point.settings.items()})
-
-
-def options_of(spec: HeadsSpec) -> dict[str, Any]:
-    """What of a spec is said on the command line, by the option's name: what is not as it is by default."""
-    return {
-        item.name.replace("_", "-"): value
-        for item in fields(spec)
-        if item.metadata["command"] and (value := getattr(spec, item.name)) != item.default
-    }

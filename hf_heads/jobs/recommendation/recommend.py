@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -23,8 +22,10 @@ from hf_heads.io.checkpoints.loading import find_device, load_source
 from hf_heads.io.checkpoints.sources import Source, resolve_source
 from hf_heads.io.data.calibration import calibration_data, probes, probes_by_length
 from hf_heads.io.data.choice import CalibrationChoice
+from hf_heads.jobs.conversion.command import convert_command, options_of
 from hf_heads.jobs.conversion.convert import convert
 from hf_heads.jobs.conversion.planning import choose_blocks
+from hf_heads.jobs.conversion.request import ConversionRequest
 from hf_heads.jobs.evaluation.costs import (
     image_length,
     longest_input,
@@ -35,7 +36,7 @@ from hf_heads.jobs.evaluation.costs import (
 )
 from hf_heads.jobs.evaluation.drift import Reference
 from hf_heads.jobs.evaluation.record import Generation, Latency, busy_warning
-from hf_heads.jobs.recommendation.candidates import candidates, options_of
+from hf_heads.jobs.recommendation.candidates import candidates
 from hf_heads.jobs.recommendation.record import GOALS, MAX_DROP, SAMPLES, Goal, Point, Recommendation, chosen
 from hf_heads.jobs.scoring.ranking import rank_heads
 from hf_heads.methods.settings.pruned import PrunedSpec
@@ -314,16 +315,8 @@ def _sizes(model: PreTrainedModel) -> tuple[int, int]:
 
 def _command(spec: HeadsSpec, source: Source, choice: CalibrationChoice) -> str:
     """The command line that makes this conversion, on the same data and with the defaults of `convert`."""
-    parts = ["hf-heads", "convert", source.given, "--to", spec.method]
-    for name, value in options_of(spec).items():
-        parts += [f"--{name}", *([] if value is True else [str(value)])]
-    parts += ["--revision", source.revision] if source.revision else []
-    parts += [] if choice.seed == 0 else ["--seed", str(choice.seed)]
-    parts += [] if choice.max_length is None else ["--max-length", str(choice.max_length)]
-    parts += [] if choice.pairs is None else ["--pairs" if choice.pairs else "--no-pairs"]
-    if not choice.made:
-        parts += [part for one in choice.sources for part in ("--calibrate", one)]
-        parts += ["--columns", ",".join(choice.columns)] if choice.columns else []
-        parts += ["--label", choice.label] if choice.label else []
-        parts += [] if choice.pack else ["--no-pack"]
-    return shlex.join(parts)
+    choice = replace(choice, samples=CalibrationChoice.samples)
+    request = ConversionRequest(source, spec, source.revision, calibration=choice)
+    command = convert_command(request, source, public=False)
+    assert command is not None  # candidates are made of what has options
+    return command

@@ -46,6 +46,21 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Spot:
+    """A place on a picture that leads somewhere.
+
+    Attributes:
+        x, y: in pixels from the upper left corner.
+        href, title: where it leads, and what is shown when it is pointed at.
+    """
+
+    x: int
+    y: int
+    href: str
+    title: str
+
+
+@dataclass(frozen=True)
 class Picture:
     """A PNG file, put into the page itself.
 
@@ -54,6 +69,7 @@ class Picture:
         width, height: in pixels.
         alt: what it shows, for those who cannot see it.
         title, caption: below it.
+        spots: what can be clicked on.
     """
 
     source: str
@@ -62,6 +78,7 @@ class Picture:
     alt: str
     title: str
     caption: str
+    spots: tuple[Spot, ...] = ()
 
 
 def picture(path: Path, alt: str, title: str, caption: str) -> Picture:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hf_heads.jobs.evaluation.record import Comparison, ModelRow
 from hf_heads.jobs.reporting.figures.comparison import draw_healing, draw_layers, draw_speed, healing_curves
 from hf_heads.jobs.reporting.figures.quality import draw_quality
 from hf_heads.jobs.reporting.figures.style import block_label
-from hf_heads.jobs.reporting.pieces import Cell, Picture, Table, cells, picture
+from hf_heads.jobs.reporting.pieces import Cell, Picture, Spot, Table, cells, picture
 from hf_heads.jobs.reporting.words import (
     DRIFTS,
     NAME_BEGINS,
@@ -37,6 +37,7 @@ class Details:
         anchor: links lead there.
         label, aside: what is shown while it is folded.
         source: of the model.
+        command: that made it; empty where none is recorded.
         facts: terms with what belongs to them.
         tables: what was timed, and the blocks.
     """
@@ -45,6 +46,7 @@ class Details:
     label: str
     aside: str
     source: str
+    command: str
     facts: tuple[tuple[str, str], ...]
     tables: tuple[Table, ...]
 
@@ -91,7 +93,7 @@ def section(folder: Path, found: Comparison, place: int, several: bool) -> Secti
         summary=tuple(_pieces(sentence) for sentence in marked_summary(found)),
         caption=_caption(found),
         table=_main_table(found, place),
-        figures=tuple(_figures(folder, found, f"-{place}" if several else "")),
+        figures=tuple(_figures(folder, found, place, several)),
         models=tuple(_details(number, model, f"c{place}-m{number}") for number, model in enumerate(found.models)),
     )
 
@@ -185,20 +187,22 @@ def _score(model: ModelRow) -> list[Cell]:
     return [value, Cell(difference or NONE, small=ends, unsure=score.clear is False)]
 
 
-def _figures(folder: Path, found: Comparison, ending: str) -> Iterator[Picture]:
+def _figures(folder: Path, found: Comparison, place: int, several: bool) -> Iterator[Picture]:
     """The figures that there is something for."""
+    ending = f"-{place}" if several else ""
     original = found.reference.name
-    several = f"{len(found.models) - 1} models" if len(found.models) > 2 else "one model"
+    others = f"{len(found.models) - 1} models" if len(found.models) > 2 else "one model"
     said = summary(found)
     path = folder / f"quality{ending}.png"
-    if draw_quality(path, found):
-        yield picture(
+    if points := draw_quality(path, found):
+        made = picture(
             path,
-            f"Scatter plot of {quality_name(found)} against attention parameters of {original} and {several}. "
+            f"Scatter plot of {quality_name(found)} against attention parameters of {original} and {others}. "
             + said[0],
             "Quality against size.",
             _quality_caption(found),
         )
+        yield replace(made, spots=_spots(made, found, points, place))
     path = folder / f"layers{ending}.png"
     if draw_layers(path, found):
         worst = _worst_block(found)
@@ -213,10 +217,10 @@ def _figures(folder: Path, found: Comparison, ending: str) -> Iterator[Picture]:
     if draw_speed(path, found):
         yield picture(
             path,
-            f"Bars of the speed of {several} relative to {original}. {said[-1]}",
+            f"Bars of the speed of {others} relative to {original}. {said[-1]}",
             "Speed relative to the original.",
             "The original's time over the model's, medians of repeated runs, for each batch and length. Bars to the "
-            "right of 1 are faster.",
+            "right of 1 are faster; thin lines are the middle half of the rounds.",
         )
     path = folder / f"healing{ending}.png"
     if draw_healing(path, found):
@@ -230,13 +234,21 @@ def _figures(folder: Path, found: Comparison, ending: str) -> Iterator[Picture]:
         )
 
 
+def _spots(made: Picture, found: Comparison, points: Mapping[int, tuple[float, float]], place: int) -> tuple[Spot, ...]:
+    """Each model's point as a link to what is known of the model, and the command that made it."""
+    return tuple(
+        Spot(round(x * made.width), round(y * made.height), f"#c{place}-m{number}", found.models[number].name)
+        for number, (x, y) in points.items()
+    )
+
+
 def _quality_caption(found: Comparison) -> str:
     text = f"{'Up' if found.sign > 0 else 'Down'} and to the left is better."
     if any(model.score and model.score.low is not None for model in found.models):
         text += " Vertical lines are 95 % intervals of each score; those of the differences are in the table."
     if any(found.before_healing(model) is not None for model in found.models):
         text += " An arrow leads from a model to itself after healing."
-    return text + " The grey steps are the Pareto front; numbers are those of the table."
+    return text + " The grey steps are the Pareto front; numbers are those of the table. A point leads to its model."
 
 
 def _healing_ends(found: Comparison) -> tuple[str, str]:
@@ -283,6 +295,7 @@ def _details(number: int, model: ModelRow, anchor: str) -> Details:
         label=f"{number}. {model.name}" if number else model.name,
         aside=model.settings if number else model.role,
         source=model.source,
+        command=model.command or "",
         facts=tuple((term, found) for term, found in facts if found),
         tables=tuple(table for table in (_times(model), _blocks(model)) if table.rows),
     )

@@ -10,8 +10,9 @@ from transformers import BertForSequenceClassification, BertModel
 
 import hf_heads
 from hf_heads import CalibrationChoice, HeadsError, PrunedSpec
+from hf_heads.jobs.conversion.command import options_of
 from hf_heads.jobs.recommendation import recommend as room
-from hf_heads.jobs.recommendation.candidates import candidates, options_of
+from hf_heads.jobs.recommendation.candidates import candidates
 from hf_heads.jobs.recommendation.record import Point, Recommendation, chosen
 from hf_heads.modeling.blocks import block_shape
 from tests.support.cli import Run, check_refused

@@ -107,6 +107,23 @@ def test_the_page_is_complete(page: Page):
     assert all(cell["scope"] in ("row", "col") for cell in page.all("th"))
 
 
+def test_a_point_leads_to_its_model_and_the_command_that_made_it(written: Path, page: Page):
+    source = (written / "index.html").read_text(encoding="utf-8")
+    spots = re.findall(
+        r'<a href="#(c1-m\d+)" aria-label="([^"]+)"><title>\2</title><circle cx="(\d+)" cy="(\d+)"', source
+    )
+    assert len(spots) == 12
+    (width, height), *_ = re.findall(r'<svg viewBox="0 0 (\d+) (\d+)"', source)
+    with Image.open(written / "quality-1.png") as image:
+        drawn = image.convert("L")
+    assert drawn.size == (int(width), int(height))
+    for anchor, name, x, y in spots:
+        around = drawn.crop((int(x) - 12, int(y) - 12, int(x) + 12, int(y) + 12))
+        assert around.getextrema()[0] < 200, name  # some are hollow
+        details = source.partition(f'id="{anchor}"')[2].partition("</details>")[0]
+        assert ("<code>hf-heads convert all-MiniLM-L6-v2 --to " in details) == (name != "all-MiniLM-L6-v2"), name
+
+
 def test_names_that_look_like_markup_are_text(written: Path, page: Page):
     source = (written / "index.html").read_text(encoding="utf-8")
     assert "<script" not in source and "&lt;script&gt;alert(1)&lt;/script&gt;" in source

@@ -152,6 +152,8 @@ def _speed(found: Comparison) -> Figure:
         for bar, row in enumerate(rows):
             y = place + (bar - (len(rows) - 1) / 2) * share
             axes.barh(y, (row.ratio or 1.0) - 1, left=1, height=0.9 * share, color=shades[settings.index(row.setting)])
+            if row.ratio_low is not None and row.ratio_high is not None:
+                axes.plot((row.ratio_low, row.ratio_high), (y, y), color="0.25", linewidth=0.8, solid_capstyle="butt")
     axes.set_ylim(len(models) - 0.4, -0.6)
     axes.set_yticks(
         range(len(models)), [plain_text(f"{cut_text(model.name, 17)}  {number}") for number, model in models]

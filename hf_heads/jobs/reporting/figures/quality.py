@@ -29,14 +29,20 @@ if TYPE_CHECKING:
 _FRONT = "0.72"  # a light grey
 
 
-def draw_quality(path: Path, found: Comparison) -> bool:
-    """Draw quality against attention parameters with the Pareto front; False where fewer than two models have both."""
-    if sum(found.quality(model) is not None for model in found.models) < 2:
-        return False
-    return draw_page(path, lambda: _quality(found))
+def draw_quality(path: Path, found: Comparison) -> dict[int, tuple[float, float]]:
+    """Draw quality against attention parameters with the Pareto front.
+
+    Returns:
+        Where each model's point is, by the model's number: shares of the width and the height, from the upper left
+        corner. Empty where fewer than two models have both figures, and nothing is drawn.
+    """
+    spots: dict[int, tuple[float, float]] = {}
+    if sum(found.quality(model) is not None for model in found.models) >= 2:
+        draw_page(path, lambda: _quality(found, spots))
+    return spots
 
 
-def _quality(found: Comparison) -> Figure:
+def _quality(found: Comparison, spots: dict[int, tuple[float, float]]) -> Figure:
     """Points of (attention parameters, quality) with the front as steps; numbers are those of the table."""
     figure, axes = new_page(NARROW, 4.0, "Quality against size", FINE)
     plain_axes(axes)
@@ -76,6 +82,10 @@ def _quality(found: Comparison) -> Figure:
     names = {n: str(n) if found.models[n].role == "converted" else "" for n in inside}
     _number(axes, [(names[number], point) for number, point in inside.items()], list(inside.values()))
     figure.legend(handles=_legend(found, inside, some_healed), loc="outside lower center", ncols=3, **TIGHT)
+    figure.draw_without_rendering()  # lays out, now with the legend
+    for number, point in inside.items():
+        x, y = figure.transFigure.inverted().transform(axes.transData.transform(point))
+        spots[number] = (float(x), 1 - float(y))
     return figure
 
 
