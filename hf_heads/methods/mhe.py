@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -48,13 +48,17 @@ class _Whitened:
         maps = self.dense.output.cpu() @ self.dense.output.cpu().mT
         self.value = self.key_root @ self.dense.value.cpu() @ square_root(maps)
 
+    @cached_property
+    def score_sides(self) -> tuple[Tensor, Tensor]:
+        """The scores as seen from queries and from keys, (heads, width, head_dim + 1), each of energy 1."""
+        sides = ((self.query, self.key), (self.key, self.query))
+        query, key = (one @ square_root(other.mT @ other) for one, other in sides)
+        return query / query.norm(), key / key.norm()
+
     def score_energy(self, group: Sequence[int]) -> float:
         """The share of the scores that common directions of one head's width can capture on either side."""
-        found = 0.0
-        for one, other in ((self.query, self.key), (self.key, self.query)):
-            factors = one @ square_root(other.mT @ other)
-            found += captured_energy(factors[list(group)], self.width) / float(factors.square().sum())
-        return found / 2
+        sides = self.score_sides
+        return sum(captured_energy(side[list(group)], self.width) for side in sides) / len(sides)
 
     def value_energy(self, group: Sequence[int]) -> float:
         """The share of the value-output maps that common directions of one head's width can capture."""
