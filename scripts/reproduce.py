@@ -28,6 +28,7 @@ COMMANDS = {
     "recommend": "recommend DATA MODELS --threads 1 --max-drop 0.1",
     "scaling": "scaling --threads 1 --objectives scores",
     "precision": "precision DATA --threads 1",
+    "kept": "kept DATA --threads 1",
     "export_native": "export DATA MODELS --threads 1",
     "architectures": "architectures DATA MODELS",
     "latency": "latency",

@@ -22,7 +22,7 @@ from tables_of_inputs import (
     roads,
     scaling,
 )
-from tables_of_values import grouped, values
+from tables_of_values import grouped, kept, values
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -291,6 +291,7 @@ def healed(results: Row) -> list[str]:
 # The results that each table is made of, and how.
 TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "methods": ("stsb", methods),
+    "kept": ("kept", kept),
     "calibration": ("stsb", calibration),
     "lengths": ("lengths", lengths),
     "roads": ("roads", roads),

@@ -1,0 +1,81 @@
+"""What one-shot conversions of MiniLM by the defaults keep, on the STS benchmark's dev sentences, over several seeds.
+
+A seed chooses the training sentences to calibrate on, or makes the data, and is the conversion's. Cosine is that of
+the converted to the original sentence embeddings: its mean over all sentences, and what one sentence in twenty falls
+short of.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any
+
+import torch
+
+import hf_heads
+from hf_heads import CollabSpec, HeadsSpec, LowRankSpec, MgkSpec, MheSpec, PrunedSpec
+from studies.shared.inputs import calibration
+from studies.shared.running import add_folders, save, shown
+from studies.shared.sentences import Sentences
+
+MADE, MANY = "made data", "4096 sentences"
+SAMPLES = {MANY: 4096}  # 512 of whatever else
+SPECS: dict[str, HeadsSpec] = {
+    "collab 192": CollabSpec(rank=192),
+    "collab 96": CollabSpec(rank=96),
+    "collab 48": CollabSpec(rank=48),
+    "collab 32": CollabSpec(rank=32),
+    f"collab 96, {MADE}": CollabSpec(rank=96),
+    "low-rank 96": LowRankSpec(rank=96),
+    "pruned half": PrunedSpec(keep=0.5),
+    "mhe 3": MheSpec(groups=3),
+    "mhe 1": MheSpec(groups=1),
+    "mgk merge": MgkSpec(merge=2, queries="shared"),
+    f"low-rank 96, {MANY}": LowRankSpec(rank=96),
+    f"pruned half, {MANY}": PrunedSpec(keep=0.5),
+    f"mhe 3, {MANY}": MheSpec(groups=3),
+    f"mhe 1, {MANY}": MheSpec(groups=1),
+    f"mgk merge, {MANY}": MgkSpec(merge=2, queries="shared"),
+}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_folders(parser, "data")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default 0, 1 and 2")
+    parser.add_argument("--labels", nargs="+", default=list(SPECS), choices=tuple(SPECS), help="default all")
+    parser.add_argument("--more", action="store_true", help="keep the rows of earlier results, measure those missing")
+
+
+def run(options: argparse.Namespace) -> None:
+    study = Sentences(options)
+    path = options.results / "kept.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if options.more and path.is_file() else []
+    there = {(row["label"], row["seed"]) for row in rows}
+    for seed in options.seeds:
+        for label in options.labels:
+            if (label, seed) not in there:
+                rows.append(shown(_row(study, label, seed)))
+                save("kept", {"base": study.base, "sentences": 2 * len(study.scores), "rows": rows}, options)
+
+
+def _row(study: Sentences, label: str, seed: int) -> dict[str, Any]:
+    options = argparse.Namespace(**{**vars(study.options), "seed": seed})
+    kind = label.partition(", ")[2]
+    data = "random" if kind == MADE else study.files.train
+    batches = calibration(study.source, study.model, options, data, SAMPLES.get(kind, 512))
+    begun = time.process_time()
+    model, report = hf_heads.convert(study.model, SPECS[label], calibration=batches, seed=seed)
+    seconds = time.process_time() - begun
+    embeddings = study.embed(model)
+    cosines = (embeddings * study.original).sum(1)
+    return {
+        "label": label,
+        "seed": seed,
+        "drop": study.base - study.spearman(embeddings),
+        "cosine": float(cosines.mean()),
+        "cosine_low": float(torch.quantile(cosines, 0.05)),
+        "cpu_seconds": seconds,
+        "attention_parameters": sum(block.parameters for block in report.blocks),
+    }
