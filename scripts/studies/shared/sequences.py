@@ -37,10 +37,14 @@ class Padded:
 
 @dataclass(frozen=True)
 class Part:
-    """Rows to train or to measure on: inputs, and a label for each, (rows,), or a sequence of labels."""
+    """Rows to train or to measure on: inputs, and a label for each, (rows,), or a sequence of labels.
+
+    Segments of the inputs are there where a model tells them apart.
+    """
 
     inputs: Padded
     labels: Tensor | Padded
+    segments: Padded | None = None
 
     def __len__(self) -> int:
         return len(self.inputs.lengths)
@@ -53,7 +57,8 @@ class Part:
             labels = labels.masked_fill(there == 0, IGNORED)
         else:
             labels = self.labels[rows]
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        segments = {} if self.segments is None else {"token_type_ids": self.segments.rows(rows)[0]}
+        return {"input_ids": ids, "attention_mask": mask, **segments, "labels": labels}
 
     def by_length(self, rows: Tensor) -> Tensor:
         """The same rows, shortest first."""

@@ -1,0 +1,77 @@
+"""The studies that train, on a few rows and steps: that they run, what they write, that a second call goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import run
+import torch
+from transformers import BertModel
+
+from tests.support.files import save_checkpoint, write_rows
+from tests.support.tokenizers import NUMBERS
+from tests.support.twins import bert_config
+
+
+def results(name: str, folder: Path, *words: str) -> dict:
+    common = ["--data", str(folder), "--work", str(folder / "work"), "--results", str(folder), "--threads", "1"]
+    run.main([name, *words, *common])
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def test_nmt_scratch_shrinks_queries_and_keys_in_three_ways(tmp_path: Path):
+    words = list(NUMBERS)
+    rows = [{"en": f"{words[place % 4]} {words[place % 3]}", "de": NUMBERS[words[place % 4]]} for place in range(40)]
+    for part in ("train", "dev"):
+        write_rows(tmp_path / f"{part}.jsonl", rows)
+    sizes = {"width": 16, "heads": 4, "layers": 1, "inner": 16, "vocabulary": 300, "longest": 12, "measured": 4}
+    sizes |= {"steps": 2, "batch": 8, "warmup": 1}
+    given = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
+    given += ["--train", str(tmp_path / "train.jsonl"), "--dev", str(tmp_path / "dev.jsonl"), "--widths", "8"]
+    found = results("nmt_scratch", tmp_path, "--small", *given)
+    rows = found["rows"]
+    assert [(row["kind"], row["width"]) for row in rows] == [
+        ("separate heads", 16),
+        ("collab", 8),
+        ("concatenated", 8),
+        ("mhe", 8),
+    ]
+    most, *less = (row["parameters"] for row in rows)
+    assert all(one < most for one in less)
+    assert all(len(row["loss"]["values"]) == 2 and row["loss"]["low"] < row["loss"]["high"] for row in rows)
+    assert "bleu_lost" in rows[1] and found["seeds"] == [0, 1]
+
+
+def test_glue_converts_a_tuned_model_and_tunes_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from studies import glue
+
+    torch.manual_seed(0)
+    save_checkpoint(BertModel(bert_config()), tmp_path / "bert")
+    for name in ("sst2", "stsb"):
+        (tmp_path / name).mkdir()
+        rows = [{"sentence": f"word{place % 9} word3", "label": place % 2} for place in range(40)]
+        if name == "stsb":
+            rows = [{"sentence1": "word1", "sentence2": f"word{place % 9}", "score": place / 10} for place in range(40)]
+        for part in ("train", "dev"):
+            write_rows(tmp_path / name / f"{part}.jsonl", rows)
+    words = ["--small", "--models", str(tmp_path / "bert"), "--ranks", "8", "--seeds", "1", "--again", "1"]
+    found = results("glue", tmp_path, *words)
+    assert [(row["task"], row["rank"]) for row in found["rows"]] == [
+        (task, rank) for task in ("sst2", "stsb") for rank in ("original", "8")
+    ]
+    assert set(found["rows"][3]["metrics"]) == {"pearson", "spearman", "shot"}
+    monkeypatch.setattr(glue, "one_seed", lambda *_: pytest.fail("what is there already is used again"))
+    assert results("glue", tmp_path, *words)["rows"] == found["rows"]
+
+
+def test_metrics_of_glue_are_those_of_the_task():
+    from studies.shared.tasks import METRICS
+
+    guesses, labels = torch.tensor([1.0, 1, 0, 0, 1]), torch.tensor([1.0, 0, 0, 1, 1])
+    assert METRICS["accuracy"](guesses, labels) == pytest.approx(60)
+    assert METRICS["f1"](guesses, labels) == pytest.approx(100 * 2 * 2 / 6)
+    # (true yes x true no - false yes x false no) / root of the product of the margins
+    assert METRICS["matthews"](guesses, labels) == pytest.approx(100 * (2 * 1 - 1 * 1) / (3 * 2 * 3 * 2) ** 0.5)
+    assert METRICS["f1"](torch.zeros(3), torch.zeros(3)) == METRICS["matthews"](torch.zeros(3), labels[:3]) == 0
