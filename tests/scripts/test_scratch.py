@@ -75,3 +75,25 @@ def test_metrics_of_glue_are_those_of_the_task():
     # (true yes x true no - false yes x false no) / root of the product of the margins
     assert METRICS["matthews"](guesses, labels) == pytest.approx(100 * (2 * 1 - 1 * 1) / (3 * 2 * 3 * 2) ** 0.5)
     assert METRICS["f1"](torch.zeros(3), torch.zeros(3)) == METRICS["matthews"](torch.zeros(3), labels[:3]) == 0
+
+
+def test_lra_trains_every_variant_on_short_sequences(tmp_path: Path):
+    from studies import lra
+
+    words = ["--steps", "2", "--sequences", "40", "--tests", "10", "--minimum", "4", "--maximum", "8", "--seeds", "1"]
+    found = results("lra", tmp_path, "--small", *words)
+    assert [row["variant"] for row in found["rows"]] == list(lra.VARIANTS)
+    sizes = {row["variant"]: row["attention"] for row in found["rows"]}
+    assert sizes["softmax h/2"] < sizes["mgk h/2"] < sizes["softmax h"] == sizes["linear h"]
+    assert len({row["loss"]["mean"] for row in found["rows"]}) == len(sizes)  # no variant computes another's
+
+
+def test_lra_reads_pairs_of_texts_by_their_bytes(tmp_path: Path):
+    (tmp_path / "aan").mkdir()
+    rows = [{"text1": "ab" * (place + 1), "text2": "ä", "label": place % 2} for place in range(8)]
+    for part in ("train", "dev"):
+        write_rows(tmp_path / "aan" / f"{part}.jsonl", rows)
+    words = ["--tasks", "retrieval", "--variants", "softmax h", "--steps", "1", "--seeds", "1", "--minimum", "4"]
+    found = results("lra", tmp_path, "--small", *words, "--maximum", "8", "--tests", "5")
+    assert 0 <= found["rows"][0]["accuracy"]["mean"] <= 100
+    assert run.main(["lra", "--data", str(tmp_path), "--work", str(tmp_path), "--tasks", "text"]) == 2

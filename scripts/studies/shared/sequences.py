@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -39,12 +39,12 @@ class Padded:
 class Part:
     """Rows to train or to measure on: inputs, and a label for each, (rows,), or a sequence of labels.
 
-    Segments of the inputs are there where a model tells them apart.
+    Others are sequences that a model takes besides, by name: segments of the inputs, or second texts.
     """
 
     inputs: Padded
     labels: Tensor | Padded
-    segments: Padded | None = None
+    others: Mapping[str, Padded] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.inputs.lengths)
@@ -57,8 +57,8 @@ class Part:
             labels = labels.masked_fill(there == 0, IGNORED)
         else:
             labels = self.labels[rows]
-        segments = {} if self.segments is None else {"token_type_ids": self.segments.rows(rows)[0]}
-        return {"input_ids": ids, "attention_mask": mask, **segments, "labels": labels}
+        others = {name: other.rows(rows)[0] for name, other in self.others.items()}
+        return {"input_ids": ids, "attention_mask": mask, **others, "labels": labels}
 
     def by_length(self, rows: Tensor) -> Tensor:
         """The same rows, shortest first."""

@@ -68,7 +68,7 @@ def encoded(rows: list[dict[str, Any]], task: Task, folder: Path) -> Part:
     found = AutoTokenizer.from_pretrained(folder)(*given, truncation=True, max_length=LONGEST)
     labels = torch.tensor([row[task.label] for row in rows], dtype=torch.float32 if task.labels == 1 else torch.long)
     types = found.get("token_type_ids")
-    return Part(Padded.of(found["input_ids"]), labels, Padded.of(types) if types else None)
+    return Part(Padded.of(found["input_ids"]), labels, {"token_type_ids": Padded.of(types)} if types else {})
 
 
 def classifier(folder: Path, task: Task, seed: int) -> PreTrainedModel:
