@@ -21,27 +21,31 @@ def results(name: str, folder: Path, *words: str) -> dict:
     return json.loads((folder / f"{name}.json").read_text())
 
 
-def test_nmt_scratch_shrinks_queries_and_keys_in_three_ways(tmp_path: Path):
+def test_nmt_scratch_shrinks_queries_and_keys(tmp_path: Path):
     words = list(NUMBERS)
     rows = [{"en": f"{words[place % 4]} {words[place % 3]}", "de": NUMBERS[words[place % 4]]} for place in range(40)]
     for part in ("train", "dev"):
         write_rows(tmp_path / f"{part}.jsonl", rows)
-    sizes = {"width": 16, "heads": 4, "layers": 1, "inner": 16, "vocabulary": 300, "longest": 12, "measured": 4}
+    sizes = {"width": 16, "heads": 4, "layers": 1, "inner": 16, "vocabulary": 300, "longest": 12, "measured": 1}
     sizes |= {"steps": 2, "batch": 8, "warmup": 1}
     given = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
     given += ["--train", str(tmp_path / "train.jsonl"), "--dev", str(tmp_path / "dev.jsonl"), "--widths", "8"]
+    given += ["--kinds", "collab", "concatenated"]
     found = results("nmt_scratch", tmp_path, "--small", *given)
     rows = found["rows"]
-    assert [(row["kind"], row["width"]) for row in rows] == [
-        ("separate heads", 16),
-        ("collab", 8),
-        ("concatenated", 8),
-        ("mhe", 8),
-    ]
+    named = [(row["kind"], row["width"]) for row in rows]
+    assert named == [("separate heads", 16), ("collab", 8), ("concatenated", 8)]
     most, *less = (row["parameters"] for row in rows)
     assert all(one < most for one in less)
     assert all(len(row["loss"]["values"]) == 2 and row["loss"]["low"] < row["loss"]["high"] for row in rows)
     assert "bleu_lost" in rows[1] and found["seeds"] == [0, 1]
+
+
+def test_shared_heads_are_as_wide_as_asked_or_not_there():
+    from studies.nmt_scratch import PAPER, spec_of
+
+    assert [spec_of("mhe", wide, PAPER).groups_qk for wide in (256, 64)] == [4, 1]
+    assert spec_of("mhe", 32, PAPER) is None and spec_of("concatenated", 32, PAPER).rank == 32
 
 
 def test_glue_converts_a_tuned_model_and_tunes_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -49,19 +53,14 @@ def test_glue_converts_a_tuned_model_and_tunes_it_again(tmp_path: Path, monkeypa
 
     torch.manual_seed(0)
     save_checkpoint(BertModel(bert_config()), tmp_path / "bert")
-    for name in ("sst2", "stsb"):
-        (tmp_path / name).mkdir()
-        rows = [{"sentence": f"word{place % 9} word3", "label": place % 2} for place in range(40)]
-        if name == "stsb":
-            rows = [{"sentence1": "word1", "sentence2": f"word{place % 9}", "score": place / 10} for place in range(40)]
-        for part in ("train", "dev"):
-            write_rows(tmp_path / name / f"{part}.jsonl", rows)
-    words = ["--small", "--models", str(tmp_path / "bert"), "--ranks", "8", "--seeds", "1", "--again", "1"]
+    (tmp_path / "stsb").mkdir()
+    rows = [{"sentence1": "word1", "sentence2": f"word{place % 9}", "score": place / 10} for place in range(40)]
+    for part in ("train", "dev"):
+        write_rows(tmp_path / "stsb" / f"{part}.jsonl", rows)
+    words = ["--small", "--models", str(tmp_path / "bert"), "--ranks", "8", "--seeds", "1", "--tasks", "stsb"]
     found = results("glue", tmp_path, *words)
-    assert [(row["task"], row["rank"]) for row in found["rows"]] == [
-        (task, rank) for task in ("sst2", "stsb") for rank in ("original", "8")
-    ]
-    assert set(found["rows"][3]["metrics"]) == {"pearson", "spearman", "shot"}
+    assert [(row["task"], row["rank"]) for row in found["rows"]] == [("stsb", "original"), ("stsb", "8")]
+    assert set(found["rows"][1]["metrics"]) == {"pearson", "spearman", "shot"}
     monkeypatch.setattr(glue, "one_seed", lambda *_: pytest.fail("what is there already is used again"))
     assert results("glue", tmp_path, *words)["rows"] == found["rows"]
 
@@ -97,3 +96,26 @@ def test_lra_reads_pairs_of_texts_by_their_bytes(tmp_path: Path):
     found = results("lra", tmp_path, "--small", *words, "--maximum", "8", "--tests", "5")
     assert 0 <= found["rows"][0]["accuracy"]["mean"] <= 100
     assert run.main(["lra", "--data", str(tmp_path), "--work", str(tmp_path), "--tasks", "text"]) == 2
+
+
+def test_lm_splits_by_articles_and_measures_every_word_once(tmp_path: Path):
+    from studies.shared.words import Text, articles
+
+    (tmp_path / "text").mkdir()
+    lines = [line for place in range(10) for line in (f" = Title {place} = ", " = = part = = ", " one two " * 9)]
+    (tmp_path / "text" / "wikitext2-valid.txt").write_text("\n".join(["", *lines]) + "\n")
+    assert [part[-3] for part in articles(lines)] == [f" = Title {place} = " for place in range(10)]
+    words = ["--steps", "2", "--width", "8", "--heads", "2", "--inner", "8", "--layers", "1", "--length", "8"]
+    found = results("lm", tmp_path, "--small", *words, "--cutoffs", "2", "--stride", "4")
+    sizes = {row["variant"]: row["attention"] for row in found["rows"]}
+    assert sizes["sha"] < sizes["mhe-mul"] < sizes["softmax h"] and found["test articles"] == 30
+    assert all(row["perplexity"]["test articles"]["mean"] > 1 for row in found["rows"])
+    for length, stride in ((8, 1), (8, 5), (40, 3)):
+        text = Text(torch.arange(33, dtype=torch.int32), length)
+        seen = torch.cat([ids[:, 1:][fresh] for ids, fresh in text.windows(stride, 2)])
+        assert seen.tolist() == list(range(1, 33))
+
+
+def test_lm_names_the_part_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert run.main(["lm", "--data", str(tmp_path), "--work", str(tmp_path), "--results", str(tmp_path)]) == 2
+    assert "wiki.train.tokens" in capsys.readouterr().err
