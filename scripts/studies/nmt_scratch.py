@@ -49,12 +49,12 @@ PAPER: dict[str, Any] = {
 SMALL: dict[str, Any] = {
     "width": 128,
     "heads": 8,
-    "layers": 2,
+    "layers": 1,
     "inner": 256,
     "vocabulary": 2000,
-    "longest": 20,
+    "longest": 16,
     "widths": [16, 8],
-    "steps": 300,
+    "steps": 800,
     "batch": 64,
     "forwards": 1,
     "rate": 3e-3,
@@ -238,18 +238,13 @@ def run(options: argparse.Namespace) -> None:
                 runs[kind, wide] = spec
     rows: list[dict[str, Any]] = []
     for (kind, wide), spec in runs.items():
-        kept = {
-            **sizes,
-            "kind": kind,
-            "wide": wide,
-            "precision": options.precision,
-            "data": (options.train, options.dev),
-        }
+        about = {name: value for name, value in sizes.items() if name != "widths"}
+        kept = {**about, "precision": options.precision, "data": (options.data, options.train, options.dev)}
         found = [
             remembered(
                 options,
-                f"nmt-{kind}-{wide}-{seed}",
-                {**kept, "seed": seed},
+                f"nmt-{kind.split()[0]}-{wide}-{seed}",
+                kept,
                 partial(one_run, pairs, spec, sizes, seed, options),
             )
             for seed in seeds
@@ -258,7 +253,7 @@ def run(options: argparse.Namespace) -> None:
         for name in ("bleu", "loss"):
             row[name] = over_seeds([one[name] for one in found])
             if rows:
-                row[f"{name}_lost"] = over_seeds(
+                row[f"{name}_change"] = over_seeds(
                     [one[name] - other for one, other in zip(found, rows[0][name]["values"], strict=True)]
                 )
         shown({**row, **{name: row[name]["mean"] for name in ("bleu", "loss")}})

@@ -38,7 +38,7 @@ def test_nmt_scratch_shrinks_queries_and_keys(tmp_path: Path):
     most, *less = (row["parameters"] for row in rows)
     assert all(one < most for one in less)
     assert all(len(row["loss"]["values"]) == 2 and row["loss"]["low"] < row["loss"]["high"] for row in rows)
-    assert "bleu_lost" in rows[1] and found["seeds"] == [0, 1]
+    assert "bleu_change" in rows[1] and found["seeds"] == [0, 1]
 
 
 def test_shared_heads_are_as_wide_as_asked_or_not_there():
