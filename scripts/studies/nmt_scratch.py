@@ -54,8 +54,8 @@ SMALL: dict[str, Any] = {
     "vocabulary": 2000,
     "longest": 16,
     "widths": [16, 8],
-    "steps": 800,
-    "batch": 64,
+    "steps": 700,
+    "batch": 32,
     "forwards": 1,
     "rate": 3e-3,
     "warmup": 100,
@@ -178,7 +178,11 @@ def token_loss(model: nn.Module, batch: Any, smoothing: float = SMOOTHING, reduc
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     logits = model(**inputs, decoder_input_ids=before.masked_fill(before == IGNORED, PAD), use_cache=False).logits
     return nn.functional.cross_entropy(
-        logits.float().mT, labels, ignore_index=IGNORED, label_smoothing=smoothing, reduction=reduction
+        logits.float().flatten(0, 1),
+        labels.flatten(),
+        ignore_index=IGNORED,
+        label_smoothing=smoothing,
+        reduction=reduction,
     )
 
 

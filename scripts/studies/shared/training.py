@@ -128,6 +128,8 @@ def fit(
             optimizer.zero_grad()
         if accelerator.sync_gradients:
             losses.append(float(found.detach()))
+            if len(losses) % max(1, plan.steps // 4) == 0:
+                print(f"step {len(losses)} of {plan.steps}, loss {losses[-1]:.3f}")
             if folder is not None and len(losses) % options.keep_every == 0 and len(losses) < plan.steps:
                 _keep(accelerator, folder, losses)
     accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)  # takes mixed precision off the model's forward
