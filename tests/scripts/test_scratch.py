@@ -119,3 +119,31 @@ def test_lm_splits_by_articles_and_measures_every_word_once(tmp_path: Path):
 def test_lm_names_the_part_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert run.main(["lm", "--data", str(tmp_path), "--work", str(tmp_path), "--results", str(tmp_path)]) == 2
     assert "wiki.train.tokens" in capsys.readouterr().err
+
+
+def test_imagenet_scratch_reads_images_by_class(tmp_path: Path):
+    from PIL import Image
+
+    for part in ("train", "dev"):
+        for name, shade in (("dark", 20), ("light", 200)):
+            (tmp_path / part / name).mkdir(parents=True)
+            for place in range(3):
+                Image.new("RGB", (20, 16), (shade, shade, 40 * place)).save(tmp_path / part / name / f"{place}.png")
+    words = ["--train", str(tmp_path / "train"), "--dev", str(tmp_path / "dev"), "--widths", "4", "--steps", "2"]
+    words += ["--width", "8", "--heads", "2", "--layers", "1", "--size", "16", "--batch", "4", "--seeds", "1"]
+    found = results("imagenet_scratch", tmp_path, "--small", *words)
+    named = [(row["kind"], row["width"]) for row in found["rows"]]
+    assert named == [("separate heads", 8), ("collab", 4), ("concatenated", 4)]
+    assert found["train"] == found["dev"] == 6 and all(0 <= row["accuracy"]["mean"] <= 100 for row in found["rows"])
+
+
+def test_crops_and_flips_are_those_of_the_seed_and_measured_images_are_whole():
+    import numpy
+    from PIL import Image
+    from studies.imagenet_scratch import Images
+
+    shades = numpy.arange(64, dtype=numpy.uint8).reshape(8, 8, 1).repeat(3, 2)
+    images = Images([{"image": Image.fromarray(shades), "label": 1}], 8)
+    assert torch.allclose(images.pixels(0), torch.from_numpy(shades).permute(2, 0, 1) / 127.5 - 1, atol=1e-6)
+    one, again, other = (next(images.batches(1, seed))["pixel_values"] for seed in (0, 0, 3))
+    assert torch.equal(one, again) and not torch.equal(one, other)
