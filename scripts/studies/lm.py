@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from transformers import AutoModel, GPT2Config, set_seed
 
 import hf_heads
 from hf_heads.core.errors import HeadsError
+from studies.shared.attentions import GAUSSIAN, LINEAR, SHARED, SOFTMAX
 from studies.shared.inputs import TEXT
 from studies.shared.running import add_folders, save, shown
 from studies.shared.training import Plan, add_runs, add_training, fit, over_seeds, remembered
@@ -56,23 +56,7 @@ SMALL: dict[str, Any] = {
 LEAST = 3  # how often a word of the small text has to come; in WikiText-103 rarer ones are <unk> already
 
 
-def mixture(heads: int, length: int, **settings: Any) -> hf_heads.HeadsSpec:
-    """The paper's own mixture of two keys in half of the heads: a fixed kernel, priors for every position."""
-    return hf_heads.MgkSpec(heads=heads // 2, components=2, sigma="fixed", positions=length, **settings)
-
-
-# What stands in the place of multi-head attention, for a number of heads and the longest input.
-VARIANTS: dict[str, Callable[[int, int], hf_heads.HeadsSpec | None]] = {
-    "softmax h": lambda heads, length: None,
-    "softmax h/2": lambda heads, length: hf_heads.PrunedSpec(kept=tuple(range(heads // 2))),
-    "mgk h/2": mixture,
-    "smgk h/2": partial(mixture, mixture="smgk"),
-    "mlk h/2": lambda heads, length: hf_heads.MgkSpec(heads=heads // 2, kernel="linear", positions=length),
-    "mhe-mul": lambda heads, length: hf_heads.MheSpec(variant="mul"),
-    "mhe-add": lambda heads, length: hf_heads.MheSpec(variant="add"),
-    "mqa": lambda heads, length: hf_heads.MheSpec(variant="none", groups_q=heads),
-    "sha": lambda heads, length: hf_heads.MheSpec(variant="none"),
-}
+VARIANTS = {**SOFTMAX, **GAUSSIAN, "mlk h/2": LINEAR["mlk h/2"], **SHARED}
 
 
 class LanguageModel(nn.Module):

@@ -23,6 +23,7 @@ import hf_heads
 from hf_heads.core.batches import mean_pool
 from hf_heads.core.errors import HeadsError
 from studies import listops
+from studies.shared.attentions import E_STEPS, GAUSSIAN, LINEAR, SOFTMAX
 from studies.shared.inputs import read_jsonl
 from studies.shared.running import add_folders, save, shown
 from studies.shared.sequences import Padded, Part
@@ -30,32 +31,7 @@ from studies.shared.training import Plan, add_runs, add_training, fit, over_seed
 
 BYTES = 258  # with 0 for padding and 1 unused
 WIDTH, INNER, LAYERS, HEADS = 64, 128, 2, 2
-Maker = Callable[[int, int], hf_heads.HeadsSpec | None]
-
-
-def mixture(heads: int, longest: int, **settings: Any) -> hf_heads.HeadsSpec:
-    """The paper's own mixture of two keys: a fixed kernel, priors for every position."""
-    return hf_heads.MgkSpec(heads=heads // 2, components=2, sigma="fixed", positions=longest, **settings)
-
-
-# What stands in the place of multi-head attention, for a number of heads and the longest input.
-VARIANTS: dict[str, Maker] = {
-    "softmax h": lambda heads, longest: None,
-    "softmax h/2": lambda heads, longest: hf_heads.PrunedSpec(kept=tuple(range(heads // 2))),
-    "mgk h/2": mixture,
-    "smgk h/2": partial(mixture, mixture="smgk"),
-    "hard-E h/2": lambda heads, longest: hf_heads.MgkSpec(
-        heads=heads // 2, components=2, sigma="fixed", assignment="hard"
-    ),
-    "soft-E h/2": partial(mixture, priors="em"),
-    "linear h": lambda heads, longest: hf_heads.MgkSpec(heads=heads, components=1, kernel="linear", priors="fixed"),
-    "linear h/2": lambda heads, longest: hf_heads.MgkSpec(
-        heads=heads // 2, components=1, kernel="linear", priors="fixed"
-    ),
-    "mlk h/2": lambda heads, longest: hf_heads.MgkSpec(
-        heads=heads // 2, components=2, kernel="linear", positions=longest
-    ),
-}
+VARIANTS = {**SOFTMAX, **GAUSSIAN, **E_STEPS, **LINEAR}
 
 
 @dataclass(frozen=True)

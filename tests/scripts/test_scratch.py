@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import run
 import torch
+from studies.shared.attentions import E_STEPS, GAUSSIAN, LINEAR, SOFTMAX
+from studies.shared.sequences import IGNORED
 from transformers import BertModel
 
 from tests.support.files import save_checkpoint, write_rows
@@ -76,14 +78,19 @@ def test_metrics_of_glue_are_those_of_the_task():
     assert METRICS["f1"](torch.zeros(3), torch.zeros(3)) == METRICS["matthews"](torch.zeros(3), labels[:3]) == 0
 
 
-def test_lra_trains_every_variant_on_short_sequences(tmp_path: Path):
-    from studies import lra
-
+@pytest.mark.parametrize(
+    "variants",
+    [
+        ("softmax h", "mgk h/2", "mlk h/2"),
+        pytest.param(tuple({**SOFTMAX, **GAUSSIAN, **E_STEPS, **LINEAR}), marks=pytest.mark.full),
+    ],
+)
+def test_lra_trains_its_variants_on_short_sequences(tmp_path: Path, variants: tuple[str, ...]):
     words = ["--steps", "2", "--sequences", "40", "--tests", "10", "--minimum", "4", "--maximum", "8", "--seeds", "1"]
-    found = results("lra", tmp_path, "--small", *words)
-    assert [row["variant"] for row in found["rows"]] == list(lra.VARIANTS)
+    found = results("lra", tmp_path, "--small", *words, "--variants", *variants)
+    assert tuple(row["variant"] for row in found["rows"]) == variants
     sizes = {row["variant"]: row["attention"] for row in found["rows"]}
-    assert sizes["softmax h/2"] < sizes["mgk h/2"] < sizes["softmax h"] == sizes["linear h"]
+    assert sizes["mgk h/2"] == sizes["mlk h/2"] < sizes["softmax h"] == sizes.get("linear h", sizes["softmax h"])
     assert len({row["loss"]["mean"] for row in found["rows"]}) == len(sizes)  # no variant computes another's
 
 
@@ -106,9 +113,10 @@ def test_lm_splits_by_articles_and_measures_every_word_once(tmp_path: Path):
     (tmp_path / "text" / "wikitext2-valid.txt").write_text("\n".join(["", *lines]) + "\n")
     assert [part[-3] for part in articles(lines)] == [f" = Title {place} = " for place in range(10)]
     words = ["--steps", "2", "--width", "8", "--heads", "2", "--inner", "8", "--layers", "1", "--length", "8"]
-    found = results("lm", tmp_path, "--small", *words, "--cutoffs", "2", "--stride", "4")
+    words += ["--variants", "softmax h", "smgk h/2", "mhe-mul", "--cutoffs", "2", "--stride", "4"]
+    found = results("lm", tmp_path, "--small", *words)
     sizes = {row["variant"]: row["attention"] for row in found["rows"]}
-    assert sizes["sha"] < sizes["mhe-mul"] < sizes["softmax h"] and found["test articles"] == 30
+    assert max(sizes["smgk h/2"], sizes["mhe-mul"]) < sizes["softmax h"] and found["test articles"] == 30
     assert all(row["perplexity"]["test articles"]["mean"] > 1 for row in found["rows"])
     for length, stride in ((8, 1), (8, 5), (40, 3)):
         text = Text(torch.arange(33, dtype=torch.int32), length)
@@ -147,3 +155,68 @@ def test_crops_and_flips_are_those_of_the_seed_and_measured_images_are_whole():
     assert torch.allclose(images.pixels(0), torch.from_numpy(shades).permute(2, 0, 1) / 127.5 - 1, atol=1e-6)
     one, again, other = (next(images.batches(1, seed))["pixel_values"] for seed in (0, 0, 3))
     assert torch.equal(one, again) and not torch.equal(one, other)
+
+
+def test_mlm_pretrain_keeps_models_that_squad_reads(tmp_path: Path):
+    words = [f"word{place}" for place in range(30)]
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(" ".join(words[place % 20 : place % 20 + 9]) for place in range(60)))
+    sizes = ["--width", "8", "--heads", "2", "--layers", "1", "--length", "8", "--steps", "2", "--vocabulary", "200"]
+    sizes += ["--variants", "mha", "mhe-mul", "--text", str(text), "--seeds", "1"]
+    found = results("mlm_pretrain", tmp_path, "--small", *sizes)
+    rows = {row["variant"]: row for row in found["rows"]}
+    assert rows["mhe-mul"]["attention"] < rows["mha"]["attention"]
+    assert rows["mha"]["retained"] == 100 and all(row["perplexity"]["mean"] > 1 for row in rows.values())
+    context = "word1 word2 word3 word4"
+    asked = {"question": "word9", "answers": [{"text": "word3", "answer_start": context.index("word3")}]}
+    file = tmp_path / "questions.json"
+    file.write_text(json.dumps({"data": [{"paragraphs": [{"context": context, "qas": [asked] * 4}]}]}))
+    given = ["--models", *rows["mhe-mul"]["models"], "--train", str(file), "--dev", str(file), "--seeds", "1"]
+    run.main(["squad", *given, "--work", str(tmp_path / "work"), "--results", str(tmp_path), "--threads", "1"])
+    found = json.loads((tmp_path / "squad.json").read_text())["rows"][0]
+    assert 0 <= found["exact"]["mean"] <= found["f1"]["mean"] <= 100
+
+
+def test_hidden_tokens_are_a_share_of_the_ordinary_ones():
+    from studies.mlm_pretrain import SHARE, Masked
+
+    ids = torch.randint(5, 90, (400, 20), generator=torch.Generator().manual_seed(0))
+    ids[:, 0] = 2
+    batch = Masked(ids, hidden=4, ordinary=5, tokens=99).batch(torch.arange(400), torch.Generator().manual_seed(1))
+    chosen = batch["labels"] != IGNORED
+    assert not chosen[:, 0].any() and float(chosen[:, 1:].double().mean()) == pytest.approx(SHARE, abs=0.01)
+    assert torch.equal(batch["labels"][chosen], ids[chosen])
+    assert torch.equal(batch["input_ids"][~chosen], ids[~chosen])
+    hidden = batch["input_ids"][chosen] == 4
+    assert float(hidden.double().mean()) == pytest.approx(0.8, abs=0.04)
+    stays = (batch["input_ids"] == ids)[chosen]
+    assert float(stays.double().mean()) == pytest.approx(0.1, abs=0.04)
+
+
+def test_answers_are_found_in_windows_and_scored_as_squads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    from studies import squad
+    from transformers import AutoTokenizer
+
+    from tests.support.tokenizers import save_tokenizer
+
+    assert squad.exact_and_f1("The Cat!", ("cat", "dog")) == (100, 100)
+    assert squad.exact_and_f1("big cat", ("cat",)) == (0, pytest.approx(200 / 3))
+    save_tokenizer(tmp_path)
+    monkeypatch.setattr(squad, "LONGEST", 9)
+    context = " ".join(f"word{place}" for place in range(12))
+    one = squad.Question("word50", context, ("word7 word8",), context.index("word7"))
+    windows = squad.encoded([one], AutoTokenizer.from_pretrained(tmp_path))
+    assert len(windows.owners) > 1
+    for (first, last), spans in zip(windows.part.labels.tolist(), windows.offsets, strict=True):
+        if first:
+            assert context[spans[first][0] : spans[last][1]] == "word7 word8"
+    assert any(first for first, _ in windows.part.labels.tolist())
+
+    class Sure(torch.nn.Module):
+        """Knows where word7 and word8 are."""
+
+        def forward(self, input_ids: torch.Tensor, **_: torch.Tensor) -> object:
+            starts, ends = (5.0 * (input_ids == 5 + number) for number in (7, 8))
+            return type("Output", (), {"start_logits": starts, "end_logits": ends})
+
+    assert squad.answers(Sure(), windows, [one], "cpu") == ["word7 word8"]
