@@ -22,6 +22,7 @@ COMMANDS = {
     "lengths": "lengths DATA WORK --threads 1",
     "attention_error": "attention_error DATA --threads 1",
     "attention_rank": "attention_rank DATA --threads 1",
+    "prune_curve": "prune_curve DATA WORK --threads 1 --small",
     "joined": "joined DATA MODELS --threads 1",
     "roads": "roads DATA MODELS WORK --threads 1",
     "memory": "memory WORK --threads 1",

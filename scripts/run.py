@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+from hf_heads.core.errors import HeadsError
+
 FOLDER = Path(__file__).resolve().parent
 COMMANDS = ("reference", "reproduce", "tables", "versions", "website")  # these measure nothing, and start without torch
 STUDIES = tuple(sorted(path.stem for path in (FOLDER / "studies").glob("[a-z]*.py")))
@@ -56,7 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = own.parse_args(words[1:])
     if options.name in STUDIES:
         importlib.import_module("studies.shared.running").start(chosen)
-    return module.run(chosen) or 0
+    try:
+        return module.run(chosen) or 0
+    except HeadsError as error:
+        print(f"run.py {options.name}: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from tables_of_inputs import (
     roads,
     scaling,
 )
+from tables_of_papers import prune_curve
 from tables_of_values import grouped, kept, values
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -304,6 +305,7 @@ TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "export_onnx": ("export", export_onnx),
     "attention_error": ("attention_error", attention_error),
     "attention_rank": ("attention_rank", attention_rank),
+    "prune_curve": ("prune_curve", prune_curve),
     "architectures": ("architectures", architectures),
     "latency": ("latency", latency),
     "ways": ("ways", ways),

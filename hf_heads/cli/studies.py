@@ -122,7 +122,10 @@ def add_ablate(commands: Any) -> None:
         commands, "ablate", _ablate, "measure what is lost without each head, with one head a block, and with none"
     )
     command.add_argument(
-        "--metric", choices=("drift", "accuracy", "loss"), default="drift", help="drift (the default) needs no labels"
+        "--metric",
+        choices=("drift", "accuracy", "loss", "f1", "bleu"),
+        default="drift",
+        help="drift (the default) needs no labels",
     )
     _add_study(command)
 

@@ -111,6 +111,30 @@ def sign_test(differences: Tensor, *, resamples: int = 10_000, seed: int = 0) ->
     return (1 + as_large) / (1 + resamples)
 
 
+def swap_test(
+    one: Tensor, other: Tensor, value: Callable[[Tensor], Tensor], *, resamples: int = 2000, seed: int = 0
+) -> float:
+    """Two-sided p value of two models having the same figure, by swapping their examples at random.
+
+    Args:
+        one, other: of each model (examples, several): what every example adds to the figure.
+        value: statistics (..., examples, several) to the figure (...).
+        resamples: how many times examples are swapped; p is at least 1 / (resamples + 1).
+        seed: of the draws.
+    """
+    one, other = one.double(), other.double()
+    if torch.equal(one, other):
+        return 1.0
+    wanted = float((value(one) - value(other)).abs()) * (1 - 1e-12)
+    generator, rows, as_large = torch.Generator().manual_seed(seed), max(1, _CHUNK // one.numel()), 0
+    for begin in range(0, resamples, rows):
+        shape = min(rows, resamples - begin), len(one), 1
+        swapped = torch.randint(2, shape, generator=generator, dtype=torch.int8).bool()
+        found = value(torch.where(swapped, other, one)) - value(torch.where(swapped, one, other))
+        as_large += int((found.abs() >= wanted).sum())
+    return (1 + as_large) / (1 + resamples)
+
+
 def holm(values: Sequence[float]) -> list[float]:
     """p values corrected for their number: how small a level all false alarms together can have and this one still be.
 

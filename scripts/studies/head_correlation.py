@@ -1,26 +1,43 @@
 """Whether heads matter alike on two sets of rows: losses without each, correlated (arXiv 1905.10650, section 3.4).
 
 --other is of another domain or task with the same labels. The loss without each head is measured on both, and so is the
-importance by gradients.
+importance by gradients. By default a MiniLM that knows MRPC, news, is measured on its dev pairs and on pairs of STS-B,
+captions and forums, which count as paraphrases from 4 points on and as none up to 2.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 
 import hf_heads
 from hf_heads import rank_heads
+from hf_heads.core.errors import HeadsError
 from hf_heads.io.checkpoints.loading import load_source
-from hf_heads.io.checkpoints.sources import resolve_source
 from hf_heads.jobs.scoring.ablation import AblationTable
 from hf_heads.jobs.scoring.agreement import agreement
-from studies.prune_curve import add_labelled, labelled
+from studies.shared.classifiers import add_labelled, labelled, settle
+from studies.shared.inputs import files, read_jsonl
 from studies.shared.running import save, shown
+
+SAME, OTHER = 4, 2  # points of STS-B
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    add_labelled(parser)
-    parser.add_argument("--other", required=True, metavar="FILE", help="rows of another domain or task, labelled alike")
+    add_labelled(parser, "mrpc")
+    about = "rows of another domain or task, labelled alike (default: pairs of STS-B below --data)"
+    parser.add_argument("--other", metavar="FILE", help=about)
+
+
+def paraphrases(options: argparse.Namespace) -> str:
+    """Pairs of STS-B that are clearly paraphrases or clearly none, in a file below --work."""
+    if None in (options.data, options.work):
+        raise HeadsError("no rows of another domain: name --other, or the folders --data and --work to make some")
+    rows = [row for row in read_jsonl(files("stsb", options).dev) if not OTHER < row["score"] < SAME]
+    pairs = [{name: row[name] for name in ("sentence1", "sentence2")} | {"label": row["score"] >= SAME} for row in rows]
+    path = options.work / "stsb-paraphrases.jsonl"
+    path.write_text("".join(json.dumps({**pair, "label": int(pair["label"])}) + "\n" for pair in pairs), "utf-8")
+    return str(path)
 
 
 def by_block(table: AblationTable) -> dict[str, list[float]]:
@@ -32,8 +49,10 @@ def by_block(table: AblationTable) -> dict[str, list[float]]:
 
 
 def run(options: argparse.Namespace) -> None:
-    model = load_source(resolve_source(options.model), options.device)
-    here, there = (labelled(options, path, model) for path in (options.dev, options.other))
+    source = settle(options, "mrpc")
+    model = load_source(source, options.device)
+    others = options.other or paraphrases(options)
+    here, there = (labelled(options, path, model, source) for path in (options.dev, others))
     tables = [hf_heads.ablate(model, batches, metric="loss") for batches in (here, there)]
     scores = [rank_heads(model, "gradient", batches, steps=1, normalize=True) for batches in (here, there)]
     rows = [
@@ -41,4 +60,5 @@ def run(options: argparse.Namespace) -> None:
         shown({"what": "importance", **agreement(*(one.importance for one in scores), options.seed)._asdict()}),
     ]
     counts = [[sum(row.p < 0.05 for row in table.one_out), len(table.one_out)] for table in tables]
-    save("head_correlation", {"rows": rows, "heads that matter, of": counts}, options)
+    whole = {"losses": [table.whole for table in tables], "examples": [table.examples for table in tables]}
+    save("head_correlation", {"rows": rows, "heads that matter, of": counts, **whole}, options)

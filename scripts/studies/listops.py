@@ -18,6 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from studies.shared.sequences import Padded, Part
+
 OPERATORS: dict[str, Callable[[Sequence[int]], int]] = {
     "[MAX": max,
     "[MIN": min,
@@ -118,6 +120,12 @@ def encode(sequences: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
     rows = [torch.tensor([VOCABULARY[token] for token in ("[CLS]", *tokens)]) for tokens in sequences]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=VOCABULARY["[PAD]"])
     return ids, (ids != VOCABULARY["[PAD]"]).long()
+
+
+def part(rows: Sequence[Row]) -> Part:
+    """Rows to train or to measure on."""
+    ids, mask = encode([tokens for tokens, _ in rows])
+    return Part(Padded(ids.int(), mask.sum(1)), torch.tensor([value for _, value in rows]))
 
 
 def guesses(rows: Sequence[Row]) -> dict[str, float]:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 import torch
 from tokenizers import ByteLevelBPETokenizer
-from torch import Tensor
 from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedModel, set_seed
 
 import hf_heads
 from studies import listops
 from studies.shared.inputs import files, read_jsonl
 from studies.shared.running import Timer, add_folders, save, shown
+from studies.shared.sequences import Padded, Part
+from studies.shared.training import Plan, fit
 
 # What stands in the place of multi-head attention, for a number of heads of the original.
 VARIANTS: dict[str, Callable[[int], hf_heads.HeadsSpec | None]] = {
@@ -28,7 +29,6 @@ VARIANTS: dict[str, Callable[[int], hf_heads.HeadsSpec | None]] = {
     "mgk h/2": lambda heads: hf_heads.MgkSpec(heads=heads // 2, components=2, mixture="mgk"),
     "smgk h/2": lambda heads: hf_heads.MgkSpec(heads=heads // 2, components=2, mixture="smgk"),
 }
-GROUP = 50  # batches that are sorted by length together
 TEST = 5000  # sequences of ListOps to measure on
 
 
@@ -41,48 +41,17 @@ class Settings:
     learning_rate: float
     dropout: float
 
+    @property
+    def plan(self) -> Plan:
+        """The rate climbs over the first tenth of the steps."""
+        return Plan(self.steps, self.batch, self.learning_rate, self.steps // 10)
+
 
 # Chosen with all heads alone, on ListOps of seed 0 and on the last 1000 of SST-2's training sentences.
 SETTINGS = {
     "listops": Settings(steps=3000, batch=64, learning_rate=2e-3, dropout=0.0),
     "sst2": Settings(steps=500, batch=32, learning_rate=1e-3, dropout=0.3),
 }
-
-
-@dataclass(frozen=True)
-class Part:
-    """Padded sequences of ids and their mask, both (rows, longest), and their labels."""
-
-    ids: Tensor
-    mask: Tensor
-    labels: Tensor
-
-    def batch(self, rows: Tensor) -> dict[str, Tensor]:
-        """What the model takes, as long as the longest of the rows."""
-        mask = self.mask[rows]
-        length = int(mask.sum(1).max())
-        return {
-            "input_ids": self.ids[rows, :length],
-            "attention_mask": mask[:, :length],
-            "labels": self.labels[rows],
-        }
-
-    def by_length(self, rows: Tensor) -> Tensor:
-        """The same rows, shortest first."""
-        return rows[self.mask[rows].sum(1).argsort(stable=True)]
-
-    def batches(self, size: int, seed: int) -> Iterator[dict[str, Tensor]]:
-        """Batches of like length without end, others in every epoch."""
-        draw = torch.Generator().manual_seed(seed)
-        while True:
-            groups = torch.randperm(len(self.labels), generator=draw).split(GROUP * size)
-            found = [rows for group in groups for rows in self.by_length(group).split(size)]
-            for index in torch.randperm(len(found), generator=draw).tolist():
-                yield self.batch(found[index])
-
-    def in_order(self, size: int) -> Iterator[dict[str, Tensor]]:
-        """Every row once, shortest first."""
-        yield from map(self.batch, self.by_length(torch.arange(len(self.labels))).split(size))
 
 
 @dataclass(frozen=True)
@@ -98,10 +67,7 @@ class Task:
 
 def read_listops(options: argparse.Namespace) -> Task:
     rows = listops.split(options.sequences, TEST, options.minimum, options.maximum, seed=1)
-    parts = [
-        Part(*listops.encode([tokens for tokens, _ in part]), torch.tensor([value for _, value in part]))
-        for part in rows
-    ]
+    parts = [listops.part(one) for one in rows]
     return Task(*parts, len(listops.VOCABULARY), listops.CLASSES, listops.guesses(rows[1]))
 
 
@@ -116,9 +82,8 @@ def read_sst2(options: argparse.Namespace) -> Task:
     )
     parts = []
     for part in rows:
-        ids = [torch.tensor([bpe.token_to_id("<cls>"), *bpe.encode(row["sentence"]).ids]) for row in part]
-        padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
-        parts.append(Part(padded, (padded != 0).long(), torch.tensor([row["label"] for row in part])))
+        ids = Padded.of([[bpe.token_to_id("<cls>"), *bpe.encode(row["sentence"]).ids] for row in part])
+        parts.append(Part(ids, torch.tensor([row["label"] for row in part])))
     majority = 100 * float(parts[1].labels.bincount().max()) / len(rows[1])
     return Task(*parts, bpe.get_vocab_size(), 2, {"majority": majority})
 
@@ -136,7 +101,7 @@ def make(
         num_hidden_layers=options.layers,
         num_attention_heads=options.heads,
         intermediate_size=4 * options.width,
-        max_position_embeddings=max(part.ids.shape[1] for part in (task.train, task.test)),
+        max_position_embeddings=max(int(part.inputs.lengths.max()) for part in (task.train, task.test)),
         hidden_dropout_prob=settings.dropout,
         attention_probs_dropout_prob=settings.dropout,
         num_labels=task.classes,
@@ -146,39 +111,15 @@ def make(
     return AutoModelForSequenceClassification.from_config(config)
 
 
-def on(model: PreTrainedModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The batch where the model is."""
-    return {name: value.to(model.device) for name, value in batch.items()}
-
-
-def train(model: PreTrainedModel, part: Part, settings: Settings, seed: int) -> float:
-    """A fixed number of steps, warmed up over the first tenth; the mean loss of the last tenth."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate)
-    tenth = max(1, settings.steps // 10)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / tenth, (settings.steps - step) / max(1, settings.steps - tenth))
-    )
-    losses = []
-    model.train()
-    for _, batch in zip(range(settings.steps), part.batches(settings.batch, seed), strict=False):
-        loss = model(**on(model, batch)).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(float(loss.detach()))
-    return statistics.mean(losses[-tenth:])
-
-
 @torch.no_grad()
 def accuracy(model: PreTrainedModel, part: Part) -> float:
     """Percent of the rows whose label is predicted."""
     model.eval()
     right = 0
-    for batch in part.in_order(64):
-        right += int((model(**on(model, batch)).logits.argmax(-1).cpu() == batch["labels"]).sum())
-    return 100 * right / len(part.labels)
+    for _, batch in part.in_order(64):
+        inputs = {name: value.to(model.device) for name, value in batch.items()}
+        right += int((model(**inputs).logits.argmax(-1).cpu() == batch["labels"]).sum())
+    return 100 * right / len(part)
 
 
 def measure(task: Task, variant: str, settings: Settings, seed: int, options: argparse.Namespace) -> dict:
@@ -186,7 +127,7 @@ def measure(task: Task, variant: str, settings: Settings, seed: int, options: ar
     set_seed(seed)
     model = make(task, VARIANTS[variant](options.heads), settings, options).to(options.device)
     with Timer() as timer:
-        loss = train(model, task.train, settings, seed)
+        loss = fit(model, task.train.batches(settings.batch, seed), settings.plan, options)
     return {
         "seed": seed,
         "accuracy": accuracy(model, task.test),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -42,18 +43,37 @@ def test_prune_curve_compares_the_paper_with_tokens_and_chance(given: list[str],
 
 
 def test_head_correlation_of_rows_with_themselves_is_one(given: list[str], tmp_path: Path):
-    found = results("head_correlation", [*given, "--other", given[5]], tmp_path)
+    found = results("head_correlation", [*given, "--columns", "sentence", "--other", given[5]], tmp_path)
     assert [row["pearson"] for row in found["rows"]] == pytest.approx([1, 1])
     assert found["rows"][0]["heads"] == LAYERS * HEADS
+
+
+def test_what_a_study_of_heads_lacks_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folders = ["--results", str(tmp_path), "--data", str(tmp_path)]
+    assert run.main(["prune_curve", "--results", str(tmp_path)]) == 2
+    assert "name --train and --dev, or the folder --data" in capsys.readouterr().err
+    assert run.main(["head_correlation", *folders, "--work", str(tmp_path)]) == 2
+    assert f"no rows of mrpc: write them to '{tmp_path}/mrpc/train.jsonl'" in capsys.readouterr().err
+
+
+def test_pairs_of_another_domain_are_clear_ones(tmp_path: Path):
+    from studies.head_correlation import paraphrases
+
+    (tmp_path / "stsb").mkdir()
+    rows = [{"sentence1": "one", "sentence2": "two", "score": score} for score in (0.5, 2.0, 3.0, 4.0)]
+    write_rows(tmp_path / "stsb" / "dev.jsonl", rows)
+    made = Path(paraphrases(argparse.Namespace(data=tmp_path, work=tmp_path))).read_text().splitlines()
+    assert [json.loads(line)["label"] for line in made] == [0, 0, 1]
 
 
 def test_head_dynamics_follows_a_run(given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from studies import head_dynamics
 
     monkeypatch.setattr(head_dynamics, "SMALL_STEPS", 2)
-    found = results("head_dynamics", given, tmp_path)
+    found = results("head_dynamics", [*given, "--seeds", "1"], tmp_path)
     assert [row["step"] for row in found["rows"]] == [0, 1, 2]
-    assert found["rows"][-1]["pearson"] == pytest.approx(1)
+    assert found["rows"][-1]["pearson"]["mean"] == pytest.approx(1)
+    assert list(found["rows"][0]["figures"]) == ["0.0", "0.2", "0.4", "0.6", "0.8"]
     assert (tmp_path / "figures" / "head_dynamics.png").is_file()
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-ORDER = 4  # the longest n-grams of BLEU
+from hf_heads.core.corpus import bleu
 
 
 @dataclass(frozen=True)
@@ -57,23 +57,6 @@ def perplexity(statistics: Tensor) -> Tensor:
     """exp(sum of negative log-likelihoods / number of tokens) from (..., examples, 2)."""
     nll, tokens = statistics.sum(-2).unbind(-1)
     return (nll / tokens).exp()
-
-
-def bleu(statistics: Tensor) -> Tensor:
-    """BLEU from (..., examples, 10): matches of 1- to 4-grams, 1- to 4-grams, tokens of hypothesis, of reference.
-
-    min(1, exp(1 - reference / hypothesis)) * (p_1 p_2 p_3 p_4)^(1/4) with p_n = 100 * matches / n-grams; the k-th order
-    without a match counts 1 / 2^k of one, as sacrebleu smooths.
-    """
-    sums = statistics.sum(-2)
-    matches, total = sums[..., :ORDER], sums[..., ORDER : 2 * ORDER]
-    hypothesis, reference = sums[..., -2], sums[..., -1]
-    missed = matches == 0
-    smooth = torch.where(missed, 0.5 ** missed.cumsum(-1), matches)
-    precisions = 100 * smooth / total.clamp_min(1e-300)
-    brevity = (1 - reference / hypothesis.clamp_min(1e-300)).clamp_max(0).exp()
-    score = brevity * precisions.log().mean(-1).exp()
-    return score.where((total > 0).all(-1) & ~missed.all(-1), 0.0)
 
 
 METRICS = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from functools import partial
 from typing import Any
@@ -13,14 +12,16 @@ from transformers import PreTrainedModel
 
 from hf_heads.attention.hosts.table import positions_of
 from hf_heads.core.batches import Batch, main_output, mean_pool
+from hf_heads.core.corpus import ORDER
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.numbers import shown
 from hf_heads.io.checkpoints.sources import Source
 from hf_heads.io.data.batching import IGNORED, make_batches
 from hf_heads.io.data.calibration import CalibrationChoice
 from hf_heads.io.data.encoding import encode_pairs, encode_text, load_tokenizer
+from hf_heads.io.data.ngrams import need_sacrebleu, ngram_counts
 from hf_heads.io.data.reading import Table, read_examples, read_table
-from hf_heads.jobs.evaluation.metrics import METRICS, ORDER, Task
+from hf_heads.jobs.evaluation.metrics import METRICS, Task
 from hf_heads.modeling.classes import is_causal_lm
 
 
@@ -159,8 +160,7 @@ def _cosines(batches: list[Batch], wanted: Tensor, model: PreTrainedModel) -> Te
 
 def translation(model: PreTrainedModel, source: Source, choice: CalibrationChoice, beams: int) -> Task:
     """BLEU of the translations that a text-to-text model writes."""
-    if importlib.util.find_spec("sacrebleu") is None:
-        raise HeadsError("bleu needs sacrebleu, which is not installed: pip install sacrebleu")
+    need_sacrebleu()
     pairs, used = read_examples(choice.single, choice.columns, "text-to-text", choice.samples, choice.seed)
     if not pairs or isinstance(pairs[0], str):
         raise HeadsError(
@@ -187,11 +187,3 @@ def _ngrams(batches: list[Batch], references: list[str], tokenizer: Any, beams: 
         ):
             found[index] = ngram_counts(text, references[index])
     return found
-
-
-def ngram_counts(hypothesis: str, reference: str) -> Tensor:
-    """What a sentence adds to BLEU, (10,) as `bleu` takes it; tokens are sacrebleu's."""
-    from sacrebleu.metrics import BLEU  # an extra
-
-    score = BLEU(effective_order=True).sentence_score(hypothesis, [reference])
-    return torch.tensor([*score.counts, *score.totals, score.sys_len, score.ref_len], dtype=torch.float64)

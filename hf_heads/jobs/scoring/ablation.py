@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_heads.attention.hosts.blocks import find_blocks
+from hf_heads.attention.hosts.table import positions_of
 from hf_heads.core.batches import Batch, Progress
+from hf_heads.core.corpus import bleu, f1
 from hf_heads.core.errors import HeadsError
-from hf_heads.core.intervals import holm, paired_interval, sign_test
+from hf_heads.core.intervals import holm, paired_interval, paired_scores, sign_test, swap_test
+from hf_heads.io.data.ngrams import need_sacrebleu, ngram_counts
 from hf_heads.jobs.scoring.masks import head_mask
 from hf_heads.jobs.scoring.sensitivity import Reference
 from hf_heads.modeling.blocks import block_shape
@@ -23,7 +26,12 @@ METRICS = {
     "drift": "1 - cosine of the embeddings, or KL divergence of the predictions (nats), against the whole model",
     "accuracy": "share of examples whose label is predicted, in percent",
     "loss": "mean cross-entropy of an example's labels, in nats",
+    "f1": "F1 of class 1 of two, in percent",
+    "bleu": "corpus BLEU of greedy translations against the labels (sacrebleu)",
 }
+_OF_CORPUS: dict[str, Callable[[Tensor], Tensor]] = {"f1": f1, "bleu": bleu}
+_HIGHER = ("accuracy", "f1", "bleu")  # is better
+_RESAMPLES = 1000  # of examples, for figures that are no means over them
 
 
 @dataclass(frozen=True)
@@ -33,10 +41,11 @@ class Ablation:
     Attributes:
         block: the block's name.
         out: the heads that are switched off, by their places in the block.
-        change: mean over examples of the metric without the heads minus the metric with all heads.
+        change: the metric without the heads minus the metric with all heads.
         low, high: its 95 % interval by paired bootstrap over examples.
-        p: how likely as large a change is by chance, by random signs; of `one_out` and `one_left` times what Holm's
-            correction for the number of rows of the table makes of it.
+        p: how likely as large a change is by chance, by random signs, or examples swapped at random where the metric is
+            no mean over them; of `one_out` and `one_left` times what Holm's correction for the number of rows of the
+            table makes of it.
     """
 
     block: str
@@ -86,6 +95,7 @@ def ablate(
     *,
     metric: str | None = None,
     blocks: str | None = None,
+    decode: Callable[[Tensor], list[str]] | None = None,
     progress: Progress | None = None,
 ) -> AblationTable:
     """Switch heads off, one at a time, all but one and all of a block, and measure what changes.
@@ -97,6 +107,7 @@ def ablate(
         batches: keyword arguments of the model's forward, with `labels` for a metric that wants them.
         metric: see `METRICS`; None takes accuracy or loss where there are labels, else drift.
         blocks: pattern of the blocks to look at, see `hf_heads.convert`.
+        decode: for BLEU, ids (batch, length) to texts: a tokenizer's `batch_decode`, special tokens left out.
         progress: called with (what, done, total).
 
     Raises:
@@ -112,12 +123,20 @@ def ablate(
         raise HeadsError(f"unknown metric '{metric}'. Known: {', '.join(METRICS)}")
     if metric != "drift" and not labelled:
         raise HeadsError(f"{metric} needs labels; drift needs none")
-    if metric == "accuracy" and not _classes(batches):
-        raise HeadsError("accuracy needs one class label for an example; take loss or drift")
+    if metric in ("accuracy", "f1") and not _classes(batches):
+        raise HeadsError(f"{metric} needs one class label for an example; take loss or drift")
+    if metric == "f1" and model.config.num_labels != 2:
+        raise HeadsError(f"f1 is of class 1 of two, and this model has {model.config.num_labels}: take accuracy")
+    if metric == "bleu":
+        if not model.config.is_encoder_decoder or batches[0]["labels"].ndim != 2:
+            raise HeadsError("bleu needs an encoder-decoder with target texts as labels; take loss or drift")
+        if decode is None:
+            raise HeadsError("bleu needs decode, a function from ids to texts: a tokenizer's batch_decode")
+        need_sacrebleu()
     training = model.training
     model.eval()
     try:
-        return _ablate(model, batches, metric, blocks, progress)
+        return _ablate(model, batches, metric, blocks, decode, progress)
     finally:
         model.train(training)
 
@@ -127,10 +146,15 @@ def _classes(batches: Sequence[Batch]) -> bool:
 
 
 def _ablate(
-    model: PreTrainedModel, batches: Sequence[Batch], metric: str, pattern: str | None, progress: Progress | None
+    model: PreTrainedModel,
+    batches: Sequence[Batch],
+    metric: str,
+    pattern: str | None,
+    decode: Callable[[Tensor], list[str]] | None,
+    progress: Progress | None,
 ) -> AblationTable:
     heads = {block.name: block_shape(block).heads for block in find_blocks(model, pattern)}
-    measure = _measure(model, batches, metric)
+    measure = _measure(model, batches, metric, decode)
     whole = measure({})
     plans: list[tuple[str, str, tuple[int, ...]]] = []
     for name, count in heads.items():
@@ -138,46 +162,88 @@ def _ablate(
         plans += [("one_out", name, (head,)) for head in every]
         plans += [("one_left", name, every[:head] + every[head + 1 :]) for head in every if count > 1]
         plans += [("none_left", name, every)] if count else []
-    found: dict[str, list[tuple[str, tuple[int, ...], Tensor]]] = {"one_out": [], "one_left": [], "none_left": []}
+    found: dict[str, list[_Without]] = {"one_out": [], "one_left": [], "none_left": []}
     for index, (table, name, out) in enumerate(plans):
         if progress:
             progress(f"ablating {name}", index, len(plans))
         mask = torch.ones(heads[name])
         mask[list(out)] = 0
-        differences = measure({name: mask}) - whole
-        if not differences.isfinite().all():
+        without = measure({name: mask})
+        if not without.isfinite().all():
             raise HeadsError(f"{metric} without heads {', '.join(map(str, out))} of {name} is not finite: it overflows")
-        found[table].append((name, out, differences))
-    tables = {table: _rows(rows, corrected=table != "none_left") for table, rows in found.items()}
-    better = -1.0 if metric == "accuracy" else 1.0
-    best = _rows(_best(found["one_left"], better), corrected=False) if len(whole) > 1 else ()
-    return AblationTable(metric, float(whole.mean()), len(whole), **tables, best_left=best)
+        found[table].append(_Without(name, out, without, whole))
+    value = _OF_CORPUS.get(metric)
+    tables = {table: _rows(rows, value, corrected=table != "none_left") for table, rows in found.items()}
+    better = -1.0 if metric in _HIGHER else 1.0
+    best = _rows(_best(found["one_left"], value, better), value, corrected=False) if len(whole) > 1 else ()
+    return AblationTable(metric, _figure(whole, value), len(whole), **tables, best_left=best)
 
 
-def _rows(found: Sequence[tuple[str, tuple[int, ...], Tensor]], corrected: bool) -> tuple[Ablation, ...]:
-    """Rows from the differences of every example."""
-    chances = [sign_test(differences) for _, _, differences in found]
-    chances = holm(chances) if corrected else chances
-    return tuple(
-        Ablation(name, out, float(differences.mean()), *paired_interval(differences), p)
-        for (name, out, differences), p in zip(found, chances, strict=True)
-    )
+class _Without(NamedTuple):
+    """What every example adds to the metric, (examples, several), without heads of a block and with all."""
+
+    block: str
+    out: tuple[int, ...]
+    without: Tensor
+    whole: Tensor
+
+    @property
+    def changes(self) -> Tensor:
+        """Of every example, (examples,)."""
+        return (self.without - self.whole)[:, 0]
+
+    def every_second(self, first: int) -> _Without:
+        """The same of half of the examples."""
+        return self._replace(without=self.without[first::2], whole=self.whole[first::2])
 
 
-def _best(
-    found: Sequence[tuple[str, tuple[int, ...], Tensor]], better: float
-) -> list[tuple[str, tuple[int, ...], Tensor]]:
-    """Of each block what changes least for the worse on every second example, and its differences on the others."""
+def _figure(statistics: Tensor, value: Callable[[Tensor], Tensor] | None) -> float:
+    """The metric: a figure of the corpus, or the mean over examples."""
+    return float(statistics.mean() if value is None else value(statistics))
+
+
+def _rows(found: Sequence[_Without], value: Callable[[Tensor], Tensor] | None, corrected: bool) -> tuple[Ablation, ...]:
+    """Rows of a table, their p values corrected for their number or not."""
+    if value is None:
+        rows = [
+            Ablation(
+                one.block, one.out, float(one.changes.mean()), *paired_interval(one.changes), sign_test(one.changes)
+            )
+            for one in found
+        ]
+    else:
+        rows = [
+            Ablation(
+                one.block,
+                one.out,
+                *paired_scores([one.whole, one.without], value, resamples=_RESAMPLES)[1][1],
+                swap_test(one.without, one.whole, value, resamples=_RESAMPLES),
+            )
+            for one in found
+        ]
+    chances = holm([row.p for row in rows]) if corrected else [row.p for row in rows]
+    return tuple(replace(row, p=p) for row, p in zip(rows, chances, strict=True))
+
+
+def _best(found: Sequence[_Without], value: Callable[[Tensor], Tensor] | None, better: float) -> list[_Without]:
+    """Of each block what changes least for the worse on every second example, measured on the others."""
     chosen = []
-    for block in dict.fromkeys(name for name, _, _ in found):
-        rows = [row for row in found if row[0] == block]
-        name, out, differences = min(rows, key=lambda row: better * float(row[2][::2].mean()))
-        chosen.append((name, out, differences[1::2]))
+    for block in dict.fromkeys(one.block for one in found):
+        rows = [one for one in found if one.block == block]
+        best = min(rows, key=lambda one: better * _figure(one.every_second(0).without, value))
+        chosen.append(best.every_second(1))
     return chosen
 
 
-def _measure(model: PreTrainedModel, batches: Sequence[Batch], metric: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    """A function from a head mask to the metric of every example, (examples,) in float64."""
+def _measure(
+    model: PreTrainedModel,
+    batches: Sequence[Batch],
+    metric: str,
+    decode: Callable[[Tensor], list[str]] | None,
+) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    """A function from a head mask to what every example adds to the metric, (examples, several) in float64."""
+    if decode is not None and metric == "bleu":
+        return _translations(model, batches, decode)
     unlabelled = [{name: value for name, value in batch.items() if name != "labels"} for batch in batches]
     reference = Reference(model, unlabelled) if metric == "drift" else None
 
@@ -193,13 +259,42 @@ def _measure(model: PreTrainedModel, batches: Sequence[Batch], metric: str) -> C
                 for batch, inputs in zip(batches, unlabelled, strict=True):
                     logits = model(**{name: value.to(model.device) for name, value in inputs.items()})["logits"]
                     found.append(_score(model, logits, batch["labels"].to(logits.device), metric))
-        return torch.cat(found).double().cpu()
+        every = torch.cat(found).double().cpu()
+        return every[:, None] if every.ndim == 1 else every
+
+    return measure
+
+
+def _translations(
+    model: PreTrainedModel, batches: Sequence[Batch], decode: Callable[[Tensor], list[str]]
+) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    """A function from a head mask to what `bleu` sums, (examples, 10)."""
+    padding = model.config.pad_token_id or 0
+    wanted = [decode(batch["labels"].masked_fill(batch["labels"] < 0, padding)) for batch in batches]
+
+    @torch.inference_mode()
+    def measure(mask: Mapping[str, Tensor]) -> Tensor:
+        found = []
+        with head_mask(model, mask):
+            for batch, references in zip(batches, wanted, strict=True):
+                inputs = {
+                    name: value.to(model.device)
+                    for name, value in batch.items()
+                    if name != "labels" and not name.startswith("decoder_")
+                }
+                longest = 2 * batch["labels"].shape[1] + 16
+                longest = min(longest, (positions_of(model.config) or longest + 1) - 1)
+                ids = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=longest)  # type: ignore[operator]
+                found += [ngram_counts(*pair) for pair in zip(decode(ids), references, strict=True)]
+        return torch.stack(found)
 
     return measure
 
 
 def _score(model: PreTrainedModel, logits: Tensor, labels: Tensor, metric: str) -> Tensor:
-    """Accuracy in percent, or cross-entropy, of every example, (batch,)."""
+    """Accuracy in percent or cross-entropy of every example, (batch,); for F1 what is guessed and right, (batch, 2)."""
+    if metric == "f1":
+        return torch.stack([logits.argmax(-1) == 1, labels == 1], -1)
     if metric == "accuracy":
         return 100.0 * (logits.argmax(-1) == labels)
     if labels.is_floating_point():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from hf_heads.core.batches import Progress
 from hf_heads.core.vocabulary import CONSTANT_RULES
 from hf_heads.io.checkpoints.loading import load_source
 from hf_heads.io.checkpoints.sources import Source
 from hf_heads.io.data.calibration import CalibrationChoice, calibration_data, labelled_batches
+from hf_heads.io.data.encoding import load_tokenizer
 from hf_heads.jobs.scoring.ablation import AblationTable, ablate
 from hf_heads.jobs.scoring.ranking import rank_heads
 from hf_heads.jobs.scoring.scores import HeadScores
@@ -79,4 +81,7 @@ def ablate_checkpoint(
         metric = "drift"
     else:
         batches = labelled_batches(source, model, choice)
-    return ablate(model, batches, metric=metric, blocks=blocks, progress=progress)
+    decode = None
+    if metric == "bleu":
+        decode = partial(load_tokenizer(source.folder).batch_decode, skip_special_tokens=True)
+    return ablate(model, batches, metric=metric, blocks=blocks, decode=decode, progress=progress)

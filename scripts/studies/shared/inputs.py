@@ -39,6 +39,7 @@ FILES = {
     "vit": Files("cifar10/calibration.parquet", "cifar10/dev.parquet"),
 }
 TEXT = "text/wikitext2-valid.txt"
+EVERY = 1_000_000  # rows, of files that have fewer
 
 
 def files(name: str, options: argparse.Namespace) -> Files:
@@ -71,10 +72,17 @@ def calibration(
 
 
 def hits_on(
-    source: Source, model: PreTrainedModel, path: str, columns: tuple[str, ...] | None
+    source: Source,
+    model: PreTrainedModel,
+    path: str,
+    columns: tuple[str, ...] | None,
+    samples: int = EVERY,
 ) -> Callable[[PreTrainedModel], Tensor]:
-    """What says of every row of a file whether a classifier is right: 100 or 0; the mean is the accuracy in percent."""
-    task = make_task("accuracy", model, source, CalibrationChoice(path, columns, "label", samples=1_000_000))
+    """What says of every row of a file whether a classifier is right: 100 or 0; the mean is the accuracy in percent.
+
+    Only of so many rows, where there are more.
+    """
+    task = make_task("accuracy", model, source, CalibrationChoice(path, columns, "label", samples=samples))
     assert task is not None
     return lambda one: 100 * task.measure(one)[:, 0]
 

@@ -16,10 +16,10 @@ from transformers import BertForMaskedLM, BertForSequenceClassification, BertLMH
 from hf_heads import HeadsError
 from hf_heads.core.intervals import paired_scores
 from hf_heads.io.checkpoints.sources import Source
+from hf_heads.io.data import ngrams
 from hf_heads.io.data.calibration import CalibrationChoice
-from hf_heads.jobs.evaluation import scores as task_scores
+from hf_heads.io.data.ngrams import ngram_counts
 from hf_heads.jobs.evaluation.metrics import average_ranks, bleu, perplexity, spearman
-from hf_heads.jobs.evaluation.scores import ngram_counts
 from hf_heads.jobs.evaluation.tasks import Task, make_task
 from tests.support.files import write_rows
 from tests.support.tokenizers import save_tokenizer
@@ -160,6 +160,6 @@ def test_what_is_refused_and_what_auto_leaves_out(tmp_path: Path, monkeypatch: p
     two = rows(tmp_path / "u.jsonl", {"a": "word1", "b": "word2", "x": 1, "y": 2})
     with pytest.raises(HeadsError, match="x, y; name one with --label"):
         make_task("auto", model, source, CalibrationChoice(two))
-    monkeypatch.setattr(task_scores.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(ngrams.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(HeadsError, match=r"pip install sacrebleu"):
         make_task("bleu", marian, source, choice)

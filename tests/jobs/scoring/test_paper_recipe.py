@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+import sacrebleu
 import torch
 from torch import Tensor
 from transformers import BertForSequenceClassification, PreTrainedModel
@@ -14,7 +15,7 @@ from transformers import BertForSequenceClassification, PreTrainedModel
 import hf_heads
 from hf_heads import HeadsError, PrunedSpec, head_mask, rank_heads
 from hf_heads.attention.hosts.blocks import find_blocks
-from hf_heads.core.intervals import holm, paired_interval
+from hf_heads.core.intervals import holm, paired_interval, swap_test
 from hf_heads.jobs.conversion import planning
 from hf_heads.jobs.scoring.agreement import agreement
 from hf_heads.methods.settings.pruned import spared
@@ -166,6 +167,60 @@ def test_ablation_corrects_for_the_number_of_heads_and_chooses_on_other_examples
     assert all(0 < one.p <= 1 for one in found.one_out)
     # Corrected values keep their order, and none is below its own times the heads that are left.
     assert holm([one.p for one in found.none_left])[0] >= found.none_left[0].p
+
+
+def test_ablation_of_f1_counts_the_corpus():
+    model = BertForSequenceClassification(bert_config(num_labels=2)).eval()
+    randomize(model)
+    labels = torch.tensor([1, 0, 1, 1, 0, 1])
+    inputs = TWINS["bert"].inputs()
+    batch = {name: value.repeat(2, *[1] * (value.ndim - 1)) for name, value in inputs.items()} | {"labels": labels}
+    found = hf_heads.ablate(model, [batch], metric="f1")
+
+    def figure(guesses: torch.Tensor) -> float:
+        hits = float(((guesses == 1) & (labels == 1)).sum())
+        return 200 * hits / max(1.0, float((guesses == 1).sum() + (labels == 1).sum()))
+
+    with torch.no_grad():
+        assert found.whole == pytest.approx(figure(model(**batch).logits.argmax(1)))
+        for row in (found.one_left[0], found.none_left[1]):
+            mask = torch.tensor([float(head not in row.out) for head in range(HEADS)])
+            with head_mask(model, {row.block: mask}):
+                assert row.change == pytest.approx(figure(model(**batch).logits.argmax(1)) - found.whole)
+            assert row.low <= row.change <= row.high
+    with pytest.raises(HeadsError, match="this model has 3: take accuracy"):
+        hf_heads.ablate(classifier()[0], [batch], metric="f1")
+
+
+def test_ablation_of_bleu_is_that_of_translations_without_the_heads():
+    model, inputs = TWINS["marian"].model().eval(), TWINS["marian"].inputs()
+    batches = [{**inputs, "labels": torch.randint(2, 98, (3, 5), generator=torch.Generator().manual_seed(9))}]
+
+    def decode(ids: torch.Tensor) -> list[str]:
+        return [" ".join(f"w{token}" for token in row if token > 1) for row in ids.tolist()]
+
+    with pytest.raises(HeadsError, match="bleu needs decode"):
+        hf_heads.ablate(model, batches, metric="bleu")
+    heads = hf_heads.ablate(model, batches, metric="bleu", blocks="encoder.layers.0.*", decode=decode)
+    wanted, plain = [], []
+    for batch in batches:
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        wanted += decode(batch["labels"].clamp_min(0))
+        longest = 2 * batch["labels"].shape[1] + 16
+        plain += decode(model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=longest))
+    assert heads.examples == len(wanted) == len(plain)
+    assert heads.whole == pytest.approx(sacrebleu.corpus_bleu(plain, [wanted]).score)
+    assert len(heads.one_out) == HEADS and all(0 < row.p <= 1 for row in heads.one_out)
+
+
+def test_swapping_examples_finds_a_difference_that_is_there_and_none_that_is_not():
+    draw = torch.Generator().manual_seed(0)
+    right = (torch.rand(200, 1, generator=draw) < 0.5).double()
+    worse, other = right.clone(), right.flip(0)
+    worse[::4] = 0
+    assert swap_test(worse, right, lambda one: one.mean((-1, -2))) < 0.01
+    assert swap_test(other, right, lambda one: one.mean((-1, -2))) == 1
+    assert swap_test(right, right, lambda one: one.mean((-1, -2))) == 1
 
 
 # Agreement

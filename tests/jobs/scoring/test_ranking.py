@@ -311,7 +311,9 @@ def test_ablation_refuses_metrics_that_do_not_fit():
     for arguments, text in (
         ((batches, "accuracy"), "accuracy needs one class label for an example"),
         ((unlabelled, "loss"), "loss needs labels"),
-        ((unlabelled, "bleu"), "unknown metric 'bleu'"),
+        ((unlabelled, "rouge"), "unknown metric 'rouge'"),
+        ((batches, "f1"), "f1 needs one class label for an example"),
+        ((batches, "bleu"), "bleu needs an encoder-decoder"),
         (([], None), "ablation needs data"),
     ):
         with pytest.raises(HeadsError, match=re.escape(text)):

@@ -1,0 +1,134 @@
+"""GLUE with collaborative heads: an encoder is fine-tuned, converted at several ranks, and fine-tuned again.
+
+Table 2 of arXiv 2006.16362, its two steps and settings. --data holds TASK/train.jsonl and TASK/dev.jsonl with the
+columns of GLUE, MNLI's matched part as dev. Accuracy; of CoLA Matthews' correlation, of MRPC and QQP F1 and accuracy,
+of STS-B Pearson's and Spearman's correlation; all in percent, over seeds. --first convert converts the encoder before
+it has seen the task, and fine-tunes once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+import hf_heads
+from hf_heads.core.batches import Batch
+from hf_heads.io.checkpoints.sources import Source, resolve_source
+from studies.shared.inputs import MINILM, read_jsonl
+from studies.shared.running import add_folders, save, shown
+from studies.shared.sequences import Part
+from studies.shared.tasks import TASKS, Task, classifier, encoded, file_of, scores, tune
+from studies.shared.training import Plan, add_runs, add_training, over_seeds, remembered
+
+MODELS = ("google-bert/bert-base-cased", "distilbert/distilbert-base-cased", "albert/albert-base-v2")
+RANKS = (768, 384, 256, 128)
+CALIBRATION, SMALL_CALIBRATION = 512, 128  # rows, without labels
+SMALL: dict[str, Any] = {
+    "models": [MINILM],
+    "ranks": [192, 64],
+    "tasks": ["sst2", "stsb"],
+    "rows": 1280,
+    "epochs": 1.0,
+    "again": 0.5,
+    "learning_rate": 1e-4,
+}
+SMALL_DEV = 500
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_folders(parser, "data", "work")
+    parser.add_argument("--models", nargs="+", metavar="MODEL", help=f"encoders (default {', '.join(MODELS)})")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, help="default all")
+    parser.add_argument("--ranks", nargs="+", type=int, help=f"R (default {', '.join(map(str, RANKS))})")
+    parser.add_argument("--first", choices=("tune", "convert"), default="tune", help="what comes first (default tune)")
+    parser.add_argument("--rows", type=int, help="train on the first so many (default all)")
+    parser.add_argument("--epochs", type=float, help="of fine-tuning (default 3)")
+    parser.add_argument("--again", type=float, metavar="EPOCHS", help="of fine-tuning the converted (default 3)")
+    parser.add_argument("--learning-rate", type=float, help="default 2e-5, the authors'")
+    add_training(parser)
+    add_runs(parser, 3, "a MiniLM, SST-2 and STS-B, 1280 rows once, half of them again after conversion")
+
+
+def settle(options: argparse.Namespace) -> None:
+    """Fill in what is not given: the paper's, or small sizes."""
+    paper = {"models": MODELS, "ranks": RANKS, "tasks": TASKS, "rows": None, "epochs": 3.0, "again": 3.0}
+    for name, value in (SMALL if options.small else {**paper, "learning_rate": 2e-5}).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value if value is None or isinstance(value, float | int) else list(value))
+
+
+class Measured:
+    """A task read for a model.
+
+    Attributes:
+        task: what it holds.
+        train, dev: its rows.
+    """
+
+    def __init__(self, name: str, source: Source, options: argparse.Namespace) -> None:
+        self.task: Task = TASKS[name]
+        rows = {part: read_jsonl(file_of(name, part, options.data)) for part in ("train", "dev")}
+        self.train, self.dev = (
+            encoded(rows[part][:count], self.task, source.folder)
+            for part, count in (("train", options.rows), ("dev", SMALL_DEV if options.small else None))
+        )
+
+    def calibration(self, count: int) -> list[Batch]:
+        """Batches of about so many training rows of all lengths, no labels."""
+        found: list[Batch] = []
+        for _, batch in self.train.in_order(32):
+            found.append({name: value for name, value in batch.items() if name != "labels"})
+        step = max(1, len(found) * 32 // count)
+        return found[::step]
+
+
+def plan(part: Part, epochs: float, rate: float) -> Plan:
+    """So many epochs of batches of 32, the rate falling from the start."""
+    return Plan(max(1, round(epochs * len(part) / 32)), 32, rate, 0)
+
+
+def one_seed(
+    read: Measured, source: Source, seed: int, options: argparse.Namespace, folder: Path
+) -> dict[str, dict[str, float]]:
+    """By name, `original` and the ranks: the metrics of a seed's models."""
+    model = classifier(source.folder, read.task, seed)
+    fresh, count = copy.deepcopy(model), SMALL_CALIBRATION if options.small else CALIBRATION
+    tune(model, read.train, plan(read.train, options.epochs, options.learning_rate), seed, options, folder / "original")
+    found = {"original": scores(read.task, model, read.dev)}
+    for rank in options.ranks:
+        start: PreTrainedModel = fresh if options.first == "convert" else model
+        epochs = options.epochs if options.first == "convert" else options.again
+        made, _ = hf_heads.convert(start, hf_heads.CollabSpec(rank=rank), calibration=read.calibration(count))
+        shot = scores(read.task, made, read.dev)
+        tune(made, read.train, plan(read.train, epochs, options.learning_rate), seed, options, folder / str(rank))
+        found[str(rank)] = {**scores(read.task, made, read.dev), "shot": shot[read.task.metrics[0]]}
+    return found
+
+
+def run(options: argparse.Namespace) -> None:
+    settle(options)
+    names = ("ranks", "first", "rows", "epochs", "again", "learning_rate", "precision")
+    settings = {name: getattr(options, name) for name in names}
+    seeds, rows = range(options.seed, options.seed + options.seeds), []
+    for given in options.models:
+        source = resolve_source(given)
+        for name in options.tasks:
+            read = Measured(name, source, options)
+            kept = {**settings, "model": given, "data": str(options.data), "dev": len(read.dev)}
+            runs = [
+                remembered(options, f"glue-{name}-{seed}", kept, partial(one_seed, read, source, seed, options))
+                for seed in seeds
+            ]
+            for label in runs[0]:
+                metrics = {metric: over_seeds([one[label][metric] for one in runs]) for metric in runs[0][label]}
+                first = read.task.metrics[0]
+                lost = over_seeds([one["original"][first] - one[label][first] for one in runs])
+                row = {"model": given, "task": name, "rank": label}
+                shown({**row, first: metrics[first]["mean"], "lost": lost["mean"]})
+                rows.append({**row, "metrics": metrics, "lost": lost})
+    save("glue", {**settings, "seeds": list(seeds), "rows": rows}, options)

@@ -1,0 +1,195 @@
+"""Questions on SQuAD: models fine-tuned to find answers, exact matches and F1 of words, over seeds.
+
+As arXiv 2310.07911 measures its pre-trained models (`mlm_pretrain` keeps some), with BERT's settings. --train and
+--dev are SQuAD's own files, train-v1.1.json and dev-v1.1.json. --small takes the first 512 questions of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import string
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer, set_seed
+
+import hf_heads
+from hf_heads.io.checkpoints.sources import Source, resolve_source
+from studies.shared.running import FOLDERS, save, shown
+from studies.shared.sequences import Padded, Part
+from studies.shared.training import Plan, add_runs, add_training, fit, over_seeds, remembered
+
+LONGEST, OVERLAP, ANSWER = 384, 128, 30  # tokens of an input, of what two share, of an answer
+SMALL = 512  # questions
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, where its answer is looked for, and answers that count; the first begins at a character."""
+
+    text: str
+    context: str
+    answers: tuple[str, ...]
+    begin: int
+
+
+def read(path: str, most: int | None) -> list[Question]:
+    """The questions of a file of SQuAD 1.1."""
+    found = []
+    for article in json.loads(Path(path).read_text(encoding="utf-8"))["data"]:
+        for paragraph in article["paragraphs"]:
+            for one in paragraph["qas"]:
+                answers = tuple(answer["text"] for answer in one["answers"])
+                begin = one["answers"][0]["answer_start"]
+                found.append(Question(one["question"], paragraph["context"], answers, begin))
+    return found[:most]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Questions as a model reads them, a long context in several windows.
+
+    Attributes:
+        part: inputs, and first and last token of the answer, (windows, 2); both 0 where it is not in the window.
+        owners: the question of each window.
+        offsets: of each window the characters of its tokens, None where they are not the context's.
+    """
+
+    part: Part
+    owners: list[int]
+    offsets: list[list[tuple[int, int] | None]]
+
+
+def encoded(questions: list[Question], tokenizer: Any) -> Windows:
+    """Windows of all questions."""
+    found = tokenizer(
+        [one.text for one in questions],
+        [one.context for one in questions],
+        truncation="only_second",
+        max_length=LONGEST,
+        stride=min(OVERLAP, LONGEST // 3),
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    owners, offsets, places = found["overflow_to_sample_mapping"], [], []
+    for index, owner in enumerate(owners):
+        sides = found.sequence_ids(index)
+        spans = [
+            tuple(span) if side == 1 else None for side, span in zip(sides, found["offset_mapping"][index], strict=True)
+        ]
+        one = questions[owner]
+        end = one.begin + len(one.answers[0])
+        inside = [place for place, span in enumerate(spans) if span and span[0] < end and span[1] > one.begin]
+        there = [span for span in spans if span]
+        whole = bool(inside) and there[0][0] <= one.begin and there[-1][1] >= end
+        places.append([inside[0], inside[-1]] if whole else [0, 0])
+        offsets.append(spans)
+    types = found.get("token_type_ids")
+    others = {"token_type_ids": Padded.of(types)} if types else {}
+    return Windows(Part(Padded.of(found["input_ids"]), torch.tensor(places), others), list(owners), offsets)
+
+
+def loss(model: nn.Module, batch: Any) -> Tensor:
+    """Of first and last token."""
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    return model(**inputs, start_positions=batch["labels"][:, 0], end_positions=batch["labels"][:, 1]).loss
+
+
+@torch.no_grad()
+def answers(model: nn.Module, windows: Windows, questions: list[Question], device: str) -> list[str]:
+    """The likeliest piece of each question's context."""
+    model.eval()
+    best: list[tuple[float, str]] = [(-float("inf"), "")] * len(questions)
+    for rows, batch in windows.part.in_order(16):
+        output = model(**{name: value.to(device) for name, value in batch.items() if name != "labels"})
+        for row, first, last in zip(rows.tolist(), output.start_logits.cpu(), output.end_logits.cpu(), strict=True):
+            spans, owner = windows.offsets[row], windows.owners[row]
+            inside = torch.tensor([span is not None for span in spans])
+            length = len(spans)
+            both = first[:length, None].masked_fill(~inside[:, None], -1e9) + last[None, :length].masked_fill(
+                ~inside, -1e9
+            )
+            both = both + torch.triu(torch.ones_like(both)).tril(ANSWER - 1).log()
+            place = int(both.argmax())
+            begin, end = spans[place // length], spans[place % length]
+            if begin and end and (score := float(both.flatten()[place])) > best[owner][0]:
+                best[owner] = score, questions[owner].context[begin[0] : end[1]]
+    return [text for _, text in best]
+
+
+def words_of(text: str) -> list[str]:
+    """Words without case, punctuation and articles."""
+    plain = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", plain).split()
+
+
+def exact_and_f1(guess: str, answers: tuple[str, ...]) -> tuple[float, float]:
+    """Against the answer that it is most like, 100 or less."""
+    guessed, best = words_of(guess), (0.0, 0.0)
+    for answer in answers:
+        wanted = words_of(answer)
+        common = sum((Counter(guessed) & Counter(wanted)).values())
+        overlap = 200 * common / (len(guessed) + len(wanted)) if guessed or wanted else 100.0
+        best = max(best[0], 100.0 * (guessed == wanted)), max(best[1], overlap)
+    return best
+
+
+def one_run(
+    source: Source,
+    parts: list[list[Question]],
+    plan: dict[str, Any],
+    seed: int,
+    options: argparse.Namespace,
+    folder: Path,
+) -> dict[str, float]:
+    """A model fine-tuned and measured."""
+    set_seed(seed)
+    tokenizer = AutoTokenizer.from_pretrained(source.folder)
+    model = AutoModelForQuestionAnswering.from_pretrained(source.folder, dtype="float32")
+    train, dev = (encoded(questions, tokenizer) for questions in parts)
+    steps = max(1, round(plan["epochs"] * len(train.part) / plan["batch"]))
+    settled = Plan(steps, plan["batch"], plan["rate"], steps // 10)
+    groups = hf_heads.parameter_groups(model, settled.learning_rate)
+    fit(model, train.part.batches(settled.batch, seed), settled, options, folder, loss, groups)
+    found = answers(model, dev, parts[1], options.device)
+    scores = [exact_and_f1(guess, one.answers) for guess, one in zip(found, parts[1], strict=True)]
+    exact, overlap = (sum(column) / len(scores) for column in zip(*scores, strict=True))
+    return {"exact": exact, "f1": overlap}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", nargs="+", required=True, metavar="DIR", help="original or converted")
+    parser.add_argument("--train", required=True, metavar="FILE", help="train-v1.1.json")
+    parser.add_argument("--dev", required=True, metavar="FILE", help="dev-v1.1.json")
+    parser.add_argument("--work", type=Path, required=True, metavar="DIR", help=FOLDERS["work"])
+    parser.add_argument("--epochs", type=float, default=2, help="default 2")
+    parser.add_argument("--batch", type=int, default=32, help="default 32")
+    parser.add_argument("--rate", type=float, default=3e-5, help="default 3e-5")
+    add_training(parser)
+    add_runs(parser, 3, f"the first {SMALL} questions")
+
+
+def run(options: argparse.Namespace) -> None:
+    most = SMALL if options.small else None
+    parts = [read(path, most) for path in (options.train, options.dev)]
+    plan = {name: getattr(options, name) for name in ("epochs", "batch", "rate")}
+    seeds, rows = range(options.seed, options.seed + options.seeds), []
+    for given in options.models:
+        source = resolve_source(given)
+        kept = {**plan, "model": given, "data": (options.train, options.dev, most), "precision": options.precision}
+        name = re.sub(r"\W+", "-", given)[-40:]
+        runs = [
+            remembered(options, f"squad{name}-{seed}", kept, partial(one_run, source, parts, plan, seed, options))
+            for seed in seeds
+        ]
+        row = {"model": given, **{metric: over_seeds([one[metric] for one in runs]) for metric in ("exact", "f1")}}
+        shown({"model": given, **{metric: row[metric]["mean"] for metric in ("exact", "f1")}})
+        rows.append(row)
+    save("squad", {**plan, "questions": [len(part) for part in parts], "seeds": list(seeds), "rows": rows}, options)

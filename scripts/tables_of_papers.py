@@ -1,0 +1,98 @@
+"""Tables of the papers' experiments, over seeds where there are several."""
+
+from __future__ import annotations
+
+from markdown_tables import Row, grid, table
+
+
+def spread(found: Row, digits: int = 1, signed: bool = False) -> str:
+    """A mean over seeds and its interval."""
+    form = f"{{:{'+' * signed}.{digits}f}}"
+    if found["low"] is None:
+        return form.format(found["mean"])
+    return f"{form.format(found['mean'])} ({form.format(found['low'])} to {form.format(found['high'])})"
+
+
+def prune_curve(results: Row) -> list[str]:
+    """Accuracy by the share of heads removed; a star where the loss is more than chance."""
+    corner = f"accuracy, all heads {results['base']:.1f}; removed:"
+    rows = [{**row, "percent": round(100 * row["removed"])} for row in results["rows"]]
+    lines = grid(
+        rows, "label", ["percent"], corner, "{} %", lambda row: f"{row['accuracy']:.1f}" + "\\*" * (row["high"] < 0)
+    )
+    return [*lines, "", f"\\* below all heads by more than chance (95 %, paired over {results['examples']} sentences)."]
+
+
+def head_dynamics(results: Row) -> list[str]:
+    """Accuracy by the share masked, at every look."""
+    shares = list(results["rows"][0]["figures"])
+    head = [f"step, of {results['steps']}", "r of importance with the end's"]
+    head += [f"{100 * float(share):.0f} % masked" for share in shares]
+    body = (
+        [
+            str(row["step"]),
+            f"{row['pearson']['mean']:.2f}",
+            *(f"{row['figures'][share]['mean']:.1f}" for share in shares),
+        ]
+        for row in results["rows"]
+    )
+    return table(head, body)
+
+
+def head_correlation(results: Row) -> list[str]:
+    """How alike heads matter in two domains."""
+    body = (
+        [row["what"], f"{row['pearson']:.2f}", f"{row['spearman']:.2f}", f"{row['p']:.4f}", str(row["heads"])]
+        for row in results["rows"]
+    )
+    return table(["MRPC and pairs of STS-B", "Pearson", "Spearman", "p", "heads"], body)
+
+
+def nmt_scratch(results: Row) -> list[str]:
+    """BLEU and loss by the width of queries and keys."""
+    base, *rows = results["rows"]
+    body = [[f"{base['kind']}, {base['width']}", f"{base['parameters']:,}", spread(base["bleu"]), "", "", ""]]
+    body[0][4] = spread(base["loss"], 3)
+    for row in rows:
+        changes = spread(row["bleu_change"], 1, True), spread(row["loss_change"], 3, True)
+        cells = [f"{row['kind']}, {row['width']}", f"{row['parameters']:,}", f"{row['bleu']['mean']:.1f}", changes[0]]
+        body.append([*cells, f"{row['loss']['mean']:.3f}", changes[1]])
+    head = ["kind, width of queries and of keys", "parameters", "BLEU", "change", "loss of a token", "change"]
+    return table(head, body)
+
+
+def glue(results: Row) -> list[str]:
+    """Metrics of every task by rank."""
+    body = []
+    for row in results["rows"]:
+        first, *others = (name for name in row["metrics"] if name != "shot")
+        shot = row["metrics"].get("shot")
+        lost = "" if row["rank"] == "original" else spread(row["lost"])
+        also = ", ".join(f"{name} {row['metrics'][name]['mean']:.1f}" for name in others)
+        named = "original" if row["rank"] == "original" else f"R = {row['rank']}"
+        cells = [f"{row['task']}, {named}", first, spread(row["metrics"][first]), also, lost]
+        body.append([*cells, f"{shot['mean']:.1f}" if shot else ""])
+    return table(["task, rank", "metric", "mean over seeds", "also", "lost", "before the second fine-tuning"], body)
+
+
+def lra(results: Row) -> list[str]:
+    """Accuracy of every attention by task."""
+    lines = grid(results["rows"], "variant", ["task"], "accuracy", "{}", lambda row: spread(row["accuracy"]))
+    guesses = ", ".join(f"by {name} {value:.1f}" for name, value in results["guesses"].items())
+    return [*lines, "", f"Guesses at ListOps: {guesses}."]
+
+
+def lm(results: Row) -> list[str]:
+    """Perplexity of a word."""
+    names = list(results["rows"][0]["perplexity"])
+    body = []
+    for row in results["rows"]:
+        cells = [row["variant"], f"{row['attention']:,}"]
+        for name in names:
+            ratio = spread(row["ratio"][name], 3) if "ratio" in row else ""
+            cells += [spread(row["perplexity"][name]), ratio]
+        body.append(cells)
+    head = ["attention", "its parameters"]
+    for name in names:
+        head += [f"perplexity of a word, {name}", "by that of softmax h"]
+    return table(head, body)
