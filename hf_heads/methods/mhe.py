@@ -95,20 +95,18 @@ def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: Resolve
     Raises:
         HeadsError: queries are shared otherwise than keys, or by heads that nothing would tell apart.
     """
-    if spec.own_queries:
-        return _with_own_queries(dense, statistics, spec)
     own = spec.query_groups == spec.heads
-    if not own and (spec.query_groups != spec.groups_qk or spec.variant == "none"):
-        said = "without embeddings" if spec.variant == "none" else f"with {spec.groups_qk} of keys"
+    if not own and (spec.query_groups != spec.groups_qk or not spec.has_embeddings):
+        said = f"with {spec.groups_qk} of keys" if spec.has_embeddings else "without embeddings"
         raise HeadsError(
             f"{spec.query_groups} groups of queries {said} are for training from scratch: a conversion takes as many "
             f"as heads, groups_q {spec.heads}, or embeddings and as many as of keys"
         )
+    if own and (spec.groups_qk < spec.heads or not spec.has_embeddings):
+        return _with_own_queries(dense, statistics, spec)
     whitened = _Whitened(dense, statistics)
     order = group_heads(whitened, spec.groups_qk, spec.groups_v)
     share = _multiplied_scores if spec.variant == "mul" else _added_scores
-    if own and spec.groups_qk < spec.heads:
-        share = _own_queries
     queries, keys, embeddings, score_errors = zip(
         *(share(whitened, part) for part in _parts(order, spec.groups_qk)), strict=True
     )
@@ -140,21 +138,26 @@ def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: Resolve
         "output.weight": output.flatten(0, 1).T,
         "output.bias": output_bias,
     }
-    if spec.variant == "none":
-        weights = {name: tensor for name, tensor in weights.items() if not name.endswith("_embedding")}
+    weights, inertia = _heavier(weights, spec)
+    squares = (sum(one**2 for one in errors) / len(errors) for errors in (score_errors, value_errors))
+    error = (sum(squares) / 2) ** 0.5
+    decided = dataclasses.replace(spec, order=tuple(order), inertia=inertia)
+    return Converted(weights, error, decided)
+
+
+def _heavier(weights: dict[str, Tensor], spec: ResolvedMhe) -> tuple[dict[str, Tensor], int]:
+    """What heads share, stored so many times larger than it acts."""
     inertia = spec.inertia or INERTIA
     sides = {"query": spec.query_groups, "key": spec.groups_qk, "value": spec.groups_v}
-    for name in weights:
-        side = next((side for side in sides if name.startswith((f"shared_{side}", f"{side}_emb"))), None)
-        if side is not None and sides[side] < len(order):
-            weights[name] = weights[name] * inertia
-    squares = torch.tensor([*score_errors, *value_errors], dtype=torch.float64).square()
-    decided = dataclasses.replace(spec, order=tuple(order), inertia=inertia)
-    return Converted(weights, float(squares.mean().sqrt()), decided)
+    shared = [one for side, n in sides.items() if n < spec.heads for one in (f"shared_{side}.", f"{side}_embedding")]
+    return {name: one * inertia if name.startswith((*shared,)) else one for name, one in weights.items()}, inertia
 
 
 def _with_own_queries(dense: DenseAttention, statistics: BlockStatistics, spec: ResolvedMhe) -> Converted:
-    """Fewer key and value heads: one key for the heads of a group, and values of the directions that they read most."""
+    """Fewer key and value heads: one key for the heads of a group, and values of the directions that they read most.
+
+    Embeddings start at zero: heads need none.
+    """
     keys, values = KeyPlanes(dense, statistics), ValueMaps(dense, statistics)
     whole = float(values.factors.square().sum())
 
@@ -165,10 +168,15 @@ def _with_own_queries(dense: DenseAttention, statistics: BlockStatistics, spec: 
     order = _grouped(sides, _together(dense, max(spec.groups_qk, spec.groups_v)))
     shared = [keys.shared(part) for part in _parts(order, spec.groups_qk)]
     narrow = values.narrowed(_parts(order, spec.groups_v), dense.value.shape[2])
+    queries = [torch.cat([one.query, one.query_bias[:, None]], 1) for one in shared]
+    query = torch.cat(queries).transpose(0, 1).flatten(1)  # (query_width + 1, heads * d)
+    key, nothing = torch.cat([one.key for one in shared], -1), query.new_zeros(spec.heads, dense.value.shape[2])
+    if not dense.turned:
+        query, key, _ = _balanced(dense, statistics, spec, query, key, query.new_zeros(spec.heads, 1))
     weights = {
-        "own_query.weight": merge_heads(torch.cat([one.query for one in shared])),
-        "own_query.bias": torch.cat([one.query_bias for one in shared]).flatten(),
-        "shared_key.weight": torch.cat([one.key for one in shared], -1).T,
+        "shared_query.weight": query[:-1].T,
+        "shared_query.bias": query[-1],
+        "shared_key.weight": key.T,
         "shared_key.bias": torch.cat([one.key_bias for one in shared]),
         "shared_value.weight": merge_heads(narrow.value),
         "shared_value.bias": narrow.value_bias.flatten(),
@@ -177,7 +185,12 @@ def _with_own_queries(dense: DenseAttention, statistics: BlockStatistics, spec: 
     }
     lost = sum(one.lost for one in shared) / sum(one.energy for one in shared)
     error = ((lost + narrow.error**2) / 2) ** 0.5
-    return Converted(weights, error, dataclasses.replace(spec, order=tuple(order)))
+    decided = dataclasses.replace(spec, order=tuple(order))
+    if not spec.has_embeddings:
+        return Converted(weights, error, decided)
+    weights |= dict.fromkeys(("query_embedding", "key_embedding", "value_embedding"), nothing)
+    weights, inertia = _heavier(weights, spec)
+    return Converted(weights, error, dataclasses.replace(decided, inertia=inertia))
 
 
 def _together(dense: DenseAttention, groups: int) -> list[list[int]]:
@@ -200,7 +213,7 @@ def _balanced(
     )
     weight, bias, sizes = shared[:, :-1], shared[:, -1], rms(spread, statistics.key)
     if spec.variant == "mul":
-        own = 1 + embedding  # zero where queries are each head's own
+        own = 1 + embedding
         weight, bias, sizes = weight * own[:, None], bias * own, sizes * own.abs()
     else:
         bias = bias + embedding
@@ -245,22 +258,6 @@ def _added_scores(whitened: _Whitened, part: Sequence[int]) -> tuple[Tensor, Ten
     key = whitened.key_inverse @ spread
     query, key, embeddings = (_widened(one, width) for one in (query, key, embeddings / scale))
     return query, key, embeddings, float((apart.square().sum() / scores.square().sum().clamp_min(1e-300)).sqrt())
-
-
-def _own_queries(whitened: _Whitened, part: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, float]:
-    """The same for one key and queries (query_width + 1, heads * d) of each head's own: the best for all their scores.
-
-    [S_1; S_2; ...] = left values right, S_h the scores of head h between whitened inputs.
-    """
-    heads, width, scale = list(part), whitened.width, whitened.dense.scale
-    scores = whitened.query[heads] @ whitened.key[heads].mT  # (heads, rows of x, rows of y)
-    left, values, right = torch.linalg.svd(scores.flatten(0, 1), full_matrices=False)
-    roots = values[:width].sqrt()
-    own = (left[:, :width] * roots).unflatten(0, (len(heads), -1)) / whitened.weights[heads][:, None, None]
-    query = _widened(whitened.query_inverse @ own / scale, width)
-    key = _widened(whitened.key_inverse @ (right[:width].T * roots), width)
-    lost = float(values[width:].square().sum() / values.square().sum().clamp_min(1e-300))
-    return torch.cat(list(query), -1), key, query.new_zeros(len(heads), width), lost**0.5
 
 
 def _shared_values(whitened: _Whitened, part: Sequence[int]) -> tuple[Tensor, Tensor, float]:

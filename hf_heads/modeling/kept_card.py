@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
 from transformers.utils import cached_file
 
 CARD = "README.md"
@@ -20,6 +21,7 @@ _INDEX = re.compile(r"^model-index:\n(?:(?: |- ).*\n)*", re.M)  # shown by the h
 _TASK = re.compile(r"^pipeline_tag:.*\n", re.M)
 _USE = re.compile(r"^## Use\n.*?(?=^## |\Z)", re.M | re.S)
 _BLOCKS = re.compile(r"^## Blocks\n.*?(?=^## |\Z)", re.M | re.S)
+_OF_A_TRAINER = "generated_from_trainer"  # a tag
 _GENERIC = "has been pushed on the Hub. This model card has been automatically generated."  # of transformers, of no use
 _CODE = """\
 ## Use
@@ -112,7 +114,7 @@ def put_card(folder: str, own: str, auto: str, use: str) -> None:
     """Write a card of ours into a folder, unless there is one of somebody else.
 
     One of ours about the same conversion stays, since somebody may have added to it, but for how it is loaded and what
-    `saved_again` says.
+    `saved_again` says. What a Trainer wrote of its training is followed by ours.
 
     Args:
         folder: where the model is.
@@ -125,9 +127,35 @@ def put_card(folder: str, own: str, auto: str, use: str) -> None:
     if there is not None and is_card_of_ours(there):
         if _facts(there) == _facts(own):
             own = saved_again(there, auto) if SAVED_AGAIN in own else there
+    elif there is not None and (merged := with_trainers(there, own)) is not None:
+        own = merged
     elif there is not None and _GENERIC not in there:
         return
     path.write_text(with_use(own, use), encoding="utf-8")
+
+
+def with_trainers(theirs: str, own: str) -> str | None:
+    """A card that a Trainer generated, followed by ours; None where it is of another kind.
+
+    Of the metadata, what the Trainer says stays, and what it lacks is ours: licence, task, what the original was.
+
+    Args:
+        theirs: the card in the folder.
+        own: a card of ours.
+    """
+    try:
+        card, ours = ModelCard(theirs), ModelCard(own)
+    except Exception:  # whatever its parser raises: metadata that cannot be read
+        return None
+    tags = list(card.data.get("tags") or ())
+    if _OF_A_TRAINER not in tags:
+        return None
+    known = {name: value for name, value in ours.data.to_dict().items() if name != "model-index"}
+    for name, value in {**known, "tags": list(dict.fromkeys([*tags, *(ours.data.get("tags") or ())]))}.items():
+        if name == "tags" or not card.data.get(name):
+            card.data[name] = value
+    card.text = f"{card.text.rstrip()}\n\n{ours.text.strip()}\n"
+    return str(card)
 
 
 def _facts(card: str) -> list[str]:

@@ -102,7 +102,7 @@ def averaged(model: PreTrainedModel) -> PreTrainedModel:
     converted, _ = hf_heads.convert(model, MheSpec(groups=1), calibration="none", refit=False)
     for before, after in zip(find_blocks(model), find_blocks(converted), strict=True):
         dense = read_host(before.module, before.site, before.output)
-        weights = {"own_query.weight": merge_heads(dense.query), "output.weight": dense.output.flatten(0, 1).T}
+        weights = {"shared_query.weight": merge_heads(dense.query), "output.weight": dense.output.flatten(0, 1).T}
         means = {name: getattr(dense, name).mean(0).T for name in ("key", "value")}
         load_weights(after, {**weights, **{f"shared_{name}.weight": one for name, one in means.items()}})
     return converted

@@ -292,7 +292,7 @@ def test_heads_with_queries_of_their_own_are_grouped_query_attention():
     contexts = []
     for head in range(HEADS):
         rows = slice(head // 2 * DIM, (head // 2 + 1) * DIM)
-        query = turned(x @ module.own_query.weight[head * DIM : (head + 1) * DIM].T)
+        query = turned(x @ module.shared_query.weight[head * DIM : (head + 1) * DIM].T)
         key, value = turned(x @ module.shared_key.weight[rows].T), x @ module.shared_value.weight.T
         contexts.append((query @ key.mT / DIM**0.5).softmax(-1) @ value)
     wanted = module.Wo(torch.cat(contexts, -1))

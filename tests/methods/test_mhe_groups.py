@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForCausalLM
 
 import hf_heads
 from hf_heads import HeadsError, MheSpec
 from hf_heads.attention.hosts.blocks import find_blocks
 from hf_heads.core.dense import AttentionShape, Biases
 from hf_heads.methods.attention.mhe import MheAttention
+from tests.contract.test_hosts import HOSTS
 from tests.support.attention import block_inputs
 from tests.support.twins import HEADS, TWINS, WIDTH, logits, randomize
 
@@ -98,9 +102,49 @@ def test_queries_of_their_own_lose_what_one_key_cannot_say_and_no_more(variant: 
         assert (logits(converted, inputs) - logits(model, inputs)).abs().max() < 1e-3
         module = find_blocks(converted)[0].module
         assert module.shared_key.out_features == DIM and module.shared_query.out_features == WIDTH
-        assert module.shared == ("shared_key",) if variant == "none" else "key_embedding" in module.shared
+        assert module.shared == () if variant == "none" else "key_embedding" in module.shared
     again, _ = hf_heads.convert(converted, MheSpec(groups=HEADS), calibration="none")  # a standard block still
     assert (logits(again, inputs) - logits(converted, inputs)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_grouped_queries_are_one_form_whatever_the_host(name: str):
+    twin = {**TWINS, **HOSTS}[name]
+    spec = MheSpec(variant="none", groups_q=HEADS, groups_k=2, groups_v=1)
+    model, _ = hf_heads.convert(twin.model(), spec, calibration="none")
+    (entry, *others) = model.config.heads["blocks"].values()
+    assert not others or entry.keys() == others[0].keys()
+    found = {"method", "heads", "variant", "groups_qk", "groups_q", "groups_v", "order"}
+    assert entry.keys() == found and (entry["variant"], entry["groups_q"]) == ("none", HEADS)
+    module = find_blocks(model)[0].module
+    assert module.shape.memory_heads == 2 and module.inertia == 1
+
+
+@torch.no_grad()
+def test_old_records_of_grouped_queries_load_and_are_saved(tmp_path: Path):
+    """Which said it by `own_queries`, and called the tensor `own_query`."""
+    twin = HOSTS["llama"]
+    model, _ = hf_heads.convert(twin.model(), MheSpec(groups=1), calibration="none")
+    model.save_pretrained(tmp_path / "new")
+    state = load_file(tmp_path / "new" / "model.safetensors")
+    (tmp_path / "old").mkdir()
+    old = {name.replace("shared_query", "own_query"): one for name, one in state.items()}
+    assert old.keys() != state.keys()
+    save_file(old, tmp_path / "old" / "model.safetensors", {"format": "pt"})
+    config = json.loads((tmp_path / "new" / "config.json").read_text())
+    for entry in config["heads"]["blocks"].values():
+        del entry["groups_q"]
+        entry |= {"variant": "mul", "own_queries": True}
+    (tmp_path / "old" / "config.json").write_text(json.dumps(config))
+    wanted = logits(model, twin.inputs())
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "old")
+    assert torch.equal(logits(loaded, twin.inputs()), wanted)
+    loaded.save_pretrained(tmp_path / "again")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    assert torch.equal(logits(again, twin.inputs()), wanted)
+    converted, _ = hf_heads.convert(again, MheSpec(groups=1), calibration="none")
+    assert "own_queries" not in str(converted.config.heads)
+    assert (logits(converted, twin.inputs()) - wanted).abs().max() < 1e-3
 
 
 def test_the_error_of_queries_of_their_own_is_below_that_of_shared_ones():

@@ -91,7 +91,7 @@ def test_cards_of_somebody_else_stay(converted: Path, tmp_path: Path):
     assert "rank 4" in card_of(converted) and "## Mine" not in card_of(converted)
 
 
-def test_a_trainer_saves_the_card_and_writes_its_own(converted: Path, tmp_path: Path):
+def test_a_trainer_saves_the_card_and_its_own_is_followed_by_it(converted: Path, tmp_path: Path):
     model = AutoModelForSequenceClassification.from_pretrained(converted)
     data = [{"input_ids": torch.tensor([1, 2, 3]), "labels": torch.tensor(0)}] * 2
     arguments = TrainingArguments(str(tmp_path / "run"), max_steps=1, save_steps=1, report_to=[], use_cpu=True)
@@ -102,8 +102,26 @@ def test_a_trainer_saves_the_card_and_writes_its_own(converted: Path, tmp_path: 
         assert SAVED_AGAIN in card_of(folder) and "| `encoder.layer.0.attention.self` |" in card_of(folder)
     trainer.create_model_card()
     written = card_of(tmp_path / "run")
+    assert "Training procedure" in written and "re-parametrized" not in written
     trainer.save_model()
-    assert card_of(tmp_path / "run") == written and "Training procedure" in written
+    card = card_of(tmp_path / "run")
+    data = ModelCard(card).data
+    assert ModelCard(written).text.strip() in card and SAVED_AGAIN in card
+    assert section(card, "Blocks") == section(card_of(tmp_path / "run" / "checkpoint-1"), "Blocks") != ""
+    assert (data.license, data.base_model, data.library_name) == ("mit", "tiny/bert", "transformers")
+    assert {"generated_from_trainer", "hf-heads", "low-rank"} <= set(data.tags)
+    trainer.save_model()  # the index of results goes, as ever; and it is loaded, and saved from there
+    assert ModelCard(card_of(tmp_path / "run")).text == ModelCard(card).text
+    AutoModelForSequenceClassification.from_pretrained(tmp_path / "run").save_pretrained(tmp_path / "later")
+    assert "Training procedure" in card_of(tmp_path / "later") and "## Blocks" in card_of(tmp_path / "later")
+
+
+def test_a_card_whose_metadata_cannot_be_read_stays(converted: Path, tmp_path: Path):
+    theirs = "---\ntags: [generated_from_trainer\n---\n# Mine\n"
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "README.md").write_text(theirs)
+    AutoModel.from_pretrained(converted).save_pretrained(tmp_path / "theirs")
+    assert card_of(tmp_path / "theirs") == theirs
 
 
 def test_sentence_transformers_saves_the_card(run: Run, bert_folder: Path, tmp_path: Path):

@@ -21,9 +21,8 @@ class MheAttention(HeadsAttention):
 
     mul: keys stay shared, (1 + e^K) moves to the queries and (1 + e^V) to the context. add: q_h e_h^K is the same for
     all keys, so softmax drops it (it is added in training, for its gradient to be zero and not missing), and e_h^V is
-    added to the context, times what attention dropout has left of the weights' sum. none: there are no embeddings.
-
-    Where heads keep queries of their own, there are no embeddings: grouped-query attention.
+    added to the context, times what attention dropout has left of the weights' sum. none: there are no embeddings; with
+    queries of each head's own that is grouped-query attention.
     """
 
     replaces: ClassVar[tuple[str, ...]] = ("query", "key", "value")
@@ -31,10 +30,10 @@ class MheAttention(HeadsAttention):
 
     @property
     def shared(self) -> tuple[str, ...]:
-        if self.spec.own_queries:
-            return ()
+        if self.spec.is_grouped and self.spec.inertia is None:
+            return ()  # trained as models with grouped queries always are
         of = [side for side, groups in self._groups.items() if groups < self.shape.heads]
-        embeddings = () if self.spec.variant == "none" else tuple(f"{side}_embedding" for side in of)
+        embeddings = () if not self.spec.has_embeddings else tuple(f"{side}_embedding" for side in of)
         return (*(f"shared_{side}" for side in of), *embeddings)
 
     @property
@@ -56,10 +55,7 @@ class MheAttention(HeadsAttention):
     def build(self, shape: AttentionShape) -> None:
         groups_q, groups_qk, groups_v = self._groups.values()
         query = nn.Linear(shape.query_width, groups_q * shape.head_dim, bias=shape.biases.query)
-        if self.spec.own_queries:
-            self.own_query = query
-        else:
-            self.shared_query = query
+        self.add_module("own_query" if self.spec.own_queries else "shared_query", query)
         self.shared_key = nn.Linear(shape.key_width, groups_qk * shape.head_dim, bias=shape.biases.key)
         self.shared_value = nn.Linear(shape.key_width, groups_v * shape.value_dim, bias=shape.biases.value)
         if not self.spec.has_embeddings:
@@ -89,10 +85,8 @@ class MheAttention(HeadsAttention):
 
     def project_query(self, hidden_states: Tensor) -> Tensor:
         groups = self.spec.query_groups
-        if self.spec.own_queries:
-            return _by_head(self.own_query(hidden_states), self.shape.heads)
         # (batch, groups, 1, target, head_dim), then every head of a group its own
-        shared = self.shared_query(hidden_states).unflatten(-1, (groups, -1)).transpose(1, 2)[:, :, None]
+        shared = _by_head(self._projection("query")(hidden_states), groups)[:, :, None]
         if self._multiplies:
             inertia = self.inertia_of("query")
             own = (1 + self.query_embedding / inertia) * (1 + self.key_embedding / inertia)
@@ -105,22 +99,14 @@ class MheAttention(HeadsAttention):
 
     def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         key, value = self.shared_key(memory), self.shared_value(memory)
-        if self.spec.own_queries:
-            return _by_head(key, self.spec.groups_qk), _by_head(value, self.spec.groups_v)
-        return key[:, None], value[:, None]
+        return _by_head(key, self.spec.groups_qk), _by_head(value, self.spec.groups_v)
 
     def pack_memory(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        if not self.spec.own_queries:
-            return key, value
         held = min(self.spec.groups_qk, self.spec.groups_v)
         return _joined(key, held), _joined(value, held)
 
     def unpack_memory(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        groups_qk, groups_v = self.spec.groups_qk, self.spec.groups_v
-        if self.spec.own_queries:
-            return _apart(key, groups_qk), _apart(value, groups_v), None
-        key = key.squeeze(1).unflatten(-1, (groups_qk, -1)).transpose(1, 2)
-        value = value.squeeze(1).unflatten(-1, (groups_v, -1)).transpose(1, 2)
+        key, value = _apart(key, self.spec.groups_qk), _apart(value, self.spec.groups_v)
         if self._adds and self._drops_weights:
             value = torch.cat([value, value.new_ones(*value.shape[:-1], 1)], -1)
         return key, value, None
@@ -131,11 +117,9 @@ class MheAttention(HeadsAttention):
         return self.score_scaling * (query @ self.key_embedding[..., None])
 
     def finish_context(self, context: Tensor) -> Tensor:
-        if self.spec.own_queries:
-            return context
         inertia = self.inertia_of("value")
         if not self.spec.has_embeddings:
-            return context / inertia
+            return context if inertia == 1 else context / inertia
         embedding = self.value_embedding[:, None]
         if self._multiplies:
             return context * ((1 + embedding / inertia) / inertia)
@@ -143,42 +127,28 @@ class MheAttention(HeadsAttention):
             return (context[..., :-1] + context[..., -1:] * embedding) / inertia
         return (context + embedding) / inertia
 
+    def _projection(self, side: str) -> nn.Linear:
+        """What makes a side's heads: `query`, `key` or `value`."""
+        return getattr(self, "own_query" if side == "query" and self.spec.own_queries else f"shared_{side}")
+
     def to_dense(self, output: nn.Linear) -> DenseAttention:
-        shape = self.shape
-        if self.spec.own_queries:
-            return self._grouped(output)
+        shape, heads = self.shape, self.shape.heads
         found: dict[str, Any] = {}
         for name, groups in self._groups.items():
-            shared: nn.Linear = getattr(self, f"shared_{name}")
-            inertia = self.inertia_of(name)
+            shared, inertia = Projection.of(self._projection(name)), self.inertia_of(name)
             weight = split_heads(shared.weight.detach(), groups) / inertia
-            bias = weight.new_zeros(groups, weight.shape[-1]) if shared.bias is None else shared.bias.detach() / inertia
-            weight, bias = (one.repeat_interleave(shape.heads // groups, 0) for one in (weight, bias.view(groups, -1)))
-            if self.spec.variant != "none":
+            bias = shared.filled_bias().detach().view(groups, -1) / inertia
+            weight, bias = (one.repeat_interleave(heads // groups, 0) for one in (weight, bias))
+            if self.spec.has_embeddings:
                 embedding = getattr(self, f"{name}_embedding").detach() / inertia
                 if self._multiplies:
                     weight, bias = weight * (1 + embedding[:, None]), bias * (1 + embedding)
                 else:
                     bias = bias + embedding
             found |= {name: weight, f"{name}_bias": bias}
-        found["content_bias"] = found["key"].new_zeros(shape.heads, shape.key_width)
-        return DenseAttention(**found, scale=self.scaling, biases=shape.biases, **read_output(output, shape.heads))
-
-    def _grouped(self, output: nn.Linear) -> DenseAttention:
-        """`to_dense` of heads with queries of their own."""
-        shape, heads = self.shape, self.shape.heads
-        found: dict[str, Any] = {}
-        for name, groups, linear in (
-            ("query", heads, self.own_query),
-            ("key", self.spec.groups_qk, self.shared_key),
-            ("value", self.spec.groups_v, self.shared_value),
-        ):
-            one = Projection.of(linear)
-            weight, bias = split_heads(one.weight.detach(), groups), one.filled_bias().detach().view(groups, -1)
-            found[name], found[f"{name}_bias"] = (part.repeat_interleave(heads // groups, 0) for part in (weight, bias))
         found["content_bias"] = found["key"].new_zeros(heads, shape.key_width)
-        shared = None if shape.kv_heads is None else even_groups(heads, shape.kv_heads)
-        more: dict[str, Any] = {"shared": shared, "turned": shape.turned, "normed": shape.normed}
+        read = None if shape.kv_heads is None else even_groups(heads, shape.kv_heads)
+        more: dict[str, Any] = {"shared": read, "turned": shape.turned, "normed": shape.normed}
         return DenseAttention(**found, scale=self.scaling, biases=shape.biases, **more, **read_output(output, heads))
 
 

@@ -24,7 +24,8 @@ class MheSpec(HeadsSpec):
         add: q_h = x W_Q + e_h^Q,         k_h = y W_K + e_h^K,         v_h = y W_V + e_h^V
 
     Without embeddings these are the baselines: single-head attention (one group), multi-query attention (groups_q = the
-    number of heads, one group of keys and values) and grouped-query attention (several).
+    number of heads, one group of keys and values) and grouped-query attention (several). Heads that positions turn
+    after projection, or that share keys already, have no embeddings and queries of their own, whatever is said.
 
     Attributes:
         variant: mul, add, or none (no embeddings).
@@ -33,8 +34,6 @@ class MheSpec(HeadsSpec):
         groups_q, groups_k: the same for queries, and for keys, where they differ. A conversion takes as many queries as
             heads then.
         order: which head of the host stands at each place: heads that share are neighbours.
-        own_queries: heads keep queries of their own and have no embeddings: grouped-query attention. A conversion sets
-            it where positions turn queries and keys after projection, or where keys are shared already.
         inertia: how many times larger what heads share is stored than it acts, embeddings too, so that training moves
             it less; a conversion sets it, None is 1.
     """
@@ -49,7 +48,6 @@ class MheSpec(HeadsSpec):
     groups_k: int | None = option(None, "shared heads of keys, where not `groups-qk`", stored=False, at_least=1)
     groups_v: int | None = option(None, "shared heads of values, where not `groups`", at_least=1)
     order: tuple[int, ...] | None = option(None, "the host's heads by place", command=False)
-    own_queries: bool | None = option(None, "heads keep their own queries, and have no embeddings", command=False)
     inertia: int | None = option(
         None, "how much larger shared projections are stored", command=False, told=False, at_least=1
     )
@@ -74,21 +72,19 @@ class MheSpec(HeadsSpec):
                 )
         if groups_k % groups_v and groups_v % groups_k:
             raise HeadsError(f"groups_qk {groups_k} and groups_v {groups_v}: one must divide the other")
-        turned = self._own_queries(shape, groups_k, groups_v, where)
-        if turned and self.groups_q not in (None, shape.heads):
-            raise HeadsError(f"heads of {where} keep queries of their own: leave out groups_q {self.groups_q}")
-        own = None if groups_q == groups_k or turned else groups_q
-        settled = {"heads": shape.heads, "groups": None, "groups_k": None, "own_queries": turned}
-        return self.settle(**settled, groups_qk=groups_k, groups_q=own, groups_v=groups_v)
+        settled = {"heads": shape.heads, "groups": None, "groups_k": None, "groups_qk": groups_k, "groups_v": groups_v}
+        if shape.turned or shape.kv_heads is not None:
+            self._check_shared(shape, groups_k, groups_v, where)
+            return self.settle(**settled, variant="none", groups_q=shape.heads)
+        return self.settle(**settled, groups_q=None if groups_q == groups_k else groups_q)
 
-    def _own_queries(self, shape: AttentionShape, groups_qk: int, groups_v: int, where: str) -> bool | None:
-        """Whether heads have queries of their own in a block of this shape; None is no.
+    def _check_shared(self, shape: AttentionShape, groups_qk: int, groups_v: int, where: str) -> None:
+        """Refuse what heads that are turned after projection, or share keys already, cannot do.
 
         Raises:
-            HeadsError: they need them, and there are fewer key and value heads than groups, or a norm is in the way.
+            HeadsError: there are fewer key and value heads than groups, a norm is in the way, queries were to be shared
+                or embeddings to be added.
         """
-        if not (self.own_queries or shape.turned or shape.kv_heads is not None):
-            return None
         if (groups := max(groups_qk, groups_v)) > shape.memory_heads:
             raise HeadsError(
                 f"{groups} groups are more than the {shape.memory_heads} key and value heads of {where}, which lose "
@@ -101,18 +97,8 @@ class MheSpec(HeadsSpec):
             )
         if self.variant == "add":
             raise HeadsError(f"variant {self.variant} is one of embeddings, which heads of {where} do not have")
-        return True
-
-    def refines(self) -> bool:
-        return not self.own_queries
-
-    def reshape(self, shape: AttentionShape) -> AttentionShape:
-        found = super().reshape(shape)
-        if not self.own_queries:
-            return found
-        assert self.groups_qk is not None and self.groups_v is not None  # as `resolve` has settled
-        held = max(self.groups_qk, self.groups_v)
-        return dataclasses.replace(found, kv_heads=None if held == found.heads else held)
+        if self.groups_q not in (None, shape.heads):
+            raise HeadsError(f"heads of {where} keep queries of their own: leave out groups_q {self.groups_q}")
 
     def _refuse_idle_groups(self) -> None:
         """Numbers that others leave nothing to say.
@@ -136,15 +122,41 @@ class ResolvedMhe(MheSpec):
     groups_qk: int = option(MISSING, "shared heads of keys, and of queries where they have no number", at_least=1)
     groups_v: int = option(MISSING, "shared heads of values", at_least=1)
 
+    # Records of grouped queries had this in the place of `variant` and `groups_q` once, and another name of a tensor.
+    own_queries: bool | None = option(
+        None, "in old records: heads keep their own queries, whose projection is `own_query`", command=False, told=False
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.own_queries:
+            object.__setattr__(self, "variant", "none")
+            object.__setattr__(self, "groups_q", self.heads)
+
     @property
     def query_groups(self) -> int:
         """Shared heads of queries."""
-        return self.heads if self.own_queries else self.groups_q or self.groups_qk
+        return self.groups_q or self.groups_qk
 
     @property
     def has_embeddings(self) -> bool:
         """Whether something tells heads of one group apart."""
-        return self.variant != "none" and not self.own_queries
+        return self.variant != "none"
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether this is grouped-query attention: queries of each head's own, and nothing else."""
+        return not self.has_embeddings and self.query_groups == self.heads
+
+    def refines(self) -> bool:
+        return not self.is_grouped
+
+    def reshape(self, shape: AttentionShape) -> AttentionShape:
+        found = super().reshape(shape)
+        if not self.is_grouped:
+            return found
+        held = max(self.groups_qk, self.groups_v)
+        return dataclasses.replace(found, kv_heads=None if held == found.heads else held)
 
     def parameters(self, shape: AttentionShape) -> int:
         biases = shape.biases
