@@ -25,7 +25,7 @@ from hf_heads.cli.options import (
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.nearest import did_you_mean
 from hf_heads.core.numbers import Number, byte_count
-from hf_heads.core.vocabulary import INPUTS, OBJECTIVES
+from hf_heads.core.vocabulary import ACTIVATIONS, INPUTS, OBJECTIVES
 from hf_heads.io.checkpoints.files import check_output
 from hf_heads.jobs.conversion.recipes import load_recipe
 from hf_heads.jobs.conversion.request import DTYPES, ConversionRequest, default_output
@@ -111,6 +111,12 @@ def _add_ways(command: argparse.ArgumentParser) -> None:
         help="keep what is done in DIR: a conversion that was killed goes on from there, and with --inputs original "
         "another rank or method takes no forward pass to convert",
     )
+    command.add_argument(
+        "--activations-on",
+        choices=tuple(ACTIVATIONS),
+        help="where what the calibration data has become waits: in memory up to 1 GiB and beyond it on disk (auto, the "
+        "default), in memory, or on disk; the result is the same",
+    )
 
 
 def _method_options() -> dict[str, tuple[dataclasses.Field[Any], list[str]]]:
@@ -195,6 +201,7 @@ _PLAIN = (
     "objective",
     "inputs",
     "cache",
+    "activations_on",
     "device",
     "dtype",
     "max_shard_size",

@@ -61,6 +61,11 @@ INPUTS = {
     "converted": "what reaches a block behind those that were converted before it, whose errors it then makes up for",
     "original": "what reaches it in the original, which runs once for all blocks and, with a cache, for all settings",
 }
+ACTIVATIONS = {
+    "auto": "in memory up to 1 GiB, what is more on disk",
+    "memory": "in memory",
+    "disk": "on disk: in files without names, which are gone whatever ends the process",
+}
 OBJECTIVES = {
     "scores": "squared errors of the scores between all tokens, as the data spreads them",
     "attention": "then the divergence of the attention maps, with tokens that repeat among the inputs",

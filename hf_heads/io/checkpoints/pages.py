@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 _MAPS = Path("/proc/self/smaps")
 _START = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+ +(\S.*)")
 
@@ -67,6 +69,14 @@ def give_back(files: Collection[str]) -> None:
     for part in mapped_parts(files) if advise else ():
         if part.resident and not part.written:
             advise(part.start, part.end - part.start, mmap.MADV_DONTNEED)
+
+
+def hand_back(tensor: Tensor) -> None:
+    """Hand back the pages of a tensor that is alone in a file, mapped so that what is written goes to the file."""
+    advise = _function("madvise", ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    start = tensor.untyped_storage().data_ptr()
+    if advise and start % mmap.PAGESIZE == 0:
+        advise(start, tensor.untyped_storage().nbytes(), getattr(mmap, "MADV_DONTNEED", 4))
 
 
 def trim_heap() -> None:

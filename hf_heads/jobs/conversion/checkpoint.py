@@ -110,9 +110,9 @@ def _convert(
     specs = [spec for _, spec in chosen.values()]
     weights = Weights(source.folder)
     names = tensor_names(model, weights)
-    asked = request.calibration
-    labelled = labelled_batches(source, model, asked) if any(spec.needs_labels() for spec in specs) else None
-    choice = asked if any(spec.uses_data() for spec in specs) else CalibrationChoice(NONE, seed=asked.seed)
+    wanted = request.calibration
+    labelled = labelled_batches(source, model, wanted) if any(spec.needs_labels() for spec in specs) else None
+    choice = wanted if any(spec.uses_data() for spec in specs) else CalibrationChoice(NONE, seed=wanted.seed)
     data = None if choice.source == NONE else calibration_data(source, model, choice)
     original = share_weights(model)
     converted, report = convert(
@@ -127,6 +127,7 @@ def _convert(
         objective=request.objective,
         inputs=request.inputs,
         cache=request.cache,
+        activations_on=request.activations_on,
         inplace=True,
         shelf=shelf,
         team=team,
@@ -146,7 +147,14 @@ def _convert(
     if progress:
         progress("writing", 0, 1)
     report.seconds = time.perf_counter() - started
-    record = {
+    record = _record(request, source, choice, report)
+    write_checkpoint(place, source, converted, names, record, dtype=dtype, shard_bytes=request.shard_bytes, shelf=shelf)
+    return report
+
+
+def _record(request: ConversionRequest, source: Source, choice: CalibrationChoice, report: Report) -> dict[str, Any]:
+    """What `heads_report.json` says."""
+    return {
         "source": source.public,
         "revision": source.revision,
         "calibration_choice": choice.public(),
@@ -154,8 +162,6 @@ def _convert(
         "recipe": request.text,
         **report.to_dict(),
     }
-    write_checkpoint(place, source, converted, names, record, dtype=dtype, shard_bytes=request.shard_bytes, shelf=shelf)
-    return report
 
 
 def _jobs(converted: PreTrainedModel, original: PreTrainedModel) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,7 @@ from hf_heads.core.errors import HeadsError
 from hf_heads.core.statistics import BlockStatistics
 from hf_heads.core.vocabulary import INPUTS, NONE, OBJECTIVES, RANDOM
 from hf_heads.io.checkpoints.shelf import Shelf
+from hf_heads.jobs.conversion.activations import Activations
 from hf_heads.jobs.conversion.cache import (
     FinishedBlocks,
     Recorded,
@@ -40,7 +41,7 @@ from hf_heads.jobs.conversion.refit import refit_output
 from hf_heads.jobs.conversion.repeats import made_repeats
 from hf_heads.jobs.conversion.report import BlockReport, Report
 from hf_heads.jobs.conversion.statistics import statistics_of
-from hf_heads.jobs.conversion.stepping import Stepper
+from hf_heads.jobs.conversion.stepping import Keeper, Stepper
 from hf_heads.jobs.conversion.team import Team
 from hf_heads.jobs.scoring.probe import special_ids
 from hf_heads.jobs.scoring.tokens import token_weights
@@ -62,6 +63,7 @@ def convert(
     objective: str = "attention",
     inputs: str = "converted",
     cache: str | Path | None = None,
+    activations_on: str = "auto",
     inplace: bool = False,
     shelf: Shelf | None = None,
     team: Team | None = None,
@@ -91,6 +93,8 @@ def convert(
         cache: a folder in which each block is kept once it is done, so that the same call goes on where a killed one
             ended; with `inputs="original"` also what the original's blocks are called with, so that another rank or
             method runs no forward pass. It may be removed at any time.
+        activations_on: where what the data has become is while it waits at a block, see
+            `hf_heads.core.vocabulary.ACTIVATIONS`; a model's on a GPU stay there. The result is the same.
         inplace: change `model` itself instead of a copy; an error on the way leaves it partly converted.
         shelf: where the model's weights are, if on one; each converted block goes there as well.
         team: the processes that share the work, all of which make this call: each converts some of the blocks, which
@@ -103,14 +107,14 @@ def convert(
     Raises:
         HeadsError: no model of transformers, no adapter, settings that do not fit, weights that are not finite,
             calibration data that is empty, cannot be read or never reaches a block, batches that the model does not
-            take; heads to keep that do not exist or that the method cannot keep; a cache that is no folder.
+            take; heads to keep that do not exist or that the method cannot keep; a cache that is no folder; activations
+            for which there is no room.
     """
     started = time.perf_counter()
     check_model(model)
-    if objective not in OBJECTIVES:
-        raise HeadsError(f"objective is {objective!r}, expected one of {', '.join(OBJECTIVES)}")
-    if inputs not in INPUTS:
-        raise HeadsError(f"inputs is {inputs!r}, expected one of {', '.join(INPUTS)}")
+    _check_known("objective", objective, OBJECTIVES)
+    _check_known("inputs", inputs, INPUTS)
+    keeper = _keeper(activations_on, model, shelf)
     report, folder = Report(model_parameters_before=_count(model), inputs=inputs), check_cache(cache)
     chosen = choose_blocks(model, spec, blocks)
     report.kept_heads = kept = kept_heads(keep_heads, {name: block for name, (block, _) in chosen.items()})
@@ -127,18 +131,19 @@ def convert(
     finished = FinishedBlocks(folder, key, settings, blocks, kept, refit, objective, inputs, seed, batches, labelled)
     ranking = partial(order_heads, original, batches, labelled, seed, progress)
     team = team or Team()
-    specs = finished.plan(team, lambda: plan_blocks(original, chosen, batches, ranking, progress, kept))
-    repeats = None
-    refinable = any(get_method(one.method).scores and one.refines() for one in specs.values())
-    if objective == "attention" and refinable and batches is not None:
-        report.objective = objective
-        room = ENTRIES // (2 * max(block_shape(block).heads for block, _ in chosen.values()) or 1)
-        repeats = made_repeats(batches, model.config, special_ids(model), seed, pairs_sampled, room)
-    # Now, since nothing may run the original while batches wait at its blocks.
-    weights = _token_weights(original, batches or (), specs, seed) if refit else {}
-    way = _Way(converted, original, batches or (), repeats or (), refit, repeats is not None, weights, shelf)
-    with torch.no_grad(), _stops(way, list(chosen), inputs, folder, key, team) as (here, there):
-        report.blocks = _all_blocks(way, here, there, specs, list(chosen), finished, team, progress)
+    with keeper:
+        specs = finished.plan(team, lambda: plan_blocks(original, chosen, batches, ranking, progress, kept, keeper))
+        repeats = None
+        refinable = any(get_method(one.method).scores and one.refines() for one in specs.values())
+        if objective == "attention" and refinable and batches is not None:
+            report.objective = objective
+            room = ENTRIES // (2 * max(block_shape(block).heads for block, _ in chosen.values()) or 1)
+            repeats = made_repeats(batches, model.config, special_ids(model), seed, pairs_sampled, room)
+        # Now, since nothing may run the original while batches wait at its blocks.
+        weights = _token_weights(original, batches or (), specs, seed) if refit else {}
+        way = _Way(converted, original, batches or (), repeats or (), refit, repeats is not None, weights, shelf)
+        with torch.no_grad(), _stops(way, list(chosen), inputs, folder, key, team, keeper) as (here, there):
+            report.blocks = _all_blocks(way, here, there, specs, list(chosen), finished, team, progress)
     set_specs(converted, {**block_specs(converted), **{block.name: block.spec for block in report.blocks}})
     converted.train(training)
     if progress:
@@ -146,6 +151,16 @@ def convert(
     report.model_parameters = _count(converted)
     report.seconds = time.perf_counter() - started
     return converted, report
+
+
+def _check_known(name: str, value: object, known: Collection[str]) -> None:
+    """Refuse what is none of the known values.
+
+    Raises:
+        HeadsError: names them.
+    """
+    if value not in known:
+        raise HeadsError(f"{name} is {value!r}, expected one of {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -173,6 +188,17 @@ class _Way:
     shelf: Shelf | None
 
 
+def _keeper(where: str, model: PreTrainedModel, shelf: Shelf | None) -> Activations:
+    """Who keeps activations; on disk, they are where the weights are.
+
+    Raises:
+        HeadsError: there is no such place, or not for this model.
+    """
+    if where == "disk" and model.device.type != "cpu":
+        raise HeadsError(f"activations of a model on {model.device} stay there: leave out --activations-on disk")
+    return Activations(where, None if shelf is None else lambda: shelf.folder)
+
+
 def _token_weights(
     original: PreTrainedModel, batches: Sequence[Batch], specs: Mapping[str, HeadsSpec], seed: int
 ) -> dict[str, dict[int, Tensor]]:
@@ -186,20 +212,20 @@ def _token_weights(
 
 @contextmanager
 def _stops(
-    way: _Way, names: Sequence[str], inputs: str, cache: Path | None, key: str | None, team: Team
+    way: _Way, names: Sequence[str], inputs: str, cache: Path | None, key: str | None, team: Team, keeper: Keeper
 ) -> Iterator[tuple[Stepper | Recorded, Stepper | Recorded]]:
     """What a block is converted on, and what it is refitted to."""
     if inputs == "converted":
         with (
-            Stepper(way.model, way.batches, names, way.repeats) as here,
-            Stepper(way.original, way.batches, names) as there,
+            Stepper(way.model, way.batches, names, way.repeats, keeper) as here,
+            Stepper(way.original, way.batches, names, keeper=keeper) as there,
         ):
             yield here, there
     elif cache is None or key is None:
-        with Stepper(way.original, way.batches, names, way.repeats) as there:
+        with Stepper(way.original, way.batches, names, way.repeats, keeper) as there:
             yield there, there
     else:
-        blocks = recorded(way.original, way.batches, way.repeats, names, cache, key, team)
+        blocks = recorded(way.original, way.batches, way.repeats, names, cache, key, team, keeper)
         yield blocks, blocks
 
 
@@ -304,7 +330,7 @@ def _convert_block(
     samples = None
     lossless = made.error is not None and made.error <= 1e-6
     if way.refined_to_maps and way.batches and method.scores and spec.refines() and not lossless:
-        samples = take_samples(block, dense, [list(here.at(name)), list(here.at(name, more=True))])
+        samples = take_samples(block, dense, [partial(here.at, name), partial(here.at, name, more=True)])
     block = install(model, name, spec, made.weights)
     gain: float | None = None
     divergences: tuple[float | None, float | None] = None, None

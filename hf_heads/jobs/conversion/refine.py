@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 
@@ -43,7 +43,9 @@ def pairs_sampled(length: int) -> int:
     return min(QUERIES, length) * length
 
 
-def take_samples(block: Block, dense: DenseAttention, kinds: Sequence[Sequence[Stop]]) -> list[list[AttentionSample]]:
+def take_samples(
+    block: Block, dense: DenseAttention, kinds: Sequence[Callable[[], Iterable[Stop]]]
+) -> list[list[AttentionSample]]:
     """Queries of sequences with the attention that `dense` gives them, on what reaches the block.
 
     Sequences of the first kind are left out evenly where all of them would be too many.
@@ -51,24 +53,25 @@ def take_samples(block: Block, dense: DenseAttention, kinds: Sequence[Sequence[S
     Args:
         block: where they wait.
         dense: its weights.
-        kinds: batches that wait there, of each kind of sequences; all but the first take half of the room at most.
+        kinds: each gives the batches of one kind of sequences that wait there, one by one, as often as it is called;
+            all but the first take half of the room at most.
 
     Returns:
         A list for each kind that there is.
     """
+    sizes = [[stop.hidden_states.shape for stop in stops()] for stops in kinds]
     wanted, *taken = (
-        dense.shape.heads * sum(rows * pairs_sampled(length) for rows, length, _ in map(_sizes, stops))
-        for stops in kinds
+        dense.shape.heads * sum(rows * pairs_sampled(length) for rows, length, _ in shapes) for shapes in sizes
     )
     every = max(1, -(-wanted // max(ENTRIES - sum(taken), ENTRIES // 3)))
-    return [_samples(block, dense, stops, 1 if index else every) for index, stops in enumerate(kinds) if stops]
+    return [
+        _samples(block, dense, stops(), 1 if index else every)
+        for index, (stops, shapes) in enumerate(zip(kinds, sizes, strict=True))
+        if shapes
+    ]
 
 
-def _sizes(stop: Stop) -> torch.Size:
-    return stop.hidden_states.shape
-
-
-def _samples(block: Block, dense: DenseAttention, stops: Sequence[Stop], every: int) -> list[AttentionSample]:
+def _samples(block: Block, dense: DenseAttention, stops: Iterable[Stop], every: int) -> list[AttentionSample]:
     """Samples of one sequence in `every`, each query counted once."""
     generator = torch.Generator().manual_seed(0)
     samples: list[AttentionSample] = []

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from greenlet import getcurrent, greenlet
@@ -37,6 +37,8 @@ class Stop:
         residual: (batch, target, width), what its output is added to: what comes into the layer that it opens. None
             for cross-attention, and where that is not known.
         result: gives what the block makes of them; None: the block is to be called.
+        resting: tensors of these that the keeper of activations knows, by `id`.
+        held: bytes of them that it counts as in memory.
     """
 
     name: str
@@ -44,11 +46,23 @@ class Stop:
     arguments: dict[str, Any]
     residual: Tensor | None = None
     result: Callable[[], Any] | None = None
+    resting: dict[int, Tensor] = field(default_factory=dict)
+    held: int = 0
 
     @property
     def hidden_states(self) -> Tensor:
         """(batch, target, width), what comes into the block."""
         return self.arguments["hidden_states"]
+
+
+class Keeper(Protocol):
+    """Who keeps what batches hold while they wait."""
+
+    def rest(self, stop: Stop) -> None:
+        """Nobody computes with a stop's tensors for now."""
+
+    def leave(self, stop: Stop | None) -> None:
+        """A batch goes on from a stop."""
 
 
 def call_block(module: nn.Module, stop: Stop) -> Any:
@@ -107,12 +121,18 @@ class Stepper:
         batches: keyword arguments of its forward.
         names: of the blocks at which to stop, in the order in which they run.
         more: other batches, which are asked for apart.
+        keeper: of what batches hold while they wait; None: all stays in memory.
     """
 
     def __init__(
-        self, model: PreTrainedModel, batches: Sequence[Batch], names: Sequence[str], more: Sequence[Batch] = ()
+        self,
+        model: PreTrainedModel,
+        batches: Sequence[Batch],
+        names: Sequence[str],
+        more: Sequence[Batch] = (),
+        keeper: Keeper | None = None,
     ) -> None:
-        self.model, self.batches, self.more = model, batches, more
+        self.model, self.batches, self.more, self.keeper = model, batches, more, keeper
         self.layers: dict[str, str] = {}
         self.order = {name: place for place, name in enumerate(names)}
         self.paths = {block.name: block.path for block in find_blocks(model) if block.name in self.order}
@@ -144,11 +164,15 @@ class Stepper:
             while not run.dead and (
                 self._stops[index] is None or self.order[self._stops[index].name] < self.order[name]  # type: ignore[union-attr]
             ):
+                if self.keeper is not None:
+                    self.keeper.leave(self._stops[index])
                 self._stops[index] = None
                 self._stops[index] = run.switch()
             stop = self._stops[index]
             if stop is not None and stop.name == name and not run.dead:
                 yield stop
+                if self.keeper is not None:
+                    self.keeper.rest(stop)
 
     def _run(self, batch: Batch) -> None:
         self.model(**{name: value.to(self.model.device) for name, value in batch.items()})
@@ -188,6 +212,8 @@ class Stepper:
         for run in self._runs:
             if run and not run.dead:
                 run.throw()  # ends it where it waits
+        for stop in self._stops if self.keeper is not None else ():
+            self.keeper.leave(stop)  # type: ignore[union-attr]
         replaced = [self.model.get_submodule(path) for path in self.paths.values()]  # which copy what they replace
         for module in (*self._stopping, *replaced):
             module.__dict__.pop("forward", None)

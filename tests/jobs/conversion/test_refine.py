@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -110,7 +111,7 @@ def test_where_nothing_is_refined_the_report_says_so(spec: hf_heads.HeadsSpec, o
 
 def samples_of(model: PreTrainedModel, block: Block, batches: Sequence[Batch]) -> list[list[AttentionSample]]:
     with Stepper(model, batches, [block.name]) as stepper:
-        return take_samples(block, read_block(block), [list(stepper.at(block.name))])
+        return take_samples(block, read_block(block), [partial(stepper.at, block.name)])
 
 
 def kl(model: PreTrainedModel, original: PreTrainedModel, order: Sequence[int]) -> float:
