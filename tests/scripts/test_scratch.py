@@ -23,7 +23,10 @@ def results(name: str, folder: Path, *words: str) -> dict:
     return json.loads((folder / f"{name}.json").read_text())
 
 
-def test_nmt_scratch_shrinks_queries_and_keys(tmp_path: Path):
+def test_nmt_scratch_shrinks_queries_and_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from studies.shared import translation
+
+    monkeypatch.setattr(translation, "LONGEST", 4)
     words = list(NUMBERS)
     rows = [{"en": f"{words[place % 4]} {words[place % 3]}", "de": NUMBERS[words[place % 4]]} for place in range(40)]
     for part in ("train", "dev"):
