@@ -62,7 +62,7 @@ def test_glue_converts_a_tuned_model_and_tunes_it_again(tmp_path: Path, monkeypa
     rows = [{"sentence1": "word1", "sentence2": f"word{place % 9}", "score": place / 10} for place in range(40)]
     for part in ("train", "dev"):
         write_rows(tmp_path / "stsb" / f"{part}.jsonl", rows)
-    words = ["--small", "--models", str(tmp_path / "bert"), "--ranks", "8", "--seeds", "1", "--tasks", "stsb"]
+    words = ["--small", "--models", str(tmp_path / "bert"), "--ranks", "8", "--seeds", "1", "--tasks", "stsb", "--rows", "20"]
     found = results("glue", tmp_path, *words)
     assert [(row["task"], row["rank"]) for row in found["rows"]] == [("stsb", "original"), ("stsb", "8")]
     assert set(found["rows"][1]["metrics"]) == {"pearson", "spearman", "shot"}
