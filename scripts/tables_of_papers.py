@@ -13,6 +13,11 @@ def spread(found: Row, digits: int = 1, signed: bool = False) -> str:
     return f"{form.format(found['mean'])} ({form.format(found['low'])} to {form.format(found['high'])})"
 
 
+def each(found: Row, digits: int) -> str:
+    """What every seed gave."""
+    return ", ".join(f"{value:.{digits}f}" for value in found["values"])
+
+
 def prune_curve(results: Row) -> list[str]:
     """Accuracy by the share of heads removed; a star where the loss is more than chance."""
     corner = f"accuracy, all heads {results['base']:.1f}; removed:"
@@ -51,14 +56,16 @@ def head_correlation(results: Row) -> list[str]:
 def nmt_scratch(results: Row) -> list[str]:
     """BLEU and loss by the width of queries and keys."""
     base, *rows = results["rows"]
-    body = [[f"{base['kind']}, {base['width']}", f"{base['parameters']:,}", spread(base["bleu"]), "", "", ""]]
-    body[0][4] = spread(base["loss"], 3)
+    whole = [f"{base['kind']}, {base['width']}", f"{base['parameters']:,}"]
+    body = [[*whole, each(base["bleu"], 1), "", f"{base['loss']['mean']:.3f}", ""]]
     for row in rows:
-        changes = spread(row["bleu_change"], 1, True), spread(row["loss_change"], 3, True)
-        cells = [f"{row['kind']}, {row['width']}", f"{row['parameters']:,}", f"{row['bleu']['mean']:.1f}", changes[0]]
-        body.append([*cells, f"{row['loss']['mean']:.3f}", changes[1]])
-    head = ["kind, width of queries and of keys", "parameters", "BLEU", "change", "loss of a token", "change"]
-    return table(head, body)
+        cells = [f"{row['kind']}, {row['width']}", f"{row['parameters']:,}", each(row["bleu"], 1)]
+        cells += [spread(row["bleu_change"], 1, True), f"{row['loss']['mean']:.3f}"]
+        body.append([*cells, spread(row["loss_change"], 3, True)])
+    head = ["kind, width of queries and of keys", "parameters", "BLEU of each seed", "mean change"]
+    lines = table([*head, "loss of a token", "mean change"], body)
+    about = f"{results['train']:,} sentences to learn, {results['translated']} translated; intervals over seeds, 95 %."
+    return [*lines, "", about]
 
 
 def glue(results: Row) -> list[str]:

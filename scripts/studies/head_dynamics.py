@@ -28,15 +28,15 @@ from studies.shared.inputs import read_jsonl
 from studies.shared.running import figure, save, shown
 from studies.shared.training import over_seeds
 
-SMALL_STEPS = 60
+SMALL_STEPS = 40
 SHARES = tuple(tenth / 10 for tenth in range(1, 10))
 SMALL_SHARES = (0.2, 0.4, 0.6, 0.8)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_labelled(parser, "sst2")
-    parser.add_argument("--max-steps", type=int, default=600, help="of 32 rows (default 600; --small takes 60)")
-    parser.add_argument("--every", type=int, help="steps (default: a sixth of all)")
+    parser.add_argument("--max-steps", type=int, default=600, help="of 32 rows (default 600; --small takes 40)")
+    parser.add_argument("--every", type=int, help="steps (default: a quarter of all)")
     parser.add_argument("--seeds", type=int, default=2, help="how many runs, from --seed on (default 2)")
 
 
@@ -64,7 +64,7 @@ def followed(options: argparse.Namespace, source: Source, seed: int, steps: int)
     hits = hits_of(options, model, source)
     watch = HeadDynamicsCallback(
         labelled(options, options.train, model, source),
-        every=options.every or max(1, steps // 6),
+        every=options.every or max(1, steps // 4),
         measure=lambda one: float(hits(one).mean()),
         removed=SMALL_SHARES if options.small else SHARES,
     )

@@ -1,9 +1,10 @@
 """Language models from scratch, by words: all heads, half of them with two keys each, heads that share one projection.
 
 WikiText-103 as in arXiv 2110.08678 and 2310.07911: the official parts, their words, an adaptive softmax, perplexity of
-a word with a sliding window; sizes and settings of the former's authors. --data holds wikitext-103/wiki.train.tokens,
-wiki.valid.tokens and wiki.test.tokens. --small takes the validation text of WikiText-2 alone, and of its articles every
-tenth to test on: no figure of any official part.
+a word with a sliding window; sizes and settings of the former's authors, whose softmax shares its weights with the
+embeddings, which this one does not. --data holds wikitext-103/wiki.train.tokens, wiki.valid.tokens and
+wiki.test.tokens. --small takes the validation text of WikiText-2 alone, and of its articles every tenth to test on: no
+figure of any official part.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class LanguageModel(nn.Module):
         )
         self.decoder = AutoModel.from_config(hf_heads.heads_config(config, spec) if spec else config)
         cutoffs = [one for one in sizes["cutoffs"] if one < words]
-        self.softmax = nn.AdaptiveLogSoftmaxWithLoss(sizes["width"], words, cutoffs, div_value=4.0)
+        self.softmax = nn.AdaptiveLogSoftmaxWithLoss(sizes["width"], words, cutoffs, div_value=1.0)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Of (batch, length + 1) words the log-probability of all but the first, (batch, length)."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import run
+import tables_of_papers
 import torch
 from transformers import BertForSequenceClassification
 
@@ -31,7 +32,9 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def results(name: str, words: list[str], folder: Path) -> dict:
     run.main([name, *words, "--threads", "1", "--results", str(folder)])
-    return json.loads((folder / f"{name}.json").read_text())
+    found = json.loads((folder / f"{name}.json").read_text())
+    assert getattr(tables_of_papers, name)(found)[1].startswith("|---")
+    return found
 
 
 def test_prune_curve_compares_the_paper_with_tokens_and_chance(given: list[str], tmp_path: Path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import run
+import tables_of_papers
 import torch
 from studies.shared.attentions import E_STEPS, GAUSSIAN, LINEAR, SOFTMAX
 from studies.shared.sequences import IGNORED
@@ -20,10 +21,16 @@ from tests.support.twins import bert_config
 def results(name: str, folder: Path, *words: str) -> dict:
     common = ["--data", str(folder), "--work", str(folder / "work"), "--results", str(folder), "--threads", "1"]
     run.main([name, *words, *common])
-    return json.loads((folder / f"{name}.json").read_text())
+    found = json.loads((folder / f"{name}.json").read_text())
+    if table := getattr(tables_of_papers, name, None):
+        assert table(found)[1].startswith("|---")
+    return found
 
 
-def test_nmt_scratch_shrinks_queries_and_keys(tmp_path: Path):
+def test_nmt_scratch_shrinks_queries_and_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from studies.shared import translation
+
+    monkeypatch.setattr(translation, "LONGEST", 4)
     words = list(NUMBERS)
     rows = [{"en": f"{words[place % 4]} {words[place % 3]}", "de": NUMBERS[words[place % 4]]} for place in range(40)]
     for part in ("train", "dev"):
@@ -59,7 +66,19 @@ def test_glue_converts_a_tuned_model_and_tunes_it_again(tmp_path: Path, monkeypa
     rows = [{"sentence1": "word1", "sentence2": f"word{place % 9}", "score": place / 10} for place in range(40)]
     for part in ("train", "dev"):
         write_rows(tmp_path / "stsb" / f"{part}.jsonl", rows)
-    words = ["--small", "--models", str(tmp_path / "bert"), "--ranks", "8", "--seeds", "1", "--tasks", "stsb"]
+    words = [
+        "--small",
+        "--models",
+        str(tmp_path / "bert"),
+        "--ranks",
+        "8",
+        "--seeds",
+        "1",
+        "--tasks",
+        "stsb",
+        "--rows",
+        "20",
+    ]
     found = results("glue", tmp_path, *words)
     assert [(row["task"], row["rank"]) for row in found["rows"]] == [("stsb", "original"), ("stsb", "8")]
     assert set(found["rows"][1]["metrics"]) == {"pearson", "spearman", "shot"}

@@ -44,6 +44,8 @@ def start(options: argparse.Namespace) -> None:
     figure(options, "").mkdir(parents=True, exist_ok=True)
     if options.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"  # the Trainer of the examples finds a GPU by itself
+    else:
+        os.environ["ACCELERATE_TORCH_DEVICE"] = options.device  # else always the first
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     logging.set_verbosity_error()

@@ -133,7 +133,6 @@ def fit(
             if folder is not None and len(losses) % options.keep_every == 0 and len(losses) < plan.steps:
                 _keep(accelerator, folder, losses)
     accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)  # takes mixed precision off the model's forward
-    accelerator.free_memory()
     return statistics.mean(losses[-max(1, plan.steps // 10) :])
 
 

@@ -10,6 +10,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_heads.io.checkpoints.sources import Source
 
+LONGEST = 60  # tokens of a translation
+
 
 @torch.no_grad()
 def bleu_of(
@@ -26,7 +28,7 @@ def bleu_of(
     for begin in range(0, len(ordered), 64):
         texts = [row[columns[0]] for row in ordered[begin : begin + 64]]
         inputs = tokenizer(texts, padding=True, return_tensors="pt").to(model.device)
-        ids = model.generate(**inputs, num_beams=beams, max_new_tokens=60, **settings)
+        ids = model.generate(**inputs, num_beams=beams, max_new_tokens=LONGEST, **settings)
         found += tokenizer.batch_decode(ids, skip_special_tokens=True)
     return sacrebleu.corpus_bleu(found, [[row[columns[1]] for row in ordered]]).score
 
