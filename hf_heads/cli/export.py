@@ -34,7 +34,8 @@ def add_export(commands: Any) -> None:
     ways.add_argument(
         "--onnx",
         action="store_true",
-        help="write an encoder as an ONNX file, savings and all, laid out as sentence-transformers reads it",
+        help="write an encoder as an ONNX file, savings and all, laid out as sentence-transformers reads it, or "
+        "a language model with its cache",
     )
     command.add_argument(
         "--int8",
@@ -112,7 +113,8 @@ def _onnx(options: argparse.Namespace) -> int:
         print_json({"output": options.output, **report})
     else:
         size, difference = report["bytes"] / 1e6, report["max_difference"]
-        print(f"{', '.join(report['inputs'])} -> {report['output']}, {size:,.1f} MB")
+        cache = f", with a cache of {report['cached_layers']} layers" if report["cached_layers"] else ""
+        print(f"{', '.join(report['inputs'])} -> {report['output']}{cache}, {size:,.1f} MB")
         if lower := report["int8"]:
             print(f"in 8 bits {lower['bytes'] / 1e6:,.1f} MB, cosine {lower['cosine']:.4f} to float32 on random inputs")
         print(f"largest difference from torch at other sizes: {difference:.2g}; written to {options.output}")

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from transformers import EncoderDecoderCache as Pair
 
@@ -216,19 +217,34 @@ def check_generation(case: Case) -> None:
     model = case.converted(case.implementations[-1])
     if not model.can_generate():
         return
+    generate: Any = model.generate
     inputs = {name: value for name, value in case.twin.inputs().items() if not name.startswith("decoder")}
     if not model.config.is_encoder_decoder:
         inputs = {"input_ids": inputs["input_ids"][:, :4]}
     settings = {"do_sample": False, "max_new_tokens": 5, "min_new_tokens": 3, "pad_token_id": 0}
-    without = model.generate(**inputs, **settings, use_cache=False)  # type: ignore[operator]
-    for more in ({}, {"num_beams": 3}, {"cache_implementation": "static", "disable_compile": True}):
-        wanted = model.generate(**inputs, **settings, **more, use_cache=False) if "num_beams" in more else without  # type: ignore[operator]
-        assert torch.equal(model.generate(**inputs, **settings, **more), wanted), f"another text with {more}"  # type: ignore[operator]
-    with torch.no_grad():
-        cache = next(
-            one for one in model(**case.twin.inputs(), use_cache=True).values() if isinstance(one, Cache | Pair)
-        )
-    _check_cache(model, cache)
+    for beams in (1, 3):
+        wanted = generate(**inputs, **settings, num_beams=beams, use_cache=False)
+        for more in ({}, {"cache_implementation": "static", "disable_compile": True}):
+            with _caches(model) as used:
+                found = generate(**inputs, **settings, num_beams=beams, **more)
+            assert torch.equal(found, wanted), f"another text of {beams} beams with {more}"
+            _check_cache(model, used[-1])
+
+
+@contextmanager
+def _caches(model: PreTrainedModel) -> Iterator[list[Cache | Pair]]:
+    """The caches that the attention of a model is handed meanwhile."""
+    used: list[Cache | Pair] = []
+
+    def note(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+        used.extend(one for one in (*args, *given.values()) if isinstance(one, Cache | Pair))
+
+    hooks = [one.register_forward_pre_hook(note, with_kwargs=True) for one in attention_modules(model)]
+    try:
+        yield used
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _check_cache(model: PreTrainedModel, cache: Cache | Pair) -> None:

@@ -27,8 +27,9 @@ from hf_heads.io.checkpoints.sources import resolve_source
 from hf_heads.io.checkpoints.writing import copy_companions
 from hf_heads.io.data.calibration import CalibrationChoice, probes
 from hf_heads.jobs.export.building import native_of
+from hf_heads.jobs.export.graphs import example
 from hf_heads.jobs.export.native import export_native
-from hf_heads.jobs.export.onnx import example, export_onnx
+from hf_heads.jobs.export.onnx import export_onnx
 from hf_heads.modeling.blocks import block_shape
 from studies.shared.inputs import load
 from studies.shared.running import add_folders, save, shown
