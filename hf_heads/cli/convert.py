@@ -25,7 +25,7 @@ from hf_heads.cli.options import (
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.nearest import did_you_mean
 from hf_heads.core.numbers import Number, byte_count
-from hf_heads.core.vocabulary import ACTIVATIONS, INPUTS, OBJECTIVES
+from hf_heads.core.vocabulary import ACTIVATIONS, COMPUTE, INPUTS, OBJECTIVES
 from hf_heads.io.checkpoints.files import check_output
 from hf_heads.jobs.conversion.recipes import load_recipe
 from hf_heads.jobs.conversion.request import DTYPES, ConversionRequest, default_output
@@ -117,6 +117,12 @@ def _add_ways(command: argparse.ArgumentParser) -> None:
         help="where what the calibration data has become waits: in memory up to 1 GiB and beyond it on disk (auto, the "
         "default), in memory, or on disk; the result is the same",
     )
+    command.add_argument(
+        "--compute",
+        choices=tuple(COMPUTE),
+        help="what the forward passes over the calibration data are computed in (default float32): bfloat16 is faster "
+        "where the processor has it; statistics stay in float64",
+    )
 
 
 def _method_options() -> dict[str, tuple[dataclasses.Field[Any], list[str]]]:
@@ -202,6 +208,7 @@ _PLAIN = (
     "inputs",
     "cache",
     "activations_on",
+    "compute",
     "device",
     "dtype",
     "max_shard_size",

@@ -66,6 +66,10 @@ ACTIVATIONS = {
     "memory": "in memory",
     "disk": "on disk: in files without names, which are gone whatever ends the process",
 }
+COMPUTE = {
+    "float32": "as it is in the files, or more precisely",
+    "bfloat16": "products in bfloat16, faster where the processor has such; statistics stay in float64",
+}
 OBJECTIVES = {
     "scores": "squared errors of the scores between all tokens, as the data spreads them",
     "attention": "then the divergence of the attention maps, with tokens that repeat among the inputs",

@@ -30,7 +30,7 @@ from hf_heads.io.checkpoints.shelf import Shelf
 from hf_heads.io.checkpoints.weights import digest
 from hf_heads.jobs.conversion.installing import block_called
 from hf_heads.jobs.conversion.report import BlockReport
-from hf_heads.jobs.conversion.stepping import Keeper, Stepper, Stop
+from hf_heads.jobs.conversion.stepping import PLAIN, Running, Stepper, Stop
 from hf_heads.jobs.conversion.team import Team
 from hf_heads.methods.registry import get_method
 from hf_heads.modeling.configuration import native_entries
@@ -245,7 +245,7 @@ def recorded(
     cache: Path,
     key: str,
     team: Team,
-    keeper: Keeper | None = None,
+    how: Running = PLAIN,
 ) -> Recorded:
     """What a model's blocks are called with, from folders of a cache; a forward pass fills those that are missing.
 
@@ -259,7 +259,7 @@ def recorded(
         cache: where the folders are to be.
         key: the model's fingerprint.
         team: the processes at work.
-        keeper: of activations.
+        how: batches run.
 
     Raises:
         HeadsError: a block is called with what cannot be kept, or another process fills a folder elsewhere.
@@ -267,9 +267,9 @@ def recorded(
     found: list[list[Path]] = []
     for kind in (batches, more):
         shares = [[kind[index] for index in Team(rank, team.size).share(len(kind))] for rank in range(team.size)]
-        folders = [cache / f"inputs-{fingerprint(key, share, [*names])}" for share in shares if share]
+        folders = [cache / f"inputs-{fingerprint(key, share, [*names], how.compute)}" for share in shares if share]
         if shares[team.rank] and not folders[team.rank].is_dir():
-            _record(model, shares[team.rank], names, folders[team.rank], keeper)
+            _record(model, shares[team.rank], names, folders[team.rank], how)
         found.append(folders)
     team.wait()
     if lacking := [folder for folders in found for folder in folders if not folder.is_dir()]:
@@ -277,12 +277,10 @@ def recorded(
     return Recorded(model, batches, more, (found[0], found[1]))
 
 
-def _record(
-    model: PreTrainedModel, batches: Sequence[Batch], names: Sequence[str], folder: Path, keeper: Keeper | None
-) -> None:
+def _record(model: PreTrainedModel, batches: Sequence[Batch], names: Sequence[str], folder: Path, how: Running) -> None:
     places = {id(batch): index for index, batch in enumerate(batches)}
     new_folder = finished_folder(check_output(folder, False))
-    with new_folder as new, Stepper(model, batches, names, keeper=keeper) as stepper:
+    with new_folder as new, Stepper(model, batches, names, how=how) as stepper:
         for name in names:
             for stop in stepper.at(name):
                 torch.save(_plain(stop), new / _file(name, places[id(stop.batch)]))

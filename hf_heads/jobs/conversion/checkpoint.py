@@ -39,6 +39,7 @@ from hf_heads.jobs.evaluation.precision import precision_drift
 from hf_heads.jobs.scoring.probe import has_probes, jobs_left, probe_heads
 from hf_heads.modeling.blocks import share_weights
 
+_PASSED_ON = ("blocks", "refit", "keep_heads", "objective", "inputs", "cache", "activations_on", "compute")
 _PRECISION_SHARE = 4  # one example in so many: processors without bfloat16 take their time
 
 
@@ -121,13 +122,7 @@ def _convert(
         calibration=NONE if data is None else data.batches,
         labelled=labelled,
         seed=choice.seed,
-        blocks=request.blocks,
-        refit=request.refit,
-        keep_heads=request.keep_heads,
-        objective=request.objective,
-        inputs=request.inputs,
-        cache=request.cache,
-        activations_on=request.activations_on,
+        **{name: getattr(request, name) for name in _PASSED_ON},
         inplace=True,
         shelf=shelf,
         team=team,

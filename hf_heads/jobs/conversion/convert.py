@@ -21,7 +21,7 @@ from hf_heads.attention.spec import HeadsSpec, by_pattern
 from hf_heads.core.batches import Batch, Progress
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.statistics import BlockStatistics
-from hf_heads.core.vocabulary import INPUTS, NONE, OBJECTIVES, RANDOM
+from hf_heads.core.vocabulary import COMPUTE, INPUTS, NONE, OBJECTIVES, RANDOM
 from hf_heads.io.checkpoints.shelf import Shelf
 from hf_heads.jobs.conversion.activations import Activations
 from hf_heads.jobs.conversion.cache import (
@@ -41,7 +41,7 @@ from hf_heads.jobs.conversion.refit import refit_output
 from hf_heads.jobs.conversion.repeats import made_repeats
 from hf_heads.jobs.conversion.report import BlockReport, Report
 from hf_heads.jobs.conversion.statistics import statistics_of
-from hf_heads.jobs.conversion.stepping import Keeper, Stepper
+from hf_heads.jobs.conversion.stepping import Running, Stepper
 from hf_heads.jobs.conversion.team import Team
 from hf_heads.jobs.scoring.probe import special_ids
 from hf_heads.jobs.scoring.tokens import token_weights
@@ -64,6 +64,7 @@ def convert(
     inputs: str = "converted",
     cache: str | Path | None = None,
     activations_on: str = "auto",
+    compute: str = "float32",
     inplace: bool = False,
     shelf: Shelf | None = None,
     team: Team | None = None,
@@ -95,6 +96,7 @@ def convert(
             method runs no forward pass. It may be removed at any time.
         activations_on: where what the data has become is while it waits at a block, see
             `hf_heads.core.vocabulary.ACTIVATIONS`; a model's on a GPU stay there. The result is the same.
+        compute: what the forward passes over the data are computed in, see `hf_heads.core.vocabulary.COMPUTE`.
         inplace: change `model` itself instead of a copy; an error on the way leaves it partly converted.
         shelf: where the model's weights are, if on one; each converted block goes there as well.
         team: the processes that share the work, all of which make this call: each converts some of the blocks, which
@@ -112,10 +114,10 @@ def convert(
     """
     started = time.perf_counter()
     check_model(model)
-    _check_known("objective", objective, OBJECTIVES)
-    _check_known("inputs", inputs, INPUTS)
-    keeper = _keeper(activations_on, model, shelf)
-    report, folder = Report(model_parameters_before=_count(model), inputs=inputs), check_cache(cache)
+    _check_known(objective=(objective, OBJECTIVES), inputs=(inputs, INPUTS), compute=(compute, COMPUTE))
+    how = Running(keeper := _keeper(activations_on, model, shelf), compute)
+    report = Report(model_parameters_before=_count(model), inputs=inputs, compute=compute)
+    folder = check_cache(cache)
     chosen = choose_blocks(model, spec, blocks)
     report.kept_heads = kept = kept_heads(keep_heads, {name: block for name, (block, _) in chosen.items()})
     _check_finite(chosen, shelf)
@@ -127,12 +129,12 @@ def convert(
     for one in (original, converted):
         one.eval()
     key = None if folder is None else model_fingerprint(original, shelf)
-    settings = {name: asked_of(one) for name, one in by_pattern(spec).items()}
-    finished = FinishedBlocks(folder, key, settings, blocks, kept, refit, objective, inputs, seed, batches, labelled)
+    asked = [{name: asked_of(one) for name, one in by_pattern(spec).items()}, blocks, kept, refit, objective, inputs]
+    finished = FinishedBlocks(folder, key, asked, compute, seed, batches, labelled)
     ranking = partial(order_heads, original, batches, labelled, seed, progress)
     team = team or Team()
     with keeper:
-        specs = finished.plan(team, lambda: plan_blocks(original, chosen, batches, ranking, progress, kept, keeper))
+        specs = finished.plan(team, lambda: plan_blocks(original, chosen, batches, ranking, progress, kept, how))
         repeats = None
         refinable = any(get_method(one.method).scores and one.refines() for one in specs.values())
         if objective == "attention" and refinable and batches is not None:
@@ -142,7 +144,7 @@ def convert(
         # Now, since nothing may run the original while batches wait at its blocks.
         weights = _token_weights(original, batches or (), specs, seed) if refit else {}
         way = _Way(converted, original, batches or (), repeats or (), refit, repeats is not None, weights, shelf)
-        with torch.no_grad(), _stops(way, list(chosen), inputs, folder, key, team, keeper) as (here, there):
+        with torch.no_grad(), _stops(way, list(chosen), inputs, folder, key, team, how) as (here, there):
             report.blocks = _all_blocks(way, here, there, specs, list(chosen), finished, team, progress)
     set_specs(converted, {**block_specs(converted), **{block.name: block.spec for block in report.blocks}})
     converted.train(training)
@@ -153,14 +155,15 @@ def convert(
     return converted, report
 
 
-def _check_known(name: str, value: object, known: Collection[str]) -> None:
-    """Refuse what is none of the known values.
+def _check_known(**given: tuple[object, Collection[str]]) -> None:
+    """Refuse values that are none of the known ones.
 
     Raises:
         HeadsError: names them.
     """
-    if value not in known:
-        raise HeadsError(f"{name} is {value!r}, expected one of {', '.join(known)}")
+    for name, (value, known) in given.items():
+        if value not in known:
+            raise HeadsError(f"{name} is {value!r}, expected one of {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -212,20 +215,20 @@ def _token_weights(
 
 @contextmanager
 def _stops(
-    way: _Way, names: Sequence[str], inputs: str, cache: Path | None, key: str | None, team: Team, keeper: Keeper
+    way: _Way, names: Sequence[str], inputs: str, cache: Path | None, key: str | None, team: Team, how: Running
 ) -> Iterator[tuple[Stepper | Recorded, Stepper | Recorded]]:
     """What a block is converted on, and what it is refitted to."""
     if inputs == "converted":
         with (
-            Stepper(way.model, way.batches, names, way.repeats, keeper) as here,
-            Stepper(way.original, way.batches, names, keeper=keeper) as there,
+            Stepper(way.model, way.batches, names, way.repeats, how) as here,
+            Stepper(way.original, way.batches, names, how=how) as there,
         ):
             yield here, there
     elif cache is None or key is None:
-        with Stepper(way.original, way.batches, names, way.repeats, keeper) as there:
+        with Stepper(way.original, way.batches, names, way.repeats, how) as there:
             yield there, there
     else:
-        blocks = recorded(way.original, way.batches, way.repeats, names, cache, key, team, keeper)
+        blocks = recorded(way.original, way.batches, way.repeats, names, cache, key, team, how)
         yield blocks, blocks
 
 

@@ -21,7 +21,7 @@ from hf_heads.core.statistics import BlockStatistics, Moments
 from hf_heads.jobs.conversion.installing import install
 from hf_heads.jobs.conversion.keeping import last
 from hf_heads.jobs.conversion.statistics import statistics_of
-from hf_heads.jobs.conversion.stepping import Keeper, Stepper
+from hf_heads.jobs.conversion.stepping import PLAIN, Running, Stepper
 from hf_heads.jobs.scoring.ranking import rank_heads
 from hf_heads.jobs.scoring.scores import load_scores
 from hf_heads.methods.registry import all_methods, get_method
@@ -130,11 +130,12 @@ def plan_blocks(
     ranking: RankHeads,
     progress: Progress | None,
     kept: Mapping[str, tuple[int, ...]] | None = None,
-    keeper: Keeper | None = None,
+    how: Running = PLAIN,
 ) -> dict[str, HeadsSpec]:
     """Resolved settings of every block; settings that spread a total over blocks see all their blocks at once.
 
-    Heads of `kept` are removed last, and left exact where the method can. `keeper` keeps activations.
+    Heads of `kept` are removed last, and left exact where the method can. `how` is how
+    batches run.
     """
     kept = kept or {}
 
@@ -146,7 +147,7 @@ def plan_blocks(
     for spec, names in groups.items():
         profiles = {}
         wanted = calibration if calibration is not None and spec.needs_profiles() else ()
-        with Stepper(original, wanted, names, keeper=keeper) as stepper:
+        with Stepper(original, wanted, names, how=how) as stepper:
             for index, name in enumerate(names):
                 dense = read_block(blocks[name])
                 statistics, trial = BlockStatistics.uninformed(dense.shape), None

@@ -12,6 +12,7 @@ rank = 96
 keep_heads = "encoder.layer.1:1"          # heads to leave exact, optional
 objective = "scores"                      # or "attention", the default: what errors of scores are weighed by, optional
 inputs = "original"                       # or "converted", the default: what blocks are converted on, optional
+compute = "bfloat16"                      # or "float32", the default: what forward passes are computed in, optional
 
 [[heads.only]]                            # other settings for some blocks; the first match counts, optional
 blocks = "decoder.*"
@@ -133,6 +134,7 @@ def _read(entries: dict[str, Any], text: str) -> Recipe:
         keep_heads=heads.get("keep_heads"),
         objective=heads.get("objective", "attention"),
         inputs=heads.get("inputs", "converted"),
+        compute=heads.get("compute", "float32"),
         max_shard_size=entries.get("max_shard_size", "5GB"),
         text=text,
         paper=entries["paper"],
@@ -150,7 +152,7 @@ def _specs(heads: Mapping[str, Any]) -> dict[str, HeadsSpec]:
         if not isinstance(entry, dict) or not isinstance(entry.get("blocks"), str):
             raise HeadsError("an entry of heads.only names no blocks")
         specs[entry["blocks"]] = _spec(entry, {"blocks"})
-    return {**specs, "*": _spec(heads, {"blocks", "keep_heads", "objective", "inputs", "only"})}
+    return {**specs, "*": _spec(heads, {"blocks", "keep_heads", "objective", "inputs", "compute", "only"})}
 
 
 def _spec(entries: Mapping[str, Any], besides: set[str]) -> HeadsSpec:

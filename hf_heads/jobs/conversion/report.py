@@ -51,6 +51,7 @@ class Report:
     precision: dict[str, dict[str, float]] = field(default_factory=dict)
     objective: str = "scores"
     inputs: str = "converted"
+    compute: str = "float32"
     jobs: list[dict[str, Any]] = field(default_factory=list)
     kept_heads: dict[str, tuple[int, ...]] = field(default_factory=dict)
     main: bool = True  # of several processes, the one that measures and writes
@@ -74,6 +75,7 @@ class Report:
             "precision": self.precision,
             "objective": self.objective,
             "inputs": self.inputs,
+            "compute": self.compute,
             "jobs": self.jobs,
             "kept_heads": {name: list(heads) for name, heads in self.kept_heads.items()},
         }

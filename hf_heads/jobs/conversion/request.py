@@ -8,7 +8,7 @@ from pathlib import Path
 from hf_heads.attention.spec import HeadsSpec, by_pattern
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.numbers import byte_count
-from hf_heads.core.vocabulary import ACTIVATIONS, INPUTS, OBJECTIVES
+from hf_heads.core.vocabulary import ACTIVATIONS, COMPUTE, INPUTS, OBJECTIVES
 from hf_heads.io.checkpoints.sources import Source, resolve_source, short_name
 from hf_heads.io.data.choice import CalibrationChoice
 
@@ -32,6 +32,7 @@ class ConversionRequest:
         inputs: what blocks are converted on, one of `INPUTS`.
         cache: a folder for what can be used again, see `hf_heads.convert`; None keeps nothing.
         activations_on: where activations wait, one of `ACTIVATIONS`.
+        compute: what the forward passes over the data are computed in, one of `COMPUTE`.
         device: where to compute: auto, cpu, cuda, cuda:1, ...
         dtype: of the weights written, one of `DTYPES`; as in the source when None.
         max_shard_size: of a file of weights, as `2GB` or `500MB` or in bytes; only a tensor that is larger by itself
@@ -54,6 +55,7 @@ class ConversionRequest:
     inputs: str = "converted"
     cache: str | Path | None = None
     activations_on: str = "auto"
+    compute: str = "float32"
     device: str = "auto"
     dtype: str | None = None
     max_shard_size: str | int = "5GB"
@@ -77,6 +79,8 @@ class ConversionRequest:
             raise HeadsError(f"cache is {self.cache!r}, expected a folder")
         if self.activations_on not in ACTIVATIONS:
             raise HeadsError(f"activations_on is {self.activations_on!r}, expected one of {', '.join(ACTIVATIONS)}")
+        if self.compute not in COMPUTE:
+            raise HeadsError(f"compute is {self.compute!r}, expected one of {', '.join(COMPUTE)}")
         if self.dtype not in (None, *DTYPES):
             raise HeadsError(f"dtype is {self.dtype!r}, expected one of {', '.join(DTYPES)}, or None for the source's")
         byte_count("max_shard_size", self.max_shard_size)

@@ -65,6 +65,32 @@ class Keeper(Protocol):
         """A batch goes on from a stop."""
 
 
+@dataclass(frozen=True)
+class Running:
+    """How batches run.
+
+    Attributes:
+        keeper: of what batches hold while they wait; None: all stays in memory.
+        compute: what products are computed in where it is not float32; a block's arguments are handed over in float32.
+    """
+
+    keeper: Keeper | None = None
+    compute: str = "float32"
+
+    @property
+    def precise(self) -> bool:
+        """Whether nothing is computed in less than the model's own precision."""
+        return self.compute == "float32"
+
+    def resume(self, run: Any, device: torch.device) -> Any:
+        """Let a greenlet run until it stops; precisions are of the thread, so that they end where it stops."""
+        with torch.autocast(device.type, getattr(torch, self.compute), enabled=not self.precise):
+            return run.switch()
+
+
+PLAIN = Running()
+
+
 def call_block(module: nn.Module, stop: Stop) -> Any:
     """What a block's module gives for a batch that waits there."""
     return type(module).forward(module, **stop.arguments)
@@ -121,7 +147,7 @@ class Stepper:
         batches: keyword arguments of its forward.
         names: of the blocks at which to stop, in the order in which they run.
         more: other batches, which are asked for apart.
-        keeper: of what batches hold while they wait; None: all stays in memory.
+        how: they run.
     """
 
     def __init__(
@@ -130,9 +156,9 @@ class Stepper:
         batches: Sequence[Batch],
         names: Sequence[str],
         more: Sequence[Batch] = (),
-        keeper: Keeper | None = None,
+        how: Running = PLAIN,
     ) -> None:
-        self.model, self.batches, self.more, self.keeper = model, batches, more, keeper
+        self.model, self.batches, self.more, self.how, self.keeper = model, batches, more, how, how.keeper
         self.layers: dict[str, str] = {}
         self.order = {name: place for place, name in enumerate(names)}
         self.paths = {block.name: block.path for block in find_blocks(model) if block.name in self.order}
@@ -167,7 +193,7 @@ class Stepper:
                 if self.keeper is not None:
                     self.keeper.leave(self._stops[index])
                 self._stops[index] = None
-                self._stops[index] = run.switch()
+                self._stops[index] = self.how.resume(run, self.model.device)
             stop = self._stops[index]
             if stop is not None and stop.name == name and not run.dead:
                 yield stop
@@ -182,7 +208,10 @@ class Stepper:
         index = self._runs.index(getcurrent())
         names = argument_names(native_attention(self.model.get_submodule(self.paths[name])))
         arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-        stop = Stop(name, self._all[index], arguments, self._entered[index].get(self.layers.get(name, "")))
+        residual = self._entered[index].get(self.layers.get(name, ""))
+        if not self.how.precise:
+            arguments, residual = _in_float32(arguments), _in_float32(residual)
+        stop = Stop(name, self._all[index], arguments, residual)
         getcurrent().parent.switch(stop)
         if stop.result is not None:
             return stop.result()
@@ -222,6 +251,15 @@ class Stepper:
         for config in self._cached:
             config.use_cache = True
         torch.set_grad_enabled(self._gradients)
+
+
+def _in_float32(value: Any) -> Any:
+    """Tensors of fewer bits in float32, in nested containers too."""
+    if isinstance(value, Tensor):
+        return value.float() if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {name: _in_float32(one) for name, one in value.items()}
+    return type(value)(map(_in_float32, value)) if type(value) in (list, tuple) else value
 
 
 def layer_of(model: nn.Module, path: str) -> str | None:

@@ -250,13 +250,13 @@ def _measure(
     @torch.no_grad()
     def measure(mask: Mapping[str, Tensor]) -> Tensor:
         found = []
-        with head_mask(model, mask):
-            if reference is not None:
-                for batch, wanted in reference.each():
-                    output, weights, logits = reference.output(model, batch)
+        for index, (batch, inputs) in enumerate(zip(batches, unlabelled, strict=True)):
+            wanted = None if reference is None else reference.wanted(index)  # before the mask
+            with head_mask(model, mask):
+                if reference is not None and wanted is not None:
+                    output, weights, logits = reference.output(model, inputs)
                     found.append(reference.drift(output, wanted, weights, logits))
-            else:
-                for batch, inputs in zip(batches, unlabelled, strict=True):
+                else:
                     logits = model(**{name: value.to(model.device) for name, value in inputs.items()})["logits"]
                     found.append(_score(model, logits, batch["labels"].to(logits.device), metric))
         every = torch.cat(found).double().cpu()

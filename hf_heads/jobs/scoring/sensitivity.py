@@ -6,7 +6,7 @@ every example on its own, so that one backward pass yields the gradient of each 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ from hf_heads.jobs.scoring.masks import head_mask
 from hf_heads.jobs.scoring.scores import Head
 from hf_heads.modeling.classes import is_causal_lm
 
+KEPT = 2**26  # numbers of a reference's outputs that stay in memory
 _PROBES = 2  # random directions of the output for each example and round
 _ABLATION_SHARE = 4  # ablation runs the model once for every head, on one example in so many
 
@@ -154,13 +155,29 @@ class Reference:
     1 - cosine; other hidden states likewise, position by position. Logits are compared by KL divergence in nats, a
     mean over the positions of an example; those of a regression or of several yes-no questions by half their squared
     distance.
+
+    Args:
+        model: whose outputs they are; it runs again for every use of those that are too large to keep.
+        batches: keyword arguments of its forward.
+        seed: of the directions of `probe`.
     """
 
     def __init__(self, model: PreTrainedModel, batches: Sequence[Batch], seed: int = 0) -> None:
-        self.batches = batches
+        self.model, self.batches = model, batches
         self.generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            self.outputs = [self.output(model, batch)[0] for batch in batches]
+        self._kept: dict[int, Tensor] = {}
+        self._room = KEPT
+
+    @torch.no_grad()
+    def wanted(self, index: int) -> Tensor:
+        """The output for a batch, see `measured_output`: as it was kept, or by a forward pass of the model as it is."""
+        if index in self._kept:
+            return self._kept[index]
+        found, _, _ = self.output(self.model, self.batches[index])
+        if found.numel() <= self._room:
+            self._room -= found.numel()
+            self._kept[index] = found
+        return found
 
     def output(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor, bool]:
         """See `measured_output`."""
@@ -177,11 +194,6 @@ class Reference:
         """See `probe_output`."""
         return probe_output(found, weights, logits, self.generator)
 
-    def each(self, every: int = 1) -> Iterator[tuple[Batch, Tensor]]:
-        """Batches with their outputs, or one example in `every` of them."""
-        for batch, output in zip(self.batches, self.outputs, strict=True):
-            yield (batch, output) if every == 1 else (thin(batch, every), output[::every])
-
 
 def gauss_newton(
     model: PreTrainedModel, reference: Reference, layout: Sequence[Head], mask: Tensor
@@ -191,37 +203,39 @@ def gauss_newton(
     gradient = torch.zeros(heads, dtype=torch.float64)
     curvature = torch.zeros(heads, heads, dtype=torch.float64)
     count = 0
-    for batch, wanted in reference.each():
-        xi = mask.expand(len(wanted), -1).clone().requires_grad_()
+    moved = bool((mask != 1).any())  # else nothing has drifted yet
+    for index, batch in enumerate(reference.batches):
+        wanted = reference.wanted(index) if moved else None
+        xi = mask.expand(_examples(batch), -1).clone().requires_grad_()
         with head_mask(model, by_block(xi, layout)):
             found, weights, logits = reference.output(model, batch)
         for _ in range(_PROBES):
             (each,) = torch.autograd.grad(reference.probe(found, weights, logits), xi, retain_graph=True)
             curvature += (each.T @ each).double() / _PROBES
-        if bool((mask != 1).any()):  # else nothing has drifted yet
+        if wanted is not None:
             (each,) = torch.autograd.grad(reference.drift(found, wanted, weights, logits).sum(), xi)
             gradient += each.sum(0).double()
-        count += len(wanted)
+        count += len(xi)
     return gradient / count, curvature / count
 
 
 @torch.no_grad()
 def ablations(model: PreTrainedModel, reference: Reference, layout: Sequence[Head], mask: Tensor) -> Tensor:
     """How much the drift grows with each head switched off, on a part of the data."""
-    every = _ABLATION_SHARE if sum(len(output) for output in reference.outputs) >= 256 else 1
+    every = _ABLATION_SHARE if sum(map(_examples, reference.batches)) >= 256 else 1
+    left = mask.nonzero().flatten().tolist()
+    scores, count = torch.zeros(len(layout), dtype=torch.float64), 0
+    for place, batch in enumerate(reference.batches):
+        part, wanted = (batch if every == 1 else thin(batch, every)), reference.wanted(place)[::every]
+        for index in left:
+            without = mask.clone()
+            without[index] = 0
+            with head_mask(model, by_block(without, layout)):
+                found, weights, logits = reference.output(model, part)
+            scores[index] += float(reference.drift(found, wanted, weights, logits).sum())
+        count += len(wanted)
+    return scores / count
 
-    def drift(masks: Mapping[str, Tensor]) -> float:
-        total, count = 0.0, 0
-        for batch, wanted in reference.each(every):
-            with head_mask(model, masks):
-                found, weights, logits = reference.output(model, batch)
-            total += float(reference.drift(found, wanted, weights, logits).sum())
-            count += len(wanted)
-        return total / count
 
-    scores = torch.zeros(len(layout), dtype=torch.float64)
-    for index in mask.nonzero().flatten().tolist():
-        without = mask.clone()
-        without[index] = 0
-        scores[index] = drift(by_block(without, layout))
-    return scores
+def _examples(batch: Batch) -> int:
+    return len(next(iter(batch.values())))

@@ -14,7 +14,7 @@ from hf_heads import CollabSpec, HeadsError, PrunedSpec
 from hf_heads.attention.hosts.blocks import find_blocks
 from hf_heads.jobs.conversion import activations
 from hf_heads.jobs.conversion.activations import Activations
-from hf_heads.jobs.conversion.stepping import Stepper
+from hf_heads.jobs.conversion.stepping import Running, Stepper
 from tests.support.twins import TWINS
 
 
@@ -73,7 +73,7 @@ def test_files_have_no_names_and_what_they_hold_comes_back(tmp_path: Path) -> No
     names = [block.name for block in find_blocks(model)]
     with (
         Activations("disk", lambda: tmp_path) as keeper,
-        Stepper(TWINS["bert"].model(), data, names, keeper=keeper) as stepper,
+        Stepper(TWINS["bert"].model(), data, names, how=Running(keeper)) as stepper,
         Stepper(model, data, names) as plain,
     ):
         for name in names:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+import hf_heads
 from hf_heads.attention.hosts.blocks import find_blocks
-from hf_heads.jobs.conversion.stepping import Stepper, call_block
+from hf_heads.jobs.conversion.stepping import Running, Stepper, call_block
 from tests.support.twins import TWINS
 
 
@@ -36,3 +38,37 @@ def test_a_cache_is_off_meanwhile_and_on_again():
         assert not model.config.use_cache
         assert [len(list(stepper.at(name))) for name in names] == [1] * len(names)
     assert model.config.use_cache
+
+
+@pytest.mark.parametrize("twin", ["bert", "marian"])
+def test_forward_passes_in_bfloat16_hand_over_float32_and_leave_the_thread_as_it_was(twin: str):
+    model, inputs = TWINS[twin].model(), TWINS[twin].inputs()
+    names = [block.name for block in find_blocks(model)]
+    with (
+        Stepper(model, [inputs], names, how=Running(compute="bfloat16")) as low,
+        Stepper(TWINS[twin].model(), [inputs], names) as plain,
+    ):
+        for name in names:
+            (here,), (there,) = list(low.at(name)), list(plain.at(name))
+            assert not torch.is_autocast_enabled("cpu")
+            assert here.hidden_states.dtype == torch.float32
+            assert here.residual is None or here.residual.dtype == torch.float32
+            error = (here.hidden_states - there.hidden_states).norm() / there.hidden_states.norm()
+            assert error < 0.02
+        assert error > 1e-5  # of the last block
+
+
+def test_a_conversion_in_bfloat16_is_nearly_that_in_float32():
+    found = {}
+    for compute in ("float32", "bfloat16"):
+        data = [TWINS["bert"].inputs() for _ in range(4)]
+        model, report = hf_heads.convert(
+            TWINS["bert"].model(), hf_heads.CollabSpec(rank=8), calibration=data, compute=compute
+        )
+        found[compute] = {block.name: block.error for block in report.blocks}
+        assert report.to_dict()["compute"] == compute
+        assert all(one.dtype == torch.float32 for one in model.parameters())
+    first, last = next(iter(found["float32"])), list(found["float32"])[-1]
+    assert found["bfloat16"][first] == pytest.approx(found["float32"][first], rel=1e-3)
+    assert found["bfloat16"] != found["float32"]
+    assert found["bfloat16"][last] == pytest.approx(found["float32"][last], rel=0.05)

@@ -122,10 +122,12 @@ def test_the_gradient_of_the_drift_is_its_difference_quotient(name: str):
     batch = {key: value.double() if value.is_floating_point() else value for key, value in batch.items()}
     reference = Reference(model, [batch])
 
+    reference.wanted(0)  # is kept, without a mask
+
     def drift(at: Tensor) -> float:
         with torch.no_grad(), head_mask(model, at.view(len(blocks), HEADS)):
             found, weights, logits = reference.output(model, batch)
-        return float(reference.drift(found, reference.outputs[0], weights, logits).mean())
+        return float(reference.drift(found, reference.wanted(0), weights, logits).mean())
 
     gradient, _ = gauss_newton(model, reference, layout, mask)
     for index in range(0, len(layout), 3):
@@ -167,8 +169,24 @@ def test_ablation_is_the_drift_of_the_model_without_the_head():
             pruned, _ = hf_heads.convert(model, {name: PrunedSpec(kept=kept)}, calibration="none")
             with torch.no_grad():
                 output, weights, logits = reference.output(pruned, batch)
-            drift = float(reference.drift(output, reference.outputs[0], weights, logits).mean())
+            drift = float(reference.drift(output, reference.wanted(0), weights, logits).mean())
             assert score == pytest.approx(drift, rel=1e-3, abs=1e-7)
+
+
+@pytest.mark.parametrize("rule", ["gauss-newton", "ablation"])
+def test_outputs_that_are_not_kept_are_made_again(monkeypatch: pytest.MonkeyPatch, rule: str):
+    model = TWINS[CAUSAL].model()
+    batches = [TWINS[CAUSAL].inputs(), {key: value[:1] for key, value in TWINS[CAUSAL].inputs().items()}]
+    kept, table = rank_heads(model, rule, batches, steps=3).order, hf_heads.ablate(model, batches, blocks="*layer.0*")
+    runs: list[int] = []
+    model.register_forward_hook(lambda *_: runs.append(1))
+    assert rank_heads(model, rule, batches, steps=3).order == kept
+    with_room = len(runs)
+    monkeypatch.setattr(sensitivity, "KEPT", 0)
+    assert rank_heads(model, rule, batches, steps=3).order == kept
+    # Of each batch once more: gauss-newton asks in two rounds of three, ablation in all.
+    assert len(runs) - 2 * with_room == {"gauss-newton": 2, "ablation": 4}[rule]
+    assert hf_heads.ablate(model, batches, blocks="*layer.0*") == table
 
 
 def test_weights_are_norms_of_value_output_maps_and_random_is_repeatable():
