@@ -13,7 +13,7 @@ from hf_heads.io.checkpoints.sources import Source
 from hf_heads.io.data.choice import CalibrationChoice
 from hf_heads.jobs.conversion.request import ConversionRequest
 
-_KEPT = ("revision", "blocks", "keep_heads", "objective", "inputs", "dtype", "max_shard_size")
+_KEPT = ("revision", "blocks", "keep_heads", "objective", "inputs", "compute", "dtype", "max_shard_size")
 
 
 def options_of(spec: HeadsSpec) -> dict[str, Any]:

@@ -28,6 +28,7 @@ REQUESTS = {
         "refit": False,
         "objective": "scores",
         "inputs": "original",
+        "compute": "bfloat16",
         "dtype": "bfloat16",
         "max_shard_size": "500MB",
     },
