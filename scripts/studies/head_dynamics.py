@@ -35,7 +35,7 @@ SMALL_SHARES = (0.2, 0.4, 0.6, 0.8)
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_labelled(parser, "sst2")
-    parser.add_argument("--max-steps", type=int, default=600, help="of 32 rows (default 600; --small takes 60)")
+    parser.add_argument("--max-steps", type=int, help=f"of 32 rows (default 600; --small takes {SMALL_STEPS})")
     parser.add_argument("--every", type=int, help="steps (default: a quarter of all)")
     about = f"its highest (default 5e-5; --small takes {SMALL_RATE:g})"
     parser.add_argument("--learning-rate", type=float, help=about)
@@ -104,7 +104,8 @@ def summary(runs: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def run(options: argparse.Namespace) -> None:
-    source, steps = settle(options, "sst2", tuned=False), SMALL_STEPS if options.small else options.max_steps
+    source = settle(options, "sst2", tuned=False)
+    steps = options.max_steps or (SMALL_STEPS if options.small else 600)
     seeds = range(options.seed, options.seed + options.seeds)
     runs = [followed(options, source, seed, steps) for seed in seeds]
     save("head_dynamics", {"steps": steps, "seeds": list(seeds), "rows": summary(runs)}, options)
