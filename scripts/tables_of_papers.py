@@ -13,6 +13,11 @@ def spread(found: Row, digits: int = 1, signed: bool = False) -> str:
     return f"{form.format(found['mean'])} ({form.format(found['low'])} to {form.format(found['high'])})"
 
 
+def told(found: Row, digits: int = 1) -> str:
+    """The mean and its interval; of fewer than three seeds, whose intervals say nothing, what each gave."""
+    return spread(found, digits) if len(found["values"]) > 2 else each(found, digits)
+
+
 def each(found: Row, digits: int) -> str:
     """What every seed gave."""
     return ", ".join(f"{value:.{digits}f}" for value in found["values"])
@@ -74,12 +79,12 @@ def glue(results: Row) -> list[str]:
     for row in results["rows"]:
         first, *others = (name for name in row["metrics"] if name != "shot")
         shot = row["metrics"].get("shot")
-        lost = "" if row["rank"].startswith("original") else spread(row["lost"])
+        lost = "" if row["rank"].startswith("original") else told(row["lost"])
         also = ", ".join(f"{name} {row['metrics'][name]['mean']:.1f}" for name in others)
         named = row["rank"] if row["rank"].startswith("original") else f"R = {row['rank']}"
-        cells = [f"{row['task']}, {named}", first, spread(row["metrics"][first]), also, lost]
-        body.append([*cells, f"{shot['mean']:.1f}" if shot else ""])
-    return table(["task, rank", "metric", "mean over seeds", "also", "lost", "before the second fine-tuning"], body)
+        cells = [f"{row['task']}, {named}", first, told(row["metrics"][first]), also, lost]
+        body.append([*cells, told(shot) if shot else ""])
+    return table(["task, rank", "metric", "over seeds", "also", "lost", "before the second fine-tuning"], body)
 
 
 def lra(results: Row) -> list[str]:
