@@ -45,6 +45,7 @@ COMMANDS = {
     "pruned_latency": "prune_latency DATA",
     "mhe": "mhe_stsb DATA --threads 1",
     "grouped": "grouped DATA WORK --threads 1 --steps 20",
+    "speech": "speech DATA WORK --threads 1",
     "values": "values DATA --threads 1",
     "mhe_latency": "mhe_latency DATA MODELS",
     "mhe_scratch": "mhe_scratch DATA WORK --threads 1",

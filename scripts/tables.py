@@ -11,6 +11,7 @@ from pathlib import Path
 from markdown_tables import Row, grid, table
 from table_of_hosts import hosts
 from tables_of_exports import export_native, export_onnx
+from tables_of_families import speech
 from tables_of_inputs import (
     attention_error,
     attention_rank,
@@ -320,6 +321,7 @@ TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "pruned_latency": ("prune_latency", pruned_latency),
     "mhe": ("mhe_stsb", mhe),
     "grouped": ("grouped", grouped),
+    "speech": ("speech", speech),
     "values": ("values", values),
     "mhe_latency": ("mhe_latency", mhe_latency),
     "mhe_scratch": ("mhe_scratch", mhe_scratch),
