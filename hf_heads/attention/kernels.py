@@ -133,7 +133,7 @@ def _weights(query: Tensor, key: Tensor, scaling: float, bias: Tensor | None, ad
 
 def shared_scores(query: Tensor, key: Tensor, scaling: float, bias: Tensor | None) -> Tensor:
     """Scores before mask and softmax, (batch, heads, target, source); shapes as in `attend`."""
-    scores = _fold(query * scaling, key.mT)
+    scores = _fold(query, (key * scaling).mT)  # the key is shared, and so the smaller one
     return scores if bias is None else scores + bias
 
 

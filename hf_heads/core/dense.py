@@ -189,7 +189,7 @@ class DenseAttention:
         query = torch.einsum("btd,hde->bhte", query_inputs, self.query) + self.query_bias[:, None]
         key = torch.einsum("bsd,hde->bhse", key_inputs, self.key)
         content = torch.einsum("bsd,hd->bhs", key_inputs, self.content_bias)
-        return self.scale * query @ key.mT + content[:, :, None]
+        return (self.scale * query @ key.mT).add_(content[:, :, None])
 
     def values(self, key_inputs: Tensor) -> Tensor:
         """Values of every head, (batch, heads, source, value_dim), from (batch, source, key_width)."""

@@ -25,6 +25,7 @@ class Moments:
     weight: float = 0.0
     total: Tensor = field(init=False)
     outer: Tensor = field(init=False)
+    _roots: dict[tuple[float, bool], tuple[Tensor, Tensor]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.total = torch.zeros(self.width, dtype=torch.float64)
@@ -32,6 +33,7 @@ class Moments:
 
     def update(self, rows: Tensor) -> None:
         """Take in vectors of shape (count, width), in any precision and from any device."""
+        self._roots.clear()
         rows = rows.double()
         self.weight += rows.shape[0]
         self.total += rows.sum(0).cpu()
@@ -56,13 +58,15 @@ class Moments:
 
         After a LayerNorm the covariance C is singular, so the ridge is needed.
         """
-        covariance = self.covariance
-        if not centred:
-            covariance = covariance + torch.outer(self.mean, self.mean)
-        shift = ridge * covariance.diagonal().mean().clamp_min(1e-12)
-        values, vectors = torch.linalg.eigh(covariance)
-        roots = (values.clamp_min(0) + shift).sqrt()
-        return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
+        if (ridge, centred) not in self._roots:
+            covariance = self.covariance
+            if not centred:
+                covariance = covariance + torch.outer(self.mean, self.mean)
+            shift = ridge * covariance.diagonal().mean().clamp_min(1e-12)
+            values, vectors = torch.linalg.eigh(covariance)
+            roots = (values.clamp_min(0) + shift).sqrt()
+            self._roots[ridge, centred] = (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
+        return self._roots[ridge, centred]
 
 
 @dataclass

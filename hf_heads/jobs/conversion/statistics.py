@@ -5,7 +5,7 @@ Only sums are kept, in float64.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from hf_heads.core.dense import DenseAttention
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.statistics import BlockStatistics, Moments
 from hf_heads.jobs.conversion.stepping import Stepper, Stop, real_queries, received_mask
+
+_PIECE = 2**20  # scores at a time: more than fit into a cache take longer
 
 
 def collect_statistics(
@@ -54,17 +56,19 @@ def statistics_of(block: Block, dense: DenseAttention, stops: Iterable[Stop]) ->
         query.update(token_rows(hidden_states, real))
         if block.kind == "cross":
             key.update(token_rows(memory, seen_keys(mask, memory)))
-        scores = block_scores(block, dense, stop, memory)
-        scores = scores if mask is None else scores + mask
-        weights = scores.softmax(-1).nan_to_num(0.0)
-        found = head_energy(dense, gram, weights, memory), scores.logsumexp(-1).nan_to_num(0.0, neginf=0.0)
-        reach, logs = (token_rows(one.transpose(1, 2), real).double().cpu() for one in found)
-        energy += reach.sum(0)
-        sums += logs.sum(0)
-        cross += token_rows(hidden_states, real).double().cpu().T @ logs
-        by_query = weights.transpose(1, 2)
-        by_query = by_query.flatten(0, 1) if real is None else by_query[real]
-        alike += (by_query @ by_query.mT).sum(0).double().cpu()
+        for rows, scores in scores_in_pieces(block, dense, stop, memory):
+            part = None if mask is None else mask if len(mask) == 1 else mask[rows]
+            here = None if real is None else real[rows]
+            weights, logs = _softmax(scores, part)
+            if here is not None:
+                weights *= here[:, None, :, None]
+            found = head_energy(dense, gram, weights, memory[rows]), logs
+            reach, logs = (token_rows(one.transpose(1, 2), here).double().cpu() for one in found)
+            energy += reach.sum(0)
+            sums += logs.sum(0)
+            cross += token_rows(hidden_states[rows], here).double().cpu().T @ logs
+            flat = weights.flatten(2)
+            alike += (flat @ flat.mT).sum(0).double().cpu()
     if not query.weight:
         raise HeadsError(
             f"the calibration data never reaches {block.name}: leave it out (blocks '!{block.name}'), give data that "
@@ -75,19 +79,35 @@ def statistics_of(block: Block, dense: DenseAttention, stops: Iterable[Stop]) ->
     return BlockStatistics(query, key, energy / query.weight, alike / query.weight, sums, cross)
 
 
-def block_scores(block: Block, dense: DenseAttention, stop: Stop, memory: Tensor) -> Tensor:
-    """A block's scores before mask and softmax, (batch, heads, target, source), with positions where it has them.
+def _softmax(scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Attention and the logarithms of its denominators; zeros in rows in which all is hidden. Overwrites scores."""
+    if mask is not None:
+        scores += mask
+    weights = scores.softmax(-1)
+    logs = scores.amax(-1) - weights.amax(-1).log()
+    return (weights, logs) if mask is None else (weights.nan_to_num_(0.0), logs.nan_to_num_(0.0))
+
+
+def scores_in_pieces(block: Block, dense: DenseAttention, stop: Stop, memory: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """A block's scores before mask and softmax, (rows, heads, target, source), some rows of the batch at a time.
 
     Args:
         memory: the key-side inputs, (batch, source, key_width).
     """
-    if block.site.encode is None:
-        return dense.scores(stop.hidden_states, memory)
+    hidden_states, encode = stop.hidden_states, block.site.encode
     sides = {}
-    for side, inputs in (("query", stop.hidden_states), ("key", memory)):
-        states = torch.einsum("btd,hde->bhte", inputs, getattr(dense, side)) + getattr(dense, f"{side}_bias")[:, None]
-        sides[side] = hook(block.site.encode)(block.module, side, states, stop.arguments)
-    return dense.scale * sides["query"] @ sides["key"].mT
+    if encode is not None:
+        for side, inputs in (("query", hidden_states), ("key", memory)):
+            states = torch.einsum("btd,hde->bhte", inputs, getattr(dense, side))
+            states = states + getattr(dense, f"{side}_bias")[:, None]
+            sides[side] = hook(encode)(block.module, side, states, stop.arguments)
+    rows = max(1, _PIECE // max(dense.shape.heads * hidden_states.shape[1] * memory.shape[1], 1))
+    for first in range(0, len(hidden_states), rows):
+        piece = slice(first, first + rows)
+        if encode is None:
+            yield piece, dense.scores(hidden_states[piece], memory[piece])
+        else:
+            yield piece, dense.scale * sides["query"][piece] @ sides["key"][piece].mT
 
 
 def seen_keys(mask: Tensor | None, memory: Tensor) -> Tensor | None:
