@@ -23,6 +23,7 @@ COMMANDS = {
     "attention_error": "attention_error DATA --threads 1",
     "attention_rank": "attention_rank DATA --threads 1",
     "prune_curve": "prune_curve DATA WORK --threads 1 --small",
+    "head_dynamics": "head_dynamics DATA WORK --threads 1 --small --seeds 1 --max-steps 40 --learning-rate 5e-5",
     "nmt_scratch": "nmt_scratch DATA WORK --threads 1 --small --widths 8",
     "joined": "joined DATA MODELS --threads 1",
     "roads": "roads DATA MODELS WORK --threads 1",

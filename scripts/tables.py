@@ -22,7 +22,7 @@ from tables_of_inputs import (
     roads,
     scaling,
 )
-from tables_of_papers import nmt_scratch, prune_curve
+from tables_of_papers import head_dynamics, nmt_scratch, prune_curve
 from tables_of_values import grouped, kept, values
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -306,6 +306,7 @@ TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "attention_error": ("attention_error", attention_error),
     "attention_rank": ("attention_rank", attention_rank),
     "prune_curve": ("prune_curve", prune_curve),
+    "head_dynamics": ("head_dynamics", head_dynamics),
     "nmt_scratch": ("nmt_scratch", nmt_scratch),
     "architectures": ("architectures", architectures),
     "latency": ("latency", latency),

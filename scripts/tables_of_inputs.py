@@ -76,11 +76,21 @@ def memory(results: Row) -> list[str]:
     """Peak memory of converting a large checkpoint."""
     same = {True: "the same bytes", False: "other bytes"}
     body = (
-        [row["way"], f"{row['peak_mb'] / 1000:.2f} GB", f"{row['cpu_seconds']:.0f}", same[row["identical"]]]
+        [
+            f"{row['way']}: a checkpoint of {row['bytes'] / 1e9:.1f} GB, {row['layers']} layers",
+            f"{row['peak_mb'] / 1000:.2f} GB",
+            f"{row['cpu_seconds']:.0f}",
+            same[row["identical"]],
+        ]
         for row in results["rows"]
     )
-    size = f"a checkpoint of {results['bytes'] / 1e9:.1f} GB, {results['layers']} layers"
-    return table([size, "peak memory", "CPU seconds", "a small one in files and in memory"], body)
+    lines = table(["", "peak memory", "CPU seconds", "a small one in files and in memory"], body)
+    activations = [
+        [f"`--activations-on {row['where']}`", f"{row['peak_mb'] / 1000:.2f} GB", f"{row['cpu_seconds']:.0f}"]
+        for row in results["activations"]
+    ]
+    head = f"2,048 texts, three layers of width 512: {same[results['same']]}"
+    return [*lines, "", *table([head, "peak memory", "CPU seconds"], activations)]
 
 
 def scaling(results: Row) -> list[str]:
@@ -97,7 +107,31 @@ def scaling(results: Row) -> list[str]:
         for row in results["rows"]
     )
     columns = [f"collab, from {base}", "CPU seconds", "exponent", "of one forward pass", "peak GB"]
-    return table(columns, body)
+    predicted = (
+        [
+            f"{model['name']}: layers {model['layers']}, width {model['width']}, rank {model['rank']}",
+            *(_hours(found["seconds"]) for found in model["processes"].values()),
+            f"{model['processes']['1']['peak_mb'] / 1000:.0f}",
+        ]
+        for model in results["predicted"]["models"]
+    )
+    processes = [f"{count} process{'es' * (count != '1')}" for count in results["predicted"]["models"][0]["processes"]]
+    head = ["predicted, one thread each", *processes, "GB in memory"]
+    errors = results["predicted"]["left_out"]
+    seconds, peak = ([100 * one[name] for one in errors] for name in ("seconds", "peak_mb"))
+    said = (
+        f"Each measured size predicted from the others: {min(seconds):+.0f} to {max(seconds):+.0f} % in time, "
+        f"{min(peak):+.0f} to {max(peak):+.0f} % in memory."
+    )
+    return [*table(columns, body), "", *table(head, predicted), "", said]
+
+
+def _hours(seconds: float) -> str:
+    """Seconds, minutes or hours, in two digits or three."""
+    for size, name in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.{0 if seconds >= 10 * size else 1}f} {name}"
+    return f"{seconds:.0f} s"
 
 
 def recommend(results: Row) -> list[str]:

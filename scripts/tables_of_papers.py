@@ -74,9 +74,9 @@ def glue(results: Row) -> list[str]:
     for row in results["rows"]:
         first, *others = (name for name in row["metrics"] if name != "shot")
         shot = row["metrics"].get("shot")
-        lost = "" if row["rank"] == "original" else spread(row["lost"])
+        lost = "" if row["rank"].startswith("original") else spread(row["lost"])
         also = ", ".join(f"{name} {row['metrics'][name]['mean']:.1f}" for name in others)
-        named = "original" if row["rank"] == "original" else f"R = {row['rank']}"
+        named = row["rank"] if row["rank"].startswith("original") else f"R = {row['rank']}"
         cells = [f"{row['task']}, {named}", first, spread(row["metrics"][first]), also, lost]
         body.append([*cells, f"{shot['mean']:.1f}" if shot else ""])
     return table(["task, rank", "metric", "mean over seeds", "also", "lost", "before the second fine-tuning"], body)

@@ -28,15 +28,17 @@ from studies.shared.inputs import read_jsonl
 from studies.shared.running import figure, save, shown
 from studies.shared.training import over_seeds
 
-SMALL_STEPS = 40
+SMALL_STEPS, SMALL_RATE = 60, 2e-4
 SHARES = tuple(tenth / 10 for tenth in range(1, 10))
 SMALL_SHARES = (0.2, 0.4, 0.6, 0.8)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_labelled(parser, "sst2")
-    parser.add_argument("--max-steps", type=int, default=600, help="of 32 rows (default 600; --small takes 40)")
+    parser.add_argument("--max-steps", type=int, help=f"of 32 rows (default 600; --small takes {SMALL_STEPS})")
     parser.add_argument("--every", type=int, help="steps (default: a quarter of all)")
+    about = f"its highest (default 5e-5; --small takes {SMALL_RATE:g})"
+    parser.add_argument("--learning-rate", type=float, help=about)
     parser.add_argument("--seeds", type=int, default=2, help="how many runs, from --seed on (default 2)")
 
 
@@ -73,7 +75,7 @@ def followed(options: argparse.Namespace, source: Source, seed: int, steps: int)
             output_dir=folder,
             max_steps=steps,
             per_device_train_batch_size=32,
-            learning_rate=5e-5,
+            learning_rate=options.learning_rate or (SMALL_RATE if options.small else 5e-5),
             train_sampling_strategy="group_by_length",
             save_strategy="no",
             report_to="none",
@@ -102,7 +104,8 @@ def summary(runs: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def run(options: argparse.Namespace) -> None:
-    source, steps = settle(options, "sst2", tuned=False), SMALL_STEPS if options.small else options.max_steps
+    source = settle(options, "sst2", tuned=False)
+    steps = options.max_steps or (SMALL_STEPS if options.small else 600)
     seeds = range(options.seed, options.seed + options.seeds)
     runs = [followed(options, source, seed, steps) for seed in seeds]
     save("head_dynamics", {"steps": steps, "seeds": list(seeds), "rows": summary(runs)}, options)

@@ -1,7 +1,8 @@
 """Peak memory of converting a checkpoint that is larger than the memory it may take.
 
 Makes a BERT with random weights in shards, converts it from the weights alone and with calibration, each in a process
-of its own, and compares the files of a small one that was kept in memory and in files.
+of its own, and compares the files of a small one that was kept in memory and in files. Beside, a model of three layers
+is calibrated on many texts, whose activations are in memory or on disk.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +37,12 @@ used = resource.getrusage(resource.RUSAGE_SELF)
 print(json.dumps({"peak_mb": peak, "cpu_seconds": used.ru_utime + used.ru_stime}))
 sys.exit(code)
 """
+# What is converted with, and with activations on disk besides.
 WAYS = {
-    "weights alone": ["--calibrate", "none"],
-    "calibrated": ["--calibration-samples", "16", "--max-length", "16", "--objective", "scores"],
+    "weights alone": (["--calibrate", "none"], []),
+    "calibrated": (["--calibration-samples", "128", "--objective", "scores"], ["--activations-on", "disk"]),
 }
+MANY = ["--calibration-samples", "2048", "--objective", "scores"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -46,9 +50,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", type=int, default=110, help="of the large checkpoint (default 110)")
     parser.add_argument("--width", type=int, default=1024, help="of the large checkpoint (default 1024)")
     parser.add_argument("--vocabulary", type=int, default=100_000, help="of the large checkpoint (default 100000)")
+    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=WAYS, help="to measure; other rows stay")
 
 
-def make_checkpoint(folder: Path, layers: int, width: int, vocabulary: int, seed: int) -> int:
+def make_checkpoint(folder: Path, layers: int, width: int, vocabulary: int, seed: int, positions: int = 16) -> int:
     """Write a BERT shard by shard; returns its bytes. Few positions, so that measuring it takes minutes."""
     config = BertConfig(
         vocab_size=vocabulary,
@@ -56,7 +61,7 @@ def make_checkpoint(folder: Path, layers: int, width: int, vocabulary: int, seed
         num_hidden_layers=layers,
         num_attention_heads=width // 64,
         intermediate_size=4 * width,
-        max_position_embeddings=16,
+        max_position_embeddings=positions,
         architectures=["BertModel"],
     )
     with torch.device("meta"):
@@ -74,9 +79,11 @@ def make_checkpoint(folder: Path, layers: int, width: int, vocabulary: int, seed
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def converted(source: Path, output: Path, way: str, room: int, options: argparse.Namespace) -> dict[str, Any]:
+def converted(
+    source: Path, output: Path, how: Sequence[str], options: argparse.Namespace, room: int = 0
+) -> dict[str, Any]:
     """Convert in a process of its own; returns its peak memory and its time."""
-    words = ["convert", source, "--to", "low-rank", "--rank", rank_of(source), *WAYS[way], "--seed", options.seed]
+    words = ["convert", source, "--to", "low-rank", "--rank", rank_of(source), *how, "--seed", options.seed]
     words += ["--max-shard-size", SHARD, "--output", output, "--json", "--device", "cpu"]
     command = [sys.executable, "-c", CHILD, str(room), *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
@@ -97,19 +104,27 @@ def same_files(here: Path, there: Path) -> bool:
 
 def run(options: argparse.Namespace) -> None:
     folder = options.work / "memory"
+    size = {"layers": options.layers, "width": options.width, "vocabulary": options.vocabulary}
+    kept = options.results / "memory.json"
+    rows = {row["way"]: row for row in json.loads(kept.read_text())["rows"]} if kept.is_file() else {}
     try:
-        size = make_checkpoint(folder / "large", options.layers, options.width, options.vocabulary, options.seed)
+        make_checkpoint(folder / "middle", 3, 512, 1000, options.seed, positions=64)
+        activations = []
+        for where in ("memory", "disk"):
+            row = converted(folder / "middle", folder / where, [*MANY, "--activations-on", where], options)
+            activations.append(shown({"where": where, **row}))
+        same = same_files(folder / "memory", folder / "disk")
+        about = {"shard_bytes": SHARD, "activations": activations, "same": same}
+        size["bytes"] = make_checkpoint(folder / "large", *size.values(), options.seed)
         make_checkpoint(folder / "small", 2, 128, 1000, options.seed)
-        rows = []
-        for way in WAYS:
-            for name, room in (("memory", 0), ("files", 2**16)):
-                converted(folder / "small", folder / name, way, room, options)
-            same = same_files(folder / "memory", folder / "files")
-            row = converted(folder / "large", folder / "out", way, 0, options)
-            rows.append(shown({"way": way, "identical": same, **row}))
-            for name in ("memory", "files", "out"):
-                shutil.rmtree(folder / name)
-            about = {"layers": options.layers, "width": options.width, "vocabulary": options.vocabulary, "bytes": size}
-            save("memory", {**about, "shard_bytes": SHARD, "rows": rows}, options)
+        for way in options.ways:
+            how, on_disk = WAYS[way]
+            converted(folder / "small", folder / f"{way}-memory", how, options)
+            converted(folder / "small", folder / f"{way}-files", [*how, *on_disk], options, 2**16)
+            same = same_files(folder / f"{way}-memory", folder / f"{way}-files")
+            row = converted(folder / "large", folder / "out", [*how, *on_disk], options)
+            rows[way] = shown({"way": way, **size, "identical": same, **row})
+            shutil.rmtree(folder / "out")
+            save("memory", {**about, "rows": [rows[name] for name in WAYS if name in rows]}, options)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -21,8 +21,8 @@ class CalibrationChoice:
     Attributes:
         source: `random` (made from nothing), `none` (weights only) or what `datasets` loads: a file, a folder, or a hub
             id as NAME, NAME:SPLIT or NAME:SUBSET:SPLIT. Several in a tuple give an equal share of the examples each.
-        columns: columns to read, nested ones as `translation.en`; found when None. Of several sources, those that have
-            none of them are read as if nothing was said.
+        columns: columns to read, nested ones as `translation.en` or `captions.0`; found when None. Of several sources,
+            those that have none of them are read as if nothing was said.
         label: the column with labels, which is never read as an input; found where it is needed when None.
         samples: number of examples.
         seed: of the choice of examples and of made data.

@@ -100,7 +100,7 @@ def read_table(source: str, columns: Sequence[str], count: int, seed: int, optio
 
 
 def _inner(source: str, row: Any, name: str) -> Any:
-    """The value of a nested column such as `translation.en`; None where what holds it is.
+    """The value of a nested column such as `translation.en`, or `captions.0`; None where what holds it is.
 
     Raises:
         HeadsError: there is no such part.
@@ -109,6 +109,11 @@ def _inner(source: str, row: Any, name: str) -> Any:
     for part in name.split("."):
         if value is None:
             return None
+        if isinstance(value, list) and part.isdecimal():
+            if int(part) >= len(value):
+                raise HeadsError(f"'{source}' has no column '{name}': a row has {len(value)} there, counted from 0")
+            value = value[int(part)]
+            continue
         if not isinstance(value, dict) or part not in value:
             parts = f"; its parts are {', '.join(map(str, value))}" if isinstance(value, dict) else ""
             raise HeadsError(f"'{source}' has no column '{name}': no '{part}' in it{parts}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def convert_checkpoint(
     """Convert a checkpoint folder into another one.
 
     Several processes (accelerate launch) share the blocks, where these do not depend on one another; the first one
-    measures and writes.
+    writes. They share what is measured as well.
 
     Args:
         request: what to convert, and how.
@@ -130,15 +131,18 @@ def _convert(
     )
     team.wait()  # all have what they need of the cache
     report.main = team.main
-    if not team.main:
-        return report
     report.calibration = _described(data, specs)
     dtype = None if request.dtype is None else getattr(torch, request.dtype)
     round_as_written(converted, names, weights, dtype=dtype, shelf=shelf)
     inputs = _measured_on(source, original, data, choice)
-    report.drift = {name: _measured(converted, original, batches) for name, batches in inputs.items()}
-    report.precision = _in_bfloat16(converted, original, inputs[RANDOM], shelf)
-    report.jobs = _jobs(converted, original)
+    if progress:
+        progress("measuring", 0, 1)
+    found = _shared(_measurements(converted, original, inputs, shelf), team)
+    report.drift = {name: value for (kind, name), value in found.items() if kind == "drift"}
+    report.precision = _by_precision({name: value for (kind, name), value in found.items() if kind == BFLOAT16})
+    report.jobs = found["jobs", ""]
+    if not team.main:
+        return report
     if progress:
         progress("writing", 0, 1)
     report.seconds = time.perf_counter() - started
@@ -187,15 +191,48 @@ def _measured(converted: PreTrainedModel, original: PreTrainedModel, batches: Se
     return drift.to_dict()
 
 
-def _in_bfloat16(
-    converted: PreTrainedModel, original: PreTrainedModel, batches: Sequence[Batch], shelf: Shelf | None
-) -> dict[str, dict[str, float]]:
-    """Both models in bfloat16 against themselves, on some examples; nothing of models that are not in memory."""
-    if shelf is not None and shelf.large:
-        return {}
-    some = [thin(batch, _PRECISION_SHARE) for batch in batches]
-    pairs = {"converted": converted, "original": original}
-    return {BFLOAT16: {name: precision_drift(one, some, BFLOAT16).cosine for name, one in pairs.items()}}
+def _measurements(
+    converted: PreTrainedModel, original: PreTrainedModel, inputs: Mapping[str, Sequence[Batch]], shelf: Shelf | None
+) -> dict[tuple[str, str], Callable[[], Any]]:
+    """What is measured of a converted model, in parts that do not depend on one another.
+
+    Both models in bfloat16 are compared with themselves on some examples, where they are in memory.
+    """
+    parts: dict[tuple[str, str], Callable[[], Any]] = {
+        ("drift", name): partial(_measured, converted, original, batches) for name, batches in inputs.items()
+    }
+    if shelf is None or not shelf.large:
+        some = [thin(batch, _PRECISION_SHARE) for batch in inputs[RANDOM]]
+        pairs = {"converted": converted, "original": original}
+        parts |= {(BFLOAT16, name): partial(_cosine_in_bfloat16, one, some) for name, one in pairs.items()}
+    return {**parts, ("jobs", ""): partial(_jobs, converted, original)}
+
+
+def _cosine_in_bfloat16(model: PreTrainedModel, batches: Sequence[Batch]) -> float:
+    return precision_drift(model, batches, BFLOAT16).cosine
+
+
+def _by_precision(cosines: dict[str, float]) -> dict[str, dict[str, float]]:
+    return {BFLOAT16: cosines} if cosines else {}
+
+
+def _shared(parts: Mapping[tuple[str, str], Callable[[], Any]], team: Team) -> dict[tuple[str, str], Any]:
+    """What all parts give, each of them done by one process of a team.
+
+    Raises:
+        HeadsError: a part does, in every process, so that none waits for another.
+    """
+    names, own = list(parts), {}
+    for index in team.share(len(names)):
+        try:
+            own[names[index]] = parts[names[index]]()
+        except HeadsError as error:
+            own[names[index]] = error
+    found = {name: value for share in team.gather(own) for name, value in share.items()}
+    for value in found.values():
+        if isinstance(value, HeadsError):
+            raise value
+    return {name: found[name] for name in names}
 
 
 def _described(data: Data | None, specs: Iterable[HeadsSpec]) -> str:

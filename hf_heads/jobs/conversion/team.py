@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -41,6 +42,14 @@ class Team:
         if self.size > 1:
             torch.distributed.broadcast_object_list(words, 0, device=PartialState().device)
         return words[0]
+
+    def gather(self, own: Any) -> list[Any]:
+        """What each process gives, in their order; plain values."""
+        if self.size == 1:
+            return [own]
+        found: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(found, own)
+        return found
 
     @property
     def device(self) -> str:

@@ -8,6 +8,7 @@ import struct
 import wave
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from PIL import Image
@@ -74,6 +75,40 @@ def test_transcripts_are_what_the_decoder_reads(tmp_path: Path):
     assert batch["decoder_input_ids"].shape == (8, 4) and batch["decoder_attention_mask"].all()
     with torch.no_grad():
         assert torch.isfinite(model(**batch).logits).all()
+
+
+def test_a_data_set_of_sounds_is_read_without_a_library_that_decodes_them(tmp_path: Path):
+    """As those of the hub are: a column of the kind `Audio`, whose files lie in the table."""
+    folder = write_folder(tmp_path / "sounds")
+    clips = [{"bytes": (folder / f"{index}.wav").read_bytes(), "path": None} for index in range(12)]
+    given = datasets.Dataset.from_dict({"clip": clips, "speaker": list(range(12))})
+    given.cast_column("clip", datasets.Audio(decode=False)).to_parquet(tmp_path / "data.parquet")
+    Wav2Vec2FeatureExtractor(sampling_rate=RATE).save_pretrained(tmp_path)
+    data = load_data(CalibrationChoice(str(tmp_path / "data.parquet"), samples=8), HOSTS["wav2vec2"].model(), tmp_path)
+    assert "(clip)" in data.description
+    assert sum(len(batch["input_values"]) for batch in data.batches) == 8
+
+
+def test_one_of_several_captions_is_named_by_its_number(tmp_path: Path):
+    """Data sets of captioned images have a list of them for each."""
+    images = [Image.new("RGB", (16, 16), (20 * index, 0, 0)) for index in range(12)]
+    said = [[f"word{index}", "word1 word2"] for index in range(12)]
+    rows = datasets.Dataset.from_dict({"image": images, "captions": said})
+    rows.to_parquet(tmp_path / "data.parquet")
+    save_tokenizer(tmp_path)
+    save_image_processor(tmp_path)
+
+    def found(columns: tuple[str, ...]) -> list[int]:
+        choice = CalibrationChoice(str(tmp_path / "data.parquet"), columns, samples=8)
+        batches = load_data(choice, HOSTS["clip"].model(), tmp_path).batches
+        return [int(mask.sum()) for batch in batches for mask in batch["attention_mask"]]
+
+    first, second = found(("image", "captions.0")), found(("image", "captions.1"))
+    assert len(first) == 8 and {two - one for one, two in zip(first, second, strict=True)} == {1}
+    with pytest.raises(HeadsError, match=r"no column 'captions\.2': a row has 2 there, counted from 0"):
+        found(("image", "captions.2"))
+    with pytest.raises(HeadsError, match="has no text column"):
+        found(("image",))
 
 
 def test_captions_go_with_their_images(tmp_path: Path):

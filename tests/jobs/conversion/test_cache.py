@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -220,6 +221,8 @@ def test_two_processes_write_what_one_does(data: str, bert_folder: Path, tmp_pat
     forked(2, arguments("two"), tmp_path / "logs")
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert same(one, two)
+    reports = [json.loads((tmp_path / name / "heads_report.json").read_text()) for name in ("one", "two")]
+    assert {**reports[0], "seconds": 0} == {**reports[1], "seconds": 0}  # what is measured is shared too
     assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "one", bert_folder.name, "two"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +17,15 @@ import hf_heads
 from hf_heads import HeadsError, PrunedSpec, head_mask, rank_heads
 from hf_heads.attention.hosts.blocks import find_blocks
 from hf_heads.core.intervals import holm, paired_interval, swap_test
+from hf_heads.io.checkpoints.sources import resolve_source
+from hf_heads.io.data.choice import CalibrationChoice
 from hf_heads.jobs.conversion import planning
+from hf_heads.jobs.scoring import ablation
 from hf_heads.jobs.scoring.agreement import agreement
+from hf_heads.jobs.scoring.checkpoint import ablate_checkpoint
 from hf_heads.methods.settings.pruned import spared
+from tests.support.files import save_checkpoint, write_rows
+from tests.support.tokenizers import save_marian_tokenizer
 from tests.support.twins import HEADS, LAYERS, TWINS, bert_config, randomize
 
 
@@ -192,7 +199,8 @@ def test_ablation_of_f1_counts_the_corpus():
         hf_heads.ablate(classifier()[0], [batch], metric="f1")
 
 
-def test_ablation_of_bleu_is_that_of_translations_without_the_heads():
+def test_ablation_of_bleu_is_that_of_translations_without_the_heads(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ablation, "positions_of", lambda config: 6)  # short translations
     model, inputs = TWINS["marian"].model().eval(), TWINS["marian"].inputs()
     batches = [{**inputs, "labels": torch.randint(2, 98, (3, 5), generator=torch.Generator().manual_seed(9))}]
 
@@ -206,11 +214,22 @@ def test_ablation_of_bleu_is_that_of_translations_without_the_heads():
     for batch in batches:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         wanted += decode(batch["labels"].clamp_min(0))
-        longest = 2 * batch["labels"].shape[1] + 16
-        plain += decode(model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=longest))
+        plain += decode(model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=5))
     assert heads.examples == len(wanted) == len(plain)
     assert heads.whole == pytest.approx(sacrebleu.corpus_bleu(plain, [wanted]).score)
     assert len(heads.one_out) == HEADS and all(0 < row.p <= 1 for row in heads.one_out)
+
+
+def test_bleu_of_a_checkpoint_is_decoded_by_its_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ablation, "positions_of", lambda config: 6)
+    folder = save_checkpoint(TWINS["marian"].model(), tmp_path / "marian", save_marian_tokenizer)
+    rows = write_rows(tmp_path / "pairs.jsonl", [{"en": "one two", "de": "eins zwei"}, {"en": "four", "de": "vier"}])
+    choice = CalibrationChoice(str(rows), ("en", "de"))
+    found = ablate_checkpoint(
+        resolve_source(str(folder)), metric="bleu", calibration=choice, blocks="encoder.layers.0.*"
+    )
+    assert (found.metric, found.examples, len(found.none_left)) == ("bleu", 2, 1)
+    assert 0 <= found.whole <= 100
 
 
 def test_swapping_examples_finds_a_difference_that_is_there_and_none_that_is_not():
