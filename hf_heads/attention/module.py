@@ -88,11 +88,8 @@ class HeadsAttention(nn.Module):
         return ()
 
     @property
-    def values_to_fit(self) -> tuple[str, int] | None:
-        """The projection of values, and how many times larger than it acts it is, where heads share it or an attention.
-
-        None where every head has its own of both.
-        """
+    def shared_values(self) -> tuple[str, int] | None:
+        """The projection of values that heads share, and how many times larger than it acts it is; None without."""
         return None
 
     @property

@@ -61,14 +61,15 @@ class Fitted:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Weighted contexts (rows, groups, heads of a group, width) and targets (rows, output_width)."""
+    """Weighted contexts (groups, rows, heads of a group, width) and targets (rows, output_width)."""
 
     contexts: Tensor
     targets: Tensor
 
     def features(self, value: Tensor) -> Tensor:
         """c_h V_g(h), (rows, heads * value_dim)."""
-        return torch.einsum("ngrd,gdv->ngrv", self.contexts, value).flatten(1)
+        found = torch.bmm(self.contexts.flatten(1, 2), value)
+        return found.unflatten(1, self.contexts.shape[1:3]).transpose(0, 1).flatten(1)
 
     def error(self, value: Tensor, output: Tensor) -> float:
         left = self.targets - self.features(value) @ output
@@ -86,14 +87,15 @@ class _Rows:
 
     def values(self, value: Tensor, output: Tensor) -> Tensor:
         """Values that fit better with these outputs: a few steps of preconditioned conjugate gradients."""
-        parts = output.view(*self.contexts.shape[1:3], -1, output.shape[-1])  # (groups, heads, value_dim, output_width)
+        groups, rows, heads, _ = self.contexts.shape
+        parts = output.view(groups, heads, -1, output.shape[-1])  # (groups, heads, value_dim, output_width)
         curvature = torch.einsum("grvo,grwo->gvw", parts, parts)
         pull = _PULL * curvature.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-30)
         near = torch.linalg.inv(curvature.double() + pull * torch.eye(curvature.shape[-1], dtype=torch.float64)).float()
 
         def back(left: Tensor) -> Tensor:
-            wanted = (left @ output.T).view(*self.contexts.shape[:3], -1)
-            return torch.einsum("ngrd,ngrv->gdv", self.contexts, wanted)
+            wanted = (left @ output.T).view(rows, groups, heads, -1).transpose(0, 1).flatten(1, 2)
+            return torch.bmm(self.contexts.flatten(1, 2).mT, wanted)
 
         change = torch.zeros_like(value)
         left = back(self.targets - self.features(value) @ output)
@@ -131,7 +133,7 @@ def alternate(data: Attended, value: Tensor, output: Tensor) -> Fitted | None:
     shape = (len(value), -1)
     white = (less.contexts @ inverse) * weights[:, None, None]
     train, test = (
-        _Rows(white[rows].unflatten(1, shape), (less.targets * weights[:, None])[rows])
+        _Rows(white[rows].unflatten(1, shape).transpose(0, 1).contiguous(), (less.targets * weights[:, None])[rows])
         for rows in (fitted, data.held_out)
     )
     best = root @ value

@@ -41,9 +41,9 @@ def refit_values(
         block has no bias that would keep what all tokens have in common.
     """
     module = cast(HeadsAttention, block.module)
-    if module.values_to_fit is None or block.output.bias is None:
+    if module.shared_values is None or block.output.bias is None:
         return {}, 0.0
-    name, factor = module.values_to_fit
+    name, factor = module.shared_values
     linear = cast(nn.Linear, module.get_submodule(name))
     data = _attended(block, module, stops, original_block, original_stops, token_weights)
     width = block.output.in_features // module.shape.heads

@@ -33,10 +33,6 @@ class MgkAttention(HeadsAttention):
         sides = {"component_query": self.spec.queries, "component_value": self.spec.values}
         return tuple(name for name, which in sides.items() if self.spec.merge > 1 and which == "shared")
 
-    @property
-    def values_to_fit(self) -> tuple[str, int] | None:
-        return ("component_value", 1) if self.spec.merge > 1 else None
-
     def build(self, shape: AttentionShape) -> None:
         spec, heads = self.spec, shape.heads
         keys = spec.components if spec.mixture == "mgk" else 1

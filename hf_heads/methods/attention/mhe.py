@@ -49,7 +49,7 @@ class MheAttention(HeadsAttention):
         return self.inertia if f"shared_{side}" in self.shared else 1
 
     @property
-    def values_to_fit(self) -> tuple[str, int] | None:
+    def shared_values(self) -> tuple[str, int] | None:
         return ("shared_value", self.inertia_of("value")) if self.spec.groups_v < self.shape.heads else None
 
     @property

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 import hf_heads
-from hf_heads import CollabSpec, HeadsSpec, MgkSpec, MheSpec
+from hf_heads import CollabSpec, HeadsSpec, MheSpec
 from hf_heads.attention.hosts.blocks import Block, find_blocks
 from hf_heads.attention.module import HeadsAttention
 from hf_heads.jobs.conversion.installing import load_weights
@@ -24,7 +24,6 @@ SHARED: dict[str, HeadsSpec] = {
     "mhe": MheSpec(groups=2),
     "mhe-add": MheSpec(variant="add"),
     "keys-of-their-own": MheSpec(groups_qk=4, groups_v=1),
-    "mgk": MgkSpec(merge=2, queries="shared"),
 }
 
 
@@ -42,7 +41,7 @@ def test_contexts_are_the_values_of_what_is_attended_to(host: str, name: str):
         for block in blocks:
             module = cast(HeadsAttention, block.module)
             (stop,) = stepper.at(block.name)
-            projection, factor = cast(tuple[str, int], module.values_to_fit)
+            projection, factor = cast(tuple[str, int], module.shared_values)
             linear = cast(nn.Linear, module.get_submodule(projection))
             width = block.output.in_features // module.shape.heads
             value = linear.weight.unflatten(0, (-1, width)).mT / factor  # (groups, key_width, value_dim)
@@ -91,7 +90,7 @@ def test_too_few_sequences_change_nothing():
 @pytest.mark.parametrize(
     ("spec", "refit", "asked"), [(MheSpec(), True, 2), (MheSpec(), False, 0), (CollabSpec(rank=8), True, 0)]
 )
-def test_conversions_with_values_to_fit_do_so(spec: HeadsSpec, refit: bool, asked: int):
+def test_conversions_with_shared_values_do_so(spec: HeadsSpec, refit: bool, asked: int):
     data = [{"input_ids": torch.randint(3, 98, (16, 9), generator=torch.Generator().manual_seed(0))}]
     with patch("hf_heads.jobs.conversion.values.alternate", return_value=None) as fit:
         hf_heads.convert(TWINS["bert"].model(), spec, calibration=data, refit=refit)
