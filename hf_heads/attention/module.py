@@ -88,6 +88,11 @@ class HeadsAttention(nn.Module):
         return ()
 
     @property
+    def shared_values(self) -> tuple[str, int] | None:
+        """The projection of values that heads share, and how many times larger than it acts it is; None without."""
+        return None
+
+    @property
     def inertia(self) -> int:
         """How many times larger the parameters of `shared` are than they act: a step of Adam moves them less by it."""
         return 1
@@ -211,13 +216,38 @@ class HeadsAttention(nn.Module):
         Args:
             given: the arguments of `forward` by name.
         """
-        hidden_states: Tensor = given["hidden_states"]
-        memory = given.get(self.site.memory) if self.site.memory else None
+        hidden_states, memory, across = self._seen(given)
         cache = next((value for value in given.values() if isinstance(value, Cache)), None)
         past = self._past(cache) if self.site.bias is not None else 0
-        key, value = self._memory(hidden_states if memory is None else memory, memory is not None, cache, given)
+        key, value = self._memory(memory, across, cache, given)
         if not self.shape.heads:
             return self._without_heads(hidden_states, key)
+        query, key, value, bias, conditions = self._prepared(hidden_states, key, value, past, given)
+        context, weights = self.core(query, key, value, bias, conditions)
+        return self.finish_context(context).transpose(1, 2).flatten(2), weights
+
+    def attended(self, given: Mapping[str, Any]) -> Tensor:
+        """What each head attends to: its weights' mean of the memory itself, (batch, heads, target, key_width).
+
+        Args:
+            given: the arguments of `forward` by name, without a cache.
+        """
+        hidden_states, memory, across = self._seen(given)
+        key, value = self._memory(memory, across, None, given)
+        query, key, _, bias, conditions = self._prepared(hidden_states, key, value, 0, given)
+        wide = memory[:, None].expand(-1, self.shape.heads, -1, -1)
+        return self.core(query, key, wide, bias, conditions)[0]
+
+    def _seen(self, given: Mapping[str, Any]) -> tuple[Tensor, Tensor, bool]:
+        """What asks, what is asked, and whether these are two."""
+        hidden_states: Tensor = given["hidden_states"]
+        memory = given.get(self.site.memory) if self.site.memory else None
+        return hidden_states, hidden_states if memory is None else memory, memory is not None
+
+    def _prepared(
+        self, hidden_states: Tensor, key: Tensor, value: Tensor, past: int, given: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Conditions]:
+        """Queries, keys, values, the term on the scores and the conditions, as `core` takes them."""
         query = self.project_query(hidden_states)
         if self.site.encode is not None:
             query = hook(self.site.encode)(self, "query", query, given)
@@ -232,8 +262,7 @@ class HeadsAttention(nn.Module):
             term = cast(Tensor, self.of_own_heads(hook(self.site.bias)(self, given, past, query.shape[-2], source)))
             mask = conditions.additive(query, source)
             conditions = conditions._replace(mask=term if mask is None else mask + term)
-        context, weights = self.core(query, key, value, bias, conditions)
-        return self.finish_context(context).transpose(1, 2).flatten(2), weights
+        return query, key, value, bias, conditions
 
     def of_own_heads(self, term: Tensor | None) -> Tensor | None:
         """A term on the scores of the host's heads as one for those that stand here, in their order.

@@ -43,6 +43,7 @@ from hf_heads.jobs.conversion.report import BlockReport, Report
 from hf_heads.jobs.conversion.statistics import statistics_of
 from hf_heads.jobs.conversion.stepping import Running, Stepper
 from hf_heads.jobs.conversion.team import Team
+from hf_heads.jobs.conversion.values import refit_values
 from hf_heads.jobs.scoring.probe import special_ids
 from hf_heads.jobs.scoring.tokens import token_weights
 from hf_heads.methods.registry import get_method
@@ -343,14 +344,25 @@ def _convert_block(
             load_weights(block, refined.weights)
             divergences = refined.after, refined.before
     if way.refit and spec.refits() and way.batches and not lossless:
-        weights = way.token_weights.get(name)
-        fitted = refit_output(block, here.at(name), block_called(way.original, name), there.at(name), weights)
-        if fitted is not None:
-            found = {"output.weight": fitted.weight, "output.bias": fitted.bias}
-            load_weights(block, {name: tensor for name, tensor in found.items() if tensor is not None})
-            gain = fitted.gain
+        gain = _refit(way, block, here, there)
     if way.shelf is not None:
         way.shelf.put(block.module, block.output)
     parameters, cache = block_size(block)
     sizes = parameters, parameters_before, cache, cache_before
     return BlockReport(name, block.kind, spec, *sizes, made.error, gain, *divergences)
+
+
+def _refit(way: _Way, block: Block, here: Stepper | Recorded, there: Stepper | Recorded) -> float | None:
+    """Fit shared values, then the output projection; returns the share of the error that both remove."""
+    name, original, left = block.name, block_called(way.original, block.name), 1.0
+    weights = way.token_weights.get(name)
+    values, gain = refit_values(block, partial(here.at, name), original, there.at(name), weights)
+    if values:
+        load_weights(block, values)
+        left -= gain
+    fitted = refit_output(block, here.at(name), original, there.at(name), weights)
+    if fitted is not None:
+        found = {"output.weight": fitted.weight, "output.bias": fitted.bias}
+        load_weights(block, {name: tensor for name, tensor in found.items() if tensor is not None})
+        left *= 1 - fitted.gain
+    return 1 - left if values or fitted is not None else None

@@ -70,7 +70,7 @@ def refit_output(
     size = 0.0
     for stop, original_stop in zip(stops, original_stops, strict=True):
         real = real_queries(block, stop)
-        with _captured_output(original_block.output) as outputs:
+        with captured_output(original_block.output) as outputs:
             wanted = call_block(original_block.module, original_stop)
         target = outputs[0] if outputs else original_block.output(wanted[0])
         if stop.residual is not None and original_stop.residual is not None:
@@ -139,7 +139,7 @@ def _cross_validate(grams: Tensor, crosses: Tensor, errors: Tensor, size: float)
     return (_RIDGES[best], gain) if significant else (None, 0.0)
 
 
-class _captured_output:
+class captured_output:
     """Collects the outputs of a module within a `with` block."""
 
     def __init__(self, module: nn.Module) -> None:

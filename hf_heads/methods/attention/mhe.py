@@ -49,6 +49,10 @@ class MheAttention(HeadsAttention):
         return self.inertia if f"shared_{side}" in self.shared else 1
 
     @property
+    def shared_values(self) -> tuple[str, int] | None:
+        return ("shared_value", self.inertia_of("value")) if self.spec.groups_v < self.shape.heads else None
+
+    @property
     def score_scaling(self) -> float:
         return self.scaling / (self.inertia_of("query") * self.inertia_of("key"))
 

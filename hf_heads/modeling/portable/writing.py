@@ -23,7 +23,7 @@ from hf_heads.modeling.portable.bundle import Bundle
 from hf_heads.modeling.portable.literals import Name, literal, named_in
 
 # What a model does not do while it runs: standard weights, and what a refinement asks.
-LEFT_OUT = ("to_dense", "fixed", "scores")
+LEFT_OUT = ("to_dense", "fixed", "scores", "attended", "shared_values")
 _HOST, _RUNNING = "hf_heads.modeling.portable.host", "hf_heads.modeling.portable.running"
 
 _STUB = "heads_remote"

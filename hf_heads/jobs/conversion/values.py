@@ -1,0 +1,93 @@
+"""The refit of shared values: what heads attend to is known once their scores are, and values can be fitted to that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from hf_heads.attention.hosts.blocks import Block
+from hf_heads.attention.module import HeadsAttention
+from hf_heads.core.alternating import Attended, alternate
+from hf_heads.jobs.conversion.refit import captured_output
+from hf_heads.jobs.conversion.stepping import Stop, call_block, real_queries
+
+ENTRIES = 100_000_000  # numbers of all contexts of a block together, at most
+ROWS = 16_384  # at most
+_HELD_OUT = 5  # one sequence in so many is watched, not fitted
+
+
+def refit_values(
+    block: Block,
+    stops: Callable[[], Iterable[Stop]],
+    original_block: Block,
+    original_stops: Iterable[Stop],
+    token_weights: Mapping[int, Tensor] | None = None,
+) -> tuple[dict[str, Tensor], float]:
+    """Fit a block's shared values, with its output projection, to what the original's block puts out.
+
+    Args:
+        block: of the converted model, with the method's module in place and its scores as they stay.
+        stops: hands out the batches that wait there.
+        original_block: the same block of the model before conversion.
+        original_stops: the same batches there.
+        token_weights: what errors at each token count for, (batch, target), by the `id` of the batch; None: all alike.
+
+    Returns:
+        The new tensors by name, and the share of the block's squared output error that they remove on sequences that
+        they are not fitted to. None, and 0, where no others do better there, where no values are shared, and where the
+        block has no bias that would keep what all tokens have in common.
+    """
+    module = cast(HeadsAttention, block.module)
+    if module.shared_values is None or block.output.bias is None:
+        return {}, 0.0
+    name, factor = module.shared_values
+    linear = cast(nn.Linear, module.get_submodule(name))
+    data = _attended(block, module, stops, original_block, original_stops, token_weights)
+    width = block.output.in_features // module.shape.heads
+    value = linear.weight.detach().cpu().float().unflatten(0, (-1, width)).mT / factor
+    found = alternate(data, value, block.output.weight.detach().cpu().float().T.contiguous())
+    if found is None:
+        return {}, 0.0
+    weights = {
+        f"{name}.weight": found.value.mT.flatten(0, 1) * factor,
+        "output.weight": found.output.T.contiguous(),
+        "output.bias": found.bias,
+    }
+    if linear.bias is not None:
+        weights[f"{name}.bias"] = torch.zeros_like(linear.bias)
+    return weights, found.gain
+
+
+def _attended(
+    block: Block,
+    module: HeadsAttention,
+    stops: Callable[[], Iterable[Stop]],
+    original_block: Block,
+    original_stops: Iterable[Stop],
+    token_weights: Mapping[int, Tensor] | None,
+) -> Attended:
+    """Queries of all sequences, as many as there is room for."""
+    total = sum(stop.hidden_states.shape[:2].numel() for stop in stops())
+    width = module.shape.key_width * module.shape.heads
+    share = min(1.0, min(ROWS, ENTRIES // max(width, 1)) / max(total, 1))
+    dice = torch.Generator().manual_seed(0)
+    parts: list[tuple[Tensor, ...]] = []
+    for stop, original_stop in zip(stops(), original_stops, strict=True):
+        real = real_queries(block, stop)
+        with captured_output(original_block.output) as outputs:
+            wanted = call_block(original_block.module, original_stop)
+        target = outputs[0] if outputs else original_block.output(wanted[0])
+        if stop.residual is not None and original_stop.residual is not None:
+            target = target + (original_stop.residual - stop.residual)
+        rows, length = target.shape[:2]
+        drawn = torch.rand(rows, length, generator=dice) < share
+        chosen = drawn if real is None else drawn & real.cpu()
+        weights = torch.ones(rows, length) if token_weights is None else token_weights[id(stop.batch)].cpu()
+        watched = (torch.arange(rows) % _HELD_OUT == 0)[:, None].expand(rows, length)
+        found = module.attended(stop.arguments).transpose(1, 2), target, weights, watched
+        parts.append(tuple(one.cpu()[chosen] for one in found))
+    contexts, targets, weights, watched = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Attended(contexts.float(), targets.float(), weights.float(), watched)
