@@ -33,13 +33,11 @@ class Attended:
     weights: Tensor
     held_out: Tensor
 
-    def centred(self) -> tuple[Attended, Tensor, Tensor]:
-        """Less the means of the rows that are fitted, which a bias keeps; and these means."""
-        rows, weights = ~self.held_out, self.weights[~self.held_out] / self.weights[~self.held_out].sum()
-        context = torch.einsum("n,nhd->hd", weights, self.contexts[rows])
-        target = weights @ self.targets[rows]
-        less = Attended(self.contexts - context, self.targets - target, self.weights, self.held_out)
-        return less, context, target
+    def means(self) -> tuple[Tensor, Tensor]:
+        """Of the rows that are fitted, which a bias keeps: contexts (heads, width) and targets (output_width,)."""
+        weights = self.weights * ~self.held_out
+        weights = weights / weights.sum()
+        return torch.einsum("n,nhd->hd", weights, self.contexts), weights @ self.targets
 
 
 @dataclass(frozen=True)
@@ -127,15 +125,18 @@ def alternate(data: Attended, value: Tensor, output: Tensor) -> Fitted | None:
     fitted = ~data.held_out
     if int(fitted.sum()) < output.shape[0] or not data.held_out.any():
         return None
-    less, context, target = data.centred()
-    root, inverse = _roots(less.contexts[fitted])
-    weights = data.weights.sqrt()
+    context, target = data.means()
+    root, inverse = _roots(data.contexts[fitted] - context)
     shape = (len(value), -1)
-    white = (less.contexts @ inverse) * weights[:, None, None]
-    train, test = (
-        _Rows(white[rows].unflatten(1, shape).transpose(0, 1).contiguous(), (less.targets * weights[:, None])[rows])
-        for rows in (fitted, data.held_out)
-    )
+
+    def whitened(rows: Tensor) -> _Rows:
+        weights = data.weights[rows].sqrt()
+        contexts = (data.contexts[rows] - context) @ inverse
+        contexts *= weights[:, None, None]
+        targets = (data.targets[rows] - target) * weights[:, None]
+        return _Rows(contexts.unflatten(1, shape).transpose(0, 1).contiguous(), targets)
+
+    train, test = whitened(fitted), whitened(data.held_out)
     best = root @ value
     found = train.outputs(best, output, _RIDGES)
     errors = [test.error(best, one) for one in found]

@@ -14,7 +14,7 @@ from hf_heads.core.alternating import Attended, alternate
 from hf_heads.jobs.conversion.refit import captured_output
 from hf_heads.jobs.conversion.stepping import Stop, call_block, real_queries
 
-ENTRIES = 100_000_000  # numbers of all contexts of a block together, at most
+ENTRIES = 80_000_000  # numbers of all contexts of a block together, at most
 ROWS = 16_384  # at most
 _HELD_OUT = 5  # one sequence in so many is watched, not fitted
 
