@@ -45,6 +45,7 @@ COMMANDS = {
     "pruned_latency": "prune_latency DATA",
     "mhe": "mhe_stsb DATA --threads 1",
     "grouped": "grouped DATA WORK --threads 1 --steps 20",
+    "grouped_made": "grouped_made DATA WORK --threads 1 --samples 8",
     "speech": "speech DATA WORK --threads 1",
     "values": "values DATA --threads 1",
     "mhe_latency": "mhe_latency DATA MODELS",
@@ -55,7 +56,8 @@ COMMANDS = {
     "heal_stsb": "heal stsb DATA MODELS WORK",
     **{f"heal_{task}": f"heal {task} DATA MODELS WORK --threads 1" for task in ("sst2", "marian", "vit")},
 }
-TOGETHER = {"calibration": "methods", "export_onnx": "export_native"}  # one study, two tables
+# One study, several tables.
+TOGETHER = {"calibration": "methods", "export_onnx": "export_native", "export_int8": "export_native"}
 # glibc hands large tensors back to the system by default, and fetching them again is what would be timed.
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",

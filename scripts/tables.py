@@ -10,8 +10,8 @@ from pathlib import Path
 
 from markdown_tables import Row, grid, table
 from table_of_hosts import hosts
-from tables_of_exports import export_native, export_onnx
-from tables_of_families import speech
+from tables_of_exports import export_int8, export_native, export_onnx
+from tables_of_families import grouped_made, speech
 from tables_of_inputs import (
     attention_error,
     attention_rank,
@@ -304,6 +304,7 @@ TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "precision": ("precision", precision),
     "export_native": ("export", export_native),
     "export_onnx": ("export", export_onnx),
+    "export_int8": ("export", export_int8),
     "attention_error": ("attention_error", attention_error),
     "attention_rank": ("attention_rank", attention_rank),
     "prune_curve": ("prune_curve", prune_curve),
@@ -321,6 +322,7 @@ TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "pruned_latency": ("prune_latency", pruned_latency),
     "mhe": ("mhe_stsb", mhe),
     "grouped": ("grouped", grouped),
+    "grouped_made": ("grouped_made", grouped_made),
     "speech": ("speech", speech),
     "values": ("values", values),
     "mhe_latency": ("mhe_latency", mhe_latency),

@@ -40,3 +40,25 @@ def export_onnx(results: Row) -> list[str]:
     return table(
         ["MiniLM", "largest difference", "MB of model.onnx", "MB of safetensors", "speed, torch in sdpa = 1"], body
     )
+
+
+def export_int8(results: Row) -> list[str]:
+    """Weights in 8 bits on real text."""
+    body = (
+        [
+            row["method"],
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{row['int8_bytes'] / 1e6:.1f}",
+            f"{row['cosine']:.4f}",
+            f"{row['lowest']:.4f}",
+            f"{row['float32']:.2f}",
+            f"{row['int8']:.2f}",
+        ]
+        for row in results["int8"]
+    )
+    first = results["int8"][0]
+    head = ["MiniLM", "MB", "MB, int8", "cosine to float32, mean", "lowest", "Spearman x 100", "int8"]
+    said = (
+        f"Embeddings of {first['sentences']:,} STS-B dev sentences; the original's Spearman is {first['original']:.2f}."
+    )
+    return [*table(head, body), "", said]

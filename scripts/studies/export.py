@@ -1,8 +1,8 @@
 """What ways out lose and cost: native in float64 pair by pair, the nearest of a collab, and ONNX beside torch.
 
 Native: largest difference of the outputs of converted models (by the weights alone) and of the host's own architecture
-that they are written out as, both in float64 but for softmax. Nearest and ONNX: MiniLM; embeddings of the STS-B dev
-sentences. Times are of one thread, torch in sdpa and onnxruntime in turn in one process.
+that they are written out as, both in float64 but for softmax. Nearest, ONNX and int8: MiniLM; embeddings of the STS-B
+dev sentences. Times are of one thread, torch in sdpa and onnxruntime in turn in one process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 import hf_heads
 from hf_heads import CollabSpec, HeadsError, HeadsSpec, LowRankSpec, MgkSpec, MheSpec, PrunedSpec
 from hf_heads.attention.hosts.blocks import find_blocks
-from hf_heads.core.batches import main_output
+from hf_heads.core.batches import main_output, mean_pool
 from hf_heads.io.checkpoints.loading import load_source
 from hf_heads.io.checkpoints.sources import resolve_source
 from hf_heads.io.checkpoints.writing import copy_companions
@@ -36,7 +36,7 @@ from studies.shared.running import add_folders, save, shown
 from studies.shared.sentences import Sentences
 from studies.shared.timing import add_seconds, medians
 
-PARTS = ("native", "nearest", "onnx")
+PARTS = ("native", "nearest", "onnx", "int8")
 SHAPES = ((1, 32), (8, 128))
 ONNX: dict[str, HeadsSpec] = {"collab 96": CollabSpec(rank=96), "pruned half": PrunedSpec(keep=0.5)}
 
@@ -143,6 +143,28 @@ def onnx(study: Sentences, label: str, model: PreTrainedModel, place: Path, seco
     return rows
 
 
+@torch.no_grad()
+def int8(study: Sentences, label: str, model: PreTrainedModel, place: Path) -> dict[str, Any]:
+    """What weights in 8 bits lose on real sentences: embeddings of onnxruntime beside torch's in float32."""
+    report = export_onnx(folder_of(study, model, place / f"{label}-source"), place / f"{label}-int8", int8=True)
+    assert report.int8 is not None
+    given = onnxruntime.SessionOptions()
+    given.intra_op_num_threads = torch.get_num_threads()
+    path = place / f"{label}-int8" / "onnx" / "model_int8.onnx"
+    session = onnxruntime.InferenceSession(path, given, providers=["CPUExecutionProvider"])
+    wanted = study.embed(model)
+    found = torch.empty_like(wanted)
+    for batch in study.batches:
+        arrays = {name: batch.get(name, torch.zeros_like(batch["input_ids"])).numpy() for name in report.inputs}
+        (states,) = session.run(None, arrays)
+        found[batch["index"]] = mean_pool(torch.from_numpy(states), batch["attention_mask"])
+    found = torch.nn.functional.normalize(found, dim=-1)
+    cosines = (found * wanted).sum(1)
+    row = {"method": label, "bytes": report.bytes, "int8_bytes": report.int8["bytes"], "sentences": len(cosines)}
+    row |= {"cosine": float(cosines.mean()), "lowest": float(cosines.min()), "original": study.base}
+    return shown({**row, "float32": study.spearman(wanted), "int8": study.spearman(found)})
+
+
 def run(options: argparse.Namespace) -> None:
     path = options.results / "export.json"
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -150,7 +172,7 @@ def run(options: argparse.Namespace) -> None:
     if "native" in options.parts:
         results["native"] = [row for host in options.hosts for row in exact(host, options)]
         save("export", results, options)
-    if not {"nearest", "onnx"} & {*options.parts}:
+    if not {"nearest", "onnx", "int8"} & {*options.parts}:
         return
     study = Sentences(options)
     with tempfile.TemporaryDirectory() as name:
@@ -160,4 +182,6 @@ def run(options: argparse.Namespace) -> None:
                 results["nearest"] = nearest(study, model, Path(name))
             if "onnx" in options.parts:
                 results.setdefault("onnx", []).extend(onnx(study, label, model, Path(name), options.seconds))
+            if "int8" in options.parts:
+                results.setdefault("int8", []).append(int8(study, label, model, Path(name)))
             save("export", results, options)

@@ -57,6 +57,7 @@ def run(options: argparse.Namespace) -> None:
         for label in options.labels:
             if (label, seed) not in there:
                 rows.append(shown(_row(study, label, seed)))
+                rows.sort(key=lambda row: (list(SPECS).index(row["label"]), row["seed"]))
                 save("kept", {"base": study.base, "sentences": 2 * len(study.scores), "rows": rows}, options)
 
 
