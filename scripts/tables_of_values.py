@@ -16,12 +16,14 @@ def kept(results: Row) -> list[str]:
     for label, own in rows.items():
         drops, means, lows = ([row[name] for row in own] for name in ("drop", "cosine", "cosine_low"))
         spread = f" ({min(drops):+.2f} to {max(drops):+.2f})" if len(own) > 1 else ""
-        cells = [f"{fmean(drops):+.2f}{spread}", f"{fmean(means):.4f}", f"{min(means):.4f}", f"{fmean(lows):.4f}"]
+        lowest = f" ({min(means):.4f} at least)" if len(own) > 1 else ""
+        cells = [f"{fmean(drops):+.2f}{spread}", f"{fmean(means):.4f}{lowest}", f"{fmean(lows):.4f}"]
         parameters = f"{own[0]['attention_parameters'] / 1e6:.2f}"
         body.append([label, parameters, *cells, f"{fmean(row['cpu_seconds'] for row in own):.0f}"])
     seeds = sorted({row["seed"] for row in results["rows"]})
-    head = ["attention parameters, million", f"drop of Spearman, seeds {', '.join(map(str, seeds))}", "cosine"]
-    return table(["conversion", *head, "its lowest", "its 5th percentile", "CPU s"], body)
+    said = f"mean of seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else "one seed"
+    head = ["attention parameters, million", f"drop of Spearman, {said}", "cosine"]
+    return table(["conversion", *head, "its 5th percentile", "CPU s"], body)
 
 
 def values(results: Row) -> list[str]:
