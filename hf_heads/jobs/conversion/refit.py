@@ -70,11 +70,7 @@ def refit_output(
     size = 0.0
     for stop, original_stop in zip(stops, original_stops, strict=True):
         real = real_queries(block, stop)
-        with captured_output(original_block.output) as outputs:
-            wanted = call_block(original_block.module, original_stop)
-        target = outputs[0] if outputs else original_block.output(wanted[0])
-        if stop.residual is not None and original_stop.residual is not None:
-            target = target + (original_stop.residual - stop.residual)
+        target, wanted = target_of(stop, original_block, original_stop)
         context, weights = module.attend(stop.arguments)
         stop.result = partial(module.finish, context, weights, stop.arguments)
         original_stop.result = partial(_same, wanted)  # last: both may be the same stop
@@ -101,6 +97,22 @@ def refit_output(
     if bias is None:
         return Refit(weight + change.T, None, ridge, gain)
     return Refit(weight + change[:-1].T, bias.detach() + change[-1], ridge, gain)
+
+
+def target_of(stop: Stop, original_block: Block, original_stop: Stop) -> tuple[Tensor, tuple[Any, ...]]:
+    """What a converted block should put out, (batch, target, output_width), and what the original's module returns.
+
+    Args:
+        stop: the batch at the converted block.
+        original_block: the same block of the model before conversion.
+        original_stop: the batch there.
+    """
+    with _captured_output(original_block.output) as outputs:
+        result = call_block(original_block.module, original_stop)
+    target = outputs[0] if outputs else original_block.output(result[0])
+    if stop.residual is not None and original_stop.residual is not None:
+        target = target + (original_stop.residual - stop.residual)
+    return target, result
 
 
 def _same(result: Any) -> Any:
@@ -139,7 +151,7 @@ def _cross_validate(grams: Tensor, crosses: Tensor, errors: Tensor, size: float)
     return (_RIDGES[best], gain) if significant else (None, 0.0)
 
 
-class captured_output:
+class _captured_output:
     """Collects the outputs of a module within a `with` block."""
 
     def __init__(self, module: nn.Module) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from hf_heads.attention.hosts.blocks import Block
 from hf_heads.attention.module import HeadsAttention
 from hf_heads.core.alternating import Attended, alternate
-from hf_heads.jobs.conversion.refit import captured_output
-from hf_heads.jobs.conversion.stepping import Stop, call_block, real_queries
+from hf_heads.jobs.conversion.refit import target_of
+from hf_heads.jobs.conversion.stepping import Stop, real_queries
 
 ENTRIES = 80_000_000  # numbers of all contexts of a block together, at most
 ROWS = 16_384  # at most
@@ -77,11 +77,7 @@ def _attended(
     parts: list[tuple[Tensor, ...]] = []
     for stop, original_stop in zip(stops(), original_stops, strict=True):
         real = real_queries(block, stop)
-        with captured_output(original_block.output) as outputs:
-            wanted = call_block(original_block.module, original_stop)
-        target = outputs[0] if outputs else original_block.output(wanted[0])
-        if stop.residual is not None and original_stop.residual is not None:
-            target = target + (original_stop.residual - stop.residual)
+        target, _ = target_of(stop, original_block, original_stop)
         rows, length = target.shape[:2]
         drawn = torch.rand(rows, length, generator=dice) < share
         chosen = drawn if real is None else drawn & real.cpu()
