@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import Cache
 
@@ -261,7 +262,9 @@ class HeadsAttention(nn.Module):
         if self.site.bias is not None:
             term = cast(Tensor, self.of_own_heads(hook(self.site.bias)(self, given, past, query.shape[-2], source)))
             mask = conditions.additive(query, source)
-            conditions = conditions._replace(mask=term if mask is None else mask + term)
+            # Two that forbid the same key must not add up to -inf, whose gradient is NaN where all components have it.
+            both = term if mask is None else (mask + term).clamp_min(torch.finfo(term.dtype).min)
+            conditions = conditions._replace(mask=both)
         return query, key, value, bias, conditions
 
     def of_own_heads(self, term: Tensor | None) -> Tensor | None:
