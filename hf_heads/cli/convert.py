@@ -27,6 +27,7 @@ from hf_heads.core.nearest import did_you_mean
 from hf_heads.core.numbers import Number, byte_count
 from hf_heads.core.vocabulary import ACTIVATIONS, COMPUTE, INPUTS, OBJECTIVES
 from hf_heads.io.checkpoints.files import check_output
+from hf_heads.io.data.choice import EXAMPLES_USUAL, TOKENS_ENOUGH
 from hf_heads.jobs.conversion.recipes import load_recipe
 from hf_heads.jobs.conversion.request import DTYPES, ConversionRequest, default_output
 from hf_heads.methods.registry import about, all_methods
@@ -56,6 +57,7 @@ def add_convert(commands: Any, methods: bool) -> None:
         "data to calibrate on: anything `datasets` loads (a hub id, a .jsonl, .csv, .tsv, .parquet or .txt file, a "
         "folder of images); `random` (the default) makes its own, `none` looks at the weights alone",
         packs=True,
+        usual=f"{EXAMPLES_USUAL}; of short texts as many as come to {TOKENS_ENOUGH:,} tokens",
     )
     command.add_argument(
         "--blocks",

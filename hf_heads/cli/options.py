@@ -12,7 +12,7 @@ from typing import Any
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.numbers import EXAMPLES, SEED, Number, shown
 from hf_heads.io.checkpoints.json_files import without_nan
-from hf_heads.io.data.choice import MAX_LENGTH, TOKENS, CalibrationChoice
+from hf_heads.io.data.choice import EXAMPLES_USUAL, MAX_LENGTH, TOKENS, CalibrationChoice
 
 SOURCE = "a hub id, a folder, or package:NAME for a checkpoint inside an installed Python package"
 _NOTHING_SAID = CalibrationChoice()
@@ -75,14 +75,16 @@ def add_data(
         )
 
 
-def add_calibration(command: argparse.ArgumentParser, option: str, text: str, *, packs: bool = False) -> None:
-    """Options that say what data to read, and how much of it."""
+def add_calibration(
+    command: argparse.ArgumentParser, option: str, text: str, *, packs: bool = False, usual: str = str(EXAMPLES_USUAL)
+) -> None:
+    """Options that say what data to read, and how much of it: `usual` where nothing is said."""
     add_data(command, option, text, several=True, packs=packs)
     command.add_argument(
         "--calibration-samples",
         metavar="N",
         type=number(EXAMPLES),
-        help=f"how many examples to read (default {CalibrationChoice.samples})",
+        help=f"how many examples to read (default {usual})",
     )
 
 

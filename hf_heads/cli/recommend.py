@@ -35,6 +35,7 @@ def add_recommend(commands: Any) -> None:
         "--calibrate",
         "data to convert and to measure on: anything `datasets` loads, as for convert (default: made from nothing)",
         packs=True,
+        usual=str(SAMPLES),
     )
     goals = "; ".join(f"{name}: {text}" for name, text in GOALS.items())
     command.add_argument("--goal", choices=tuple(GOALS), default="balanced", help=goals)

@@ -18,7 +18,7 @@ from hf_heads.core.errors import HeadsError
 from hf_heads.core.vocabulary import NONE, RANDOM
 from hf_heads.io.checkpoints.sources import Source
 from hf_heads.io.data.batching import make_batches, with_targets
-from hf_heads.io.data.choice import CalibrationChoice
+from hf_heads.io.data.choice import TOKENS_ENOUGH, CalibrationChoice
 from hf_heads.io.data.encoding import ENCODE
 from hf_heads.io.data.labelled import load_labelled
 from hf_heads.io.data.lengths import count_cut, examples_by_length, mixed_examples, text_limit
@@ -28,6 +28,7 @@ from hf_heads.io.data.reading import read_examples
 
 HELD_OUT = 64
 _UNNAMED: dict[str, Any] = {"columns": None, "label": None}  # of made data, which has none
+_MOST = 8192  # texts, however short they are
 _READ = 4  # times as many texts are read as there are examples: long ones are made of several
 
 
@@ -65,6 +66,7 @@ def load_data(
     folder: Path | str | None,
     *,
     generate: Callable[[Batch], Tensor] | None = None,
+    enough: bool = False,
 ) -> Data:
     """Calibration data for a model.
 
@@ -73,18 +75,23 @@ def load_data(
         model: whose config and class say what inputs it takes.
         folder: where its tokenizer or image processor is, a folder or hub id; None where nobody knows.
         generate: for text-to-text models, target ids for a batch of sources, where the data has no targets.
+        enough: read more texts where they are short and nobody says how many, see `CalibrationChoice`.
 
     Raises:
         HeadsError: the data cannot be found or read, has no such column, or is empty; texts of the length that is
             asked for do not fit the model.
     """
     config, several = model.config, len(choice.sources) > 1
-    share = -(-choice.samples // len(choice.sources))
+    share = -(-choice.count // len(choice.sources))
     pairing = pairing_of(model, choice.pairs)
     parts = []
     for source in choice.sources:
         one = replace(choice, source=source, samples=share, **(_UNNAMED if source == RANDOM else {}))
-        parts.append(_made(one, config, folder, pairing) if one.made else _read(one, config, folder, pairing, several))
+        if one.made:
+            parts.append(_made(one, config, folder, pairing))
+        else:
+            tokens = TOKENS_ENOUGH // len(choice.sources) if enough and choice.samples is None else 0
+            parts.append(_read(one, config, folder, pairing, several, tokens))
     if choice.columns and not any(set(choice.columns) & set(part.columns) for part in parts):
         raise HeadsError(f"none of the data sets has the columns {', '.join(choice.columns)}")
 
@@ -103,22 +110,25 @@ def load_data(
 
 def _made(choice: CalibrationChoice, config: Any, folder: Path | str | None, pairing: Pairing) -> _Part:
     pairs = (pairing.usual or None) if choice.pairs is None else choice.pairs
-    count = choice.samples + HELD_OUT
+    count = choice.count + HELD_OUT
     if choice.pack or choice.pairs:
         examples = made_examples(config, folder, count, choice.seed, pairs=pairs, max_length=choice.max_length)
     else:
         examples = probe_examples(config, folder, count, choice.seed)
-    held_out, examples = examples[choice.samples :], examples[: choice.samples]
-    words = [f"{choice.samples} {MADE[adapter_of(config).modality]}"]
+    held_out, examples = examples[choice.count :], examples[: choice.count]
+    words = [f"{choice.count} {MADE[adapter_of(config).modality]}"]
     if adapter_of(config).modality == "text" and any("token_type_ids" in example for example in examples):
         words.append("all in two segments" if pairs else "every second in two segments")
     return _Part(examples, held_out, made_by_length(config, folder, pairs), ", ".join([*words, *_tokens(examples)]))
 
 
-def _read(choice: CalibrationChoice, config: Any, folder: Path | str | None, pairing: Pairing, several: bool) -> _Part:
+def _read(
+    choice: CalibrationChoice, config: Any, folder: Path | str | None, pairing: Pairing, several: bool, tokens: int
+) -> _Part:
+    """What a data set gives: of texts more than `choice.count` examples where it takes more to come to `tokens`."""
     modality, source = adapter_of(config).modality, choice.single
     of_one_size = modality not in ("text", "text-to-text")
-    count = (choice.samples + HELD_OUT) * (1 if of_one_size else _READ)
+    count = choice.count + HELD_OUT if of_one_size else _READ * (max(choice.count, _MOST * bool(tokens)) + HELD_OUT)
     raw, used = read_examples(
         source,
         choice.columns,
@@ -132,25 +142,35 @@ def _read(choice: CalibrationChoice, config: Any, folder: Path | str | None, pai
     name = f"{Path(source).name} ({', '.join(used)})"
     if of_one_size:
         held = min(HELD_OUT, len(raw) // 4)
-        raw = ENCODE[modality](raw[: choice.samples + HELD_OUT], folder, None)
-        held_out, examples = raw[len(raw) - held :], raw[: len(raw) - held][: choice.samples]
+        raw = ENCODE[modality](raw[: choice.count + HELD_OUT], folder, None)
+        held_out, examples = raw[len(raw) - held :], raw[: len(raw) - held][: choice.count]
         return _Part(examples, held_out, {}, f"{len(examples)} examples of {name}", used)
     limit = text_limit(folder, choice.max_length, positions_of(config))
     apart = min(HELD_OUT * _READ, len(raw) // 4)
     kept, raw = raw[len(raw) - apart :], raw[: len(raw) - apart]
-    if choice.pack:
-        examples = mixed_examples(raw, choice.samples, modality, folder, limit, choice.seed)
-    else:
-        examples = ENCODE[modality](raw[: choice.samples], folder, limit)
+    encode = partial(_encoded, raw, modality, folder, limit, choice)
+    examples = encode(choice.count)
+    here = sum(len(example["input_ids"]) for example in examples)
+    if here < tokens and (modality == "text" or isinstance(raw[0], tuple)):  # targets are not written for more
+        examples = encode(min(_MOST, -(-choice.count * tokens // here)))
     words = [f"{len(examples)} examples of {name}"]
     if modality == "text" and (how := pairing.words(isinstance(raw[0], tuple), len(used))):
         words.append(how)
     words += _tokens(examples)
-    if cut := count_cut([*raw[: choice.samples], *kept[:HELD_OUT]], folder, limit):
+    if cut := count_cut([*raw[: len(examples)], *kept[:HELD_OUT]], folder, limit):
         words.append(f"{cut} texts cut at {limit}")
     by_length = examples_by_length(kept, modality, folder, limit, choice.seed) if kept else {}
     held_out = ENCODE[modality](list(kept[:HELD_OUT]), folder, limit)
     return _Part(examples, held_out, by_length, ", ".join(words), used)
+
+
+def _encoded(
+    raw: Sequence[Any], modality: str, folder: Path | str | None, limit: int, choice: CalibrationChoice, count: int
+) -> list[dict[str, Any]]:
+    """Up to `count` encoded examples of texts, of mixed lengths where asked for."""
+    if choice.pack:
+        return mixed_examples(raw, count, modality, folder, limit, choice.seed)
+    return ENCODE[modality](list(raw[:count]), folder, limit)
 
 
 def _tokens(examples: Sequence[dict[str, Any]]) -> list[str]:
@@ -172,7 +192,9 @@ def finished_batches(
 _PROBE_SEED = 20_200_629  # no calibration seed that anybody would choose
 
 
-def calibration_data(source: Source, model: PreTrainedModel, choice: CalibrationChoice) -> Data:
+def calibration_data(
+    source: Source, model: PreTrainedModel, choice: CalibrationChoice, *, enough: bool = False
+) -> Data:
     """Batches for a model, its inputs alone; see `load_data`.
 
     Raises:
@@ -180,7 +202,7 @@ def calibration_data(source: Source, model: PreTrainedModel, choice: Calibration
     """
     if choice.source == NONE:
         raise HeadsError("inputs are needed: name data that `datasets` loads, or `random` for made ones")
-    return load_data(choice, model, source.folder, generate=_writer(model))
+    return load_data(choice, model, source.folder, generate=_writer(model), enough=enough)
 
 
 _SPOKEN = 32  # tokens that are written for a sound

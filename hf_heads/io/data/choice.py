@@ -10,6 +10,8 @@ from hf_heads.core.errors import HeadsError
 from hf_heads.core.numbers import EXAMPLES, SEED, Number
 from hf_heads.core.vocabulary import NONE, RANDOM
 
+EXAMPLES_USUAL = 512  # where nobody says otherwise
+TOKENS_ENOUGH = 60_000  # of texts to calibrate on: where heads share what they have, fewer fit themselves alone
 MAX_LENGTH = 512  # of texts, where nobody says otherwise and the model takes as many
 TOKENS = Number(8, 131_072, whole=True)
 
@@ -24,7 +26,8 @@ class CalibrationChoice:
         columns: columns to read, nested ones as `translation.en` or `captions.0`; found when None. Of several sources,
             those that have none of them are read as if nothing was said.
         label: the column with labels, which is never read as an input; found where it is needed when None.
-        samples: number of examples.
+        samples: number of examples; when None 512, and of texts that a conversion is calibrated on as many more as it
+            takes to come to `TOKENS_ENOUGH`, as far as there are some.
         seed: of the choice of examples and of made data.
         pairs: whether two text columns are two segments of one sequence, or so many single texts; when None, as the
             checkpoint's class takes them, see `hf_heads.io.data.pairs`.
@@ -39,7 +42,7 @@ class CalibrationChoice:
     source: str | tuple[str, ...] = RANDOM
     columns: tuple[str, ...] | None = None
     label: str | None = None
-    samples: int = 512
+    samples: int | None = None
     seed: int = 0
     pairs: bool | None = None
     max_length: int | None = None
@@ -60,6 +63,11 @@ class CalibrationChoice:
         if len(self.sources) > 1:
             raise HeadsError(f"one data set at a time can be read here, not {len(self.sources)}: {self.sources}")
         return self.sources[0]
+
+    @property
+    def count(self) -> int:
+        """How many examples to begin with."""
+        return EXAMPLES_USUAL if self.samples is None else self.samples
 
     @property
     def made(self) -> bool:
@@ -87,7 +95,8 @@ class CalibrationChoice:
             raise HeadsError(f"columns is {columns!r}, expected names of columns, as in ('question', 'answer')")
         if not isinstance(self.label, str | None):
             raise HeadsError(f"label is {self.label!r}, expected the name of a column")
-        EXAMPLES.check("samples", self.samples)
+        if self.samples is not None:
+            EXAMPLES.check("samples", self.samples)
         SEED.check("seed", self.seed)
         if not isinstance(self.pairs, bool | None):
             raise HeadsError(f"pairs is {self.pairs!r}, expected True, False, or None for what the checkpoint takes")

@@ -80,7 +80,7 @@ def labelled_examples(choice: CalibrationChoice, model: PreTrainedModel, folder:
     if choice.label is not None:
         raise HeadsError(f"'{name}' takes its labels from the texts; leave out the label column '{choice.label}'")
     modality = "text-to-text" if kind == "targets" else "text"
-    raw, _ = read_examples(source, choice.columns, modality, choice.samples, choice.seed, paired=pairing.of)
+    raw, _ = read_examples(source, choice.columns, modality, choice.count, choice.seed, paired=pairing.of)
     examples = ENCODE[modality](raw, folder, choice.max_length)
     if kind == "masked":
         examples = _masked(examples, folder, choice.seed)
@@ -153,7 +153,7 @@ def _classified(choice: CalibrationChoice, config: Any, folder: Path, kind: Cont
         )
     if label is not None and label in (columns or ()):
         raise HeadsError(f"column '{label}' is the label; leave it out of --columns")
-    table = read_table(source, [*(columns or ()), *([] if label is None else [label])], choice.samples, choice.seed)
+    table = read_table(source, [*(columns or ()), *([] if label is None else [label])], choice.count, choice.seed)
     label = label or _find_label(table, columns)
     used = table.of_kind(kind, columns, besides=label)
     pairs = kind == "text" and pairing.of(source, used)

@@ -115,7 +115,7 @@ def _convert(
     wanted = request.calibration
     labelled = labelled_batches(source, model, wanted) if any(spec.needs_labels() for spec in specs) else None
     choice = wanted if any(spec.uses_data() for spec in specs) else CalibrationChoice(NONE, seed=wanted.seed)
-    data = None if choice.source == NONE else calibration_data(source, model, choice)
+    data = None if choice.source == NONE else calibration_data(source, model, choice, enough=True)
     original = share_weights(model)
     converted, report = convert(
         model,

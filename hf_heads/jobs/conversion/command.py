@@ -70,7 +70,7 @@ def _data(choice: CalibrationChoice, names: Sequence[str]) -> list[str]:
     """What says the data, and the seed."""
     parts = [] if choice.seed == 0 else ["--seed", str(choice.seed)]
     parts += [] if choice.max_length is None else ["--max-length", str(choice.max_length)]
-    parts += [] if choice.samples == CalibrationChoice.samples else ["--calibration-samples", str(choice.samples)]
+    parts += [] if choice.samples is None else ["--calibration-samples", str(choice.samples)]
     parts += [] if choice.pack else ["--no-pack"]
     if not choice.made:
         parts += [part for one in names for part in ("--calibrate", one)]

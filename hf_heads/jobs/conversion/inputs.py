@@ -56,7 +56,7 @@ def calibration_batches(model: PreTrainedModel, given: Calibration, seed: int) -
     if isinstance(given, CalibrationChoice):
         if given.source == NONE:
             return None, "none, weights only"
-        data = load_data(given, model, origin, generate=generate)
+        data = load_data(given, model, origin, generate=generate, enough=True)
         return data.batches, data.description
     if isinstance(given, Tensor | Mapping) or not isinstance(given, Sequence):
         raise HeadsError(

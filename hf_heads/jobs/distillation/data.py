@@ -77,16 +77,16 @@ def load_healing(
     if choice.source == NONE:
         raise HeadsError("healing needs data; name it with --data SRC")
     config, modality = teacher.config, adapter_of(teacher.config).modality
-    wanted = choice.samples + held_out
+    wanted = choice.count + held_out
     if labels:
         if RANDOM in choice.sources:
             raise HeadsError("made data has no labels; name labelled data with --data SRC")
         examples = labelled_examples(replace(choice, samples=wanted), teacher, folder)
-        (examples, held), used = _apart(examples, held_out, choice.samples), "labelled"
+        (examples, held), used = _apart(examples, held_out, choice.count), "labelled"
     elif choice.made:
         pairs = True if choice.pairs is None and pairing_of(teacher, None).usual else choice.pairs
         examples = made_examples(config, folder, wanted, choice.seed, pairs=pairs, max_length=choice.max_length)
-        (examples, held), used = _apart(examples, held_out, choice.samples), "made from nothing"
+        (examples, held), used = _apart(examples, held_out, choice.count), "made from nothing"
     else:
         examples, held, used = _read(choice, teacher, folder, held_out)
     if modality in WRITES and "target_ids" not in examples[0]:
@@ -125,18 +125,18 @@ def _read(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], str]:
     """Examples to learn from, those held out, both of mixed lengths where asked for; and the columns."""
     modality, pairing = adapter_of(teacher.config).modality, pairing_of(teacher, choice.pairs)
-    wanted = choice.samples + held_out
+    wanted = choice.count + held_out
     raw, columns = read_examples(
         choice.single, choice.columns, modality, wanted, choice.seed, choice.label, paired=pairing.of
     )
     used = ", ".join(columns)
     if modality not in ("text", "text-to-text"):
-        examples, held = _apart(ENCODE[modality](raw, folder, None), held_out, choice.samples)
+        examples, held = _apart(ENCODE[modality](raw, folder, None), held_out, choice.count)
         return examples, held, used
     raw = list(dict.fromkeys(raw))
     limit = text_limit(folder, choice.max_length, positions_of(teacher.config))
     parts = []
-    for texts in _apart(raw, held_out, choice.samples):
+    for texts in _apart(raw, held_out, choice.count):
         if choice.pack:
             parts.append(mixed_examples(texts, len(texts), modality, folder, limit, choice.seed))
         else:

@@ -63,8 +63,8 @@ def token_nll(batches: list[Batch], model: PreTrainedModel) -> Tensor:
 
 
 def masked_one_by_one(model: PreTrainedModel, source: Source, choice: CalibrationChoice) -> Task:
-    """Whole texts as long as they have no more ordinary tokens than `choice.samples` together, one text at least."""
-    texts, _ = read_examples(choice.single, choice.columns, "text", choice.samples, choice.seed)
+    """Whole texts as long as they have no more ordinary tokens than `choice.count` together, one text at least."""
+    texts, _ = read_examples(choice.single, choice.columns, "text", choice.count, choice.seed)
     tokenizer = load_tokenizer(source.folder)
     if tokenizer.mask_token_id is None:
         raise HeadsError(f"the tokenizer of '{source.given}' has no mask token, which pseudo-perplexity needs")
@@ -73,7 +73,7 @@ def masked_one_by_one(model: PreTrainedModel, source: Source, choice: Calibratio
     for encoded in encode_text(texts, source.folder, choice.max_length):
         ids = encoded["input_ids"]
         places = [place for place, token in enumerate(ids) if token not in special]
-        if examples and len(examples) + len(places) > choice.samples:
+        if examples and len(examples) + len(places) > choice.count:
             break
         for place in places:
             masked = [tokenizer.mask_token_id if other == place else token for other, token in enumerate(ids)]
@@ -102,7 +102,7 @@ def _masked_nll(batches: list[Batch], examples: int, model: PreTrainedModel) -> 
 def scored_pairs(choice: CalibrationChoice) -> tuple[list[tuple[str, str]], list[float]] | None:
     """Pairs of texts with a number each, or None where the data has no two columns of texts or none of numbers."""
     given = [*(choice.columns or ()), *([choice.label] if choice.label else [])]
-    table = read_table(choice.single, given, choice.samples, choice.seed)
+    table = read_table(choice.single, given, choice.count, choice.seed)
     texts = table.of_kind("text", choice.columns, besides=choice.label)
     numbers = [choice.label] if choice.label else [name for name in table.columns if _numeric(table, name)]
     if len(texts) != 2 or not numbers:
@@ -161,7 +161,7 @@ def _cosines(batches: list[Batch], wanted: Tensor, model: PreTrainedModel) -> Te
 def translation(model: PreTrainedModel, source: Source, choice: CalibrationChoice, beams: int) -> Task:
     """BLEU of the translations that a text-to-text model writes."""
     need_sacrebleu()
-    pairs, used = read_examples(choice.single, choice.columns, "text-to-text", choice.samples, choice.seed)
+    pairs, used = read_examples(choice.single, choice.columns, "text-to-text", choice.count, choice.seed)
     if not pairs or isinstance(pairs[0], str):
         raise HeadsError(
             f"bleu needs source and target texts, and '{choice.source}' has {', '.join(used)}: name both with "

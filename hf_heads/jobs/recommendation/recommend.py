@@ -86,7 +86,8 @@ def recommend(
         raise HeadsError(f"goal is {goal!r}, expected one of {', '.join(GOALS)}")
     if not (isinstance(max_drop, int | float) and 0 < max_drop < 1):
         raise HeadsError(f"max_drop is {max_drop!r}, expected a number between 0 and 1, as 0.02")
-    choice = choice or CalibrationChoice(samples=SAMPLES)
+    choice = choice or CalibrationChoice()
+    choice = replace(choice, samples=choice.samples or SAMPLES)
     if choice.source == NONE:
         raise HeadsError("a recommendation needs inputs: name data with --calibrate SRC, or leave it out for made ones")
     source = resolve_source(source) if isinstance(source, str) else source
@@ -315,7 +316,7 @@ def _sizes(model: PreTrainedModel) -> tuple[int, int]:
 
 def _command(spec: HeadsSpec, source: Source, choice: CalibrationChoice) -> str:
     """The command line that makes this conversion, on the same data and with the defaults of `convert`."""
-    choice = replace(choice, samples=CalibrationChoice.samples)
+    choice = replace(choice, samples=None)
     request = ConversionRequest(source, spec, source.revision, calibration=choice)
     command = convert_command(request, source, public=False)
     assert command is not None  # candidates are made of what has options

@@ -13,6 +13,7 @@ import hf_heads
 from hf_heads import CollabSpec, HeadsError
 from hf_heads.core.batches import Batch
 from hf_heads.io.checkpoints.sources import Source
+from hf_heads.io.data import calibration
 from hf_heads.io.data.calibration import calibration_data, load_data, probes, probes_by_length
 from hf_heads.io.data.choice import CalibrationChoice
 from hf_heads.io.data.lengths import packed_examples, spread
@@ -70,6 +71,26 @@ def test_calibration_covers_lengths_to_the_models_limit_and_measures_by_length(t
     assert max(lengths_of(short.batches)) == 24 and list(short.by_length) == [16]
     with pytest.raises(HeadsError, match="texts of 600 tokens do not fit: the model takes 512"):
         load_data(CalibrationChoice(source, max_length=600), model, tmp_path)
+
+
+def test_a_conversion_reads_more_texts_where_they_are_short_and_nobody_says_how_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(calibration, "TOKENS_ENOUGH", 30_000)
+    model = model_of(tmp_path)
+    source = write_rows(tmp_path / "texts.jsonl", [{"text": text} for text in texts(3000)])
+    for choice in (CalibrationChoice(source), CalibrationChoice(source, pack=False)):
+        usual = load_data(choice, model, tmp_path)
+        more = load_data(choice, model, tmp_path, enough=True)
+        assert len(lengths_of(usual.batches)) == 512
+        tokens = sum(lengths_of(more.batches))
+        assert tokens == pytest.approx(30_000, rel=0.1) or len(lengths_of(more.batches)) == 3000 - 256
+        assert sum(lengths_of(usual.batches)) < tokens
+    told = load_data(CalibrationChoice(source, samples=100), model, tmp_path, enough=True)
+    assert len(lengths_of(told.batches)) == 100
+    both = CalibrationChoice((source, write_rows(tmp_path / "others.jsonl", [{"text": "a b"}] * 2000)))
+    parts = load_data(both, model, tmp_path, enough=True)
+    assert sum(lengths_of(parts.batches)) < 35_000
 
 
 def test_packed_texts_follow_one_another_and_long_ones_are_cut_anywhere(tmp_path: Path):
