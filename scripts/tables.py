@@ -24,6 +24,7 @@ from tables_of_inputs import (
     scaling,
 )
 from tables_of_papers import glue, head_dynamics, nmt_scratch, prune_curve
+from tables_of_speed import kernels, latency, ways
 from tables_of_values import grouped, kept, values
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,25 +65,6 @@ def architectures(results: Row) -> list[str]:
         cells = grid(rows, "label", ["named"], corner, "{}", lambda row: f"{row['score']:.2f} / {row['kl']:.5f}")
         lines += [*cells, ""]
     return lines[:-1]
-
-
-def latency(results: Row) -> list[str]:
-    """Speed by shape, beside what multiply-adds promise."""
-    return grid(
-        results["rows"],
-        "method",
-        ["batch", "length"],
-        "original's time / converted's",
-        "{} x {}",
-        lambda row: f"{row['ratio']:.2f} ({row['work_ratio']:.2f})",
-    )
-
-
-def ways(results: Row) -> list[str]:
-    """Ways of computing collaborative attention."""
-    names = ("at once", "in pieces", "fused", "standard heads")
-    body = ([f"{row['batch']} x {row['length']}", *(f"{row[name]:.2f}" for name in names)] for row in results["rows"])
-    return table(["milliseconds", *names], body)
 
 
 def solver(results: Row) -> list[str]:
@@ -314,6 +296,7 @@ TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "architectures": ("architectures", architectures),
     "latency": ("latency", latency),
     "ways": ("ways", ways),
+    "kernels": ("kernels", kernels),
     "solver": ("solver", solver),
     "sst2": ("sst2", sst2),
     "pruned": ("prune_stsb", pruned),
