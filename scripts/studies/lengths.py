@@ -48,7 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="methods that are also measured with the objective scores",
     )
     parser.add_argument("--kinds", nargs="+", default=["texts", "made", "pairs"], help="what is calibrated on")
-    parser.add_argument("--samples", type=int, default=1024, help="examples to calibrate on (default 1024)")
+    parser.add_argument("--samples", type=int, help="texts to calibrate on (default: as `convert` does)")
 
 
 class Inputs:
@@ -108,15 +108,15 @@ def run(options: argparse.Namespace) -> None:
     }
     rows = []
     for kind in options.kinds:
-        data = load_data(choices[kind], inputs.model, inputs.source.folder)
+        data = load_data(choices[kind], inputs.model, inputs.source.folder, enough=True)
         chosen = options.methods if kind == "texts" else ["collab 96"]
         for objective, methods in (("attention", chosen), ("scores", [one for one in options.scores if one in chosen])):
             for method in methods:
-                kept = options.work / f"{kind}-{method}-{objective}-{options.samples}.json".replace(" ", "-")
+                kept = options.work / f"{kind}-{method}-{objective}-{options.samples or "default"}.json".replace(" ", "-")
                 if not kept.is_file():
                     kept.write_text(json.dumps(_row(inputs, data.batches, kind, method, objective)))
                 rows.append(shown(json.loads(kept.read_text())))
-                save("lengths", {"samples": options.samples, "rows": rows}, options)
+                save("lengths", {"rows": rows}, options)
 
 
 def _row(inputs: Inputs, batches: list[Batch], kind: str, method: str, objective: str) -> dict[str, Any]:
@@ -125,5 +125,6 @@ def _row(inputs: Inputs, batches: list[Batch], kind: str, method: str, objective
         model, report = hf_heads.convert(
             inputs.model, METHODS[method], calibration=batches, objective=objective, seed=inputs.options.seed
         )
-    row = {"calibration": kind, "method": method, "objective": report.objective, "seconds": timer.seconds}
-    return {**row, **inputs.score(model)}
+    count = sum(len(batch["input_ids"]) for batch in batches)
+    row = {"calibration": kind, "samples": count, "method": method, "objective": report.objective}
+    return {**row, "seconds": timer.seconds, **inputs.score(model)}

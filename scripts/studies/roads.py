@@ -161,9 +161,9 @@ class Texts(Task):
         return AutoModelForSequenceClassification.from_pretrained(self.source.folder, num_labels=labels)
 
     def calibration(self, model: PreTrainedModel, seed: int) -> list[Batch]:
-        """512 examples, pairs where the task has them."""
+        """As many examples as the command line reads, pairs where the task has them."""
         choice = CalibrationChoice(str(self.paths[0]), self.columns, seed=seed)
-        return load_data(choice, model, self.source.folder).batches
+        return load_data(choice, model, self.source.folder, enough=True).batches
 
 
 class Images(Task):
