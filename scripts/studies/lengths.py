@@ -112,7 +112,8 @@ def run(options: argparse.Namespace) -> None:
         chosen = options.methods if kind == "texts" else ["collab 96"]
         for objective, methods in (("attention", chosen), ("scores", [one for one in options.scores if one in chosen])):
             for method in methods:
-                kept = options.work / f"{kind}-{method}-{objective}-{options.samples or "default"}.json".replace(" ", "-")
+                name = f"{kind}-{method}-{objective}-{options.samples or 'default'}.json"
+                kept = options.work / name.replace(" ", "-")
                 if not kept.is_file():
                     kept.write_text(json.dumps(_row(inputs, data.batches, kind, method, objective)))
                 rows.append(shown(json.loads(kept.read_text())))
