@@ -1,6 +1,7 @@
 """What one-shot conversions of MiniLM by the defaults keep, on the STS benchmark's dev sentences, over several seeds.
 
-A seed chooses the training sentences to calibrate on, or makes the data, and is the conversion's. Cosine is that of
+Without labels, on training sentences as `convert` reads them, packed and cut to a mixture of lengths or as they are, or
+on made data. A seed chooses the sentences or makes the data, and is the conversion's. Cosine is that of
 the converted to the original sentence embeddings: its mean over all sentences, and what one sentence in twenty falls
 short of.
 """
@@ -15,29 +16,34 @@ from typing import Any
 import torch
 
 import hf_heads
-from hf_heads import CollabSpec, HeadsSpec, LowRankSpec, MgkSpec, MheSpec, PrunedSpec
-from studies.shared.inputs import calibration
+from hf_heads import CalibrationChoice, CollabSpec, HeadsSpec, LowRankSpec, MgkSpec, MheSpec, PrunedSpec
+from hf_heads.io.data.calibration import calibration_data
 from studies.shared.running import add_folders, save, shown
 from studies.shared.sentences import Sentences
 
-MADE, MANY = "made data", "4096 sentences"
-SAMPLES = {MANY: 4096}  # 512 of whatever else
+MADE, AS_THEY_ARE, SHORT = "made data", "sentences as they are", "made data, short"
+CHOICES: dict[str, dict[str, Any]] = {
+    MADE: {"source": "random"},
+    AS_THEY_ARE: {"pack": False},
+    SHORT: {"source": "random", "pack": False},
+}
 SPECS: dict[str, HeadsSpec] = {
     "collab 192": CollabSpec(rank=192),
     "collab 96": CollabSpec(rank=96),
     "collab 48": CollabSpec(rank=48),
     "collab 32": CollabSpec(rank=32),
-    f"collab 96, {MADE}": CollabSpec(rank=96),
     "low-rank 96": LowRankSpec(rank=96),
     "pruned half": PrunedSpec(keep=0.5),
     "mhe 3": MheSpec(groups=3),
     "mhe 1": MheSpec(groups=1),
     "mgk merge": MgkSpec(merge=2, queries="shared"),
-    f"low-rank 96, {MANY}": LowRankSpec(rank=96),
-    f"pruned half, {MANY}": PrunedSpec(keep=0.5),
-    f"mhe 3, {MANY}": MheSpec(groups=3),
-    f"mhe 1, {MANY}": MheSpec(groups=1),
-    f"mgk merge, {MANY}": MgkSpec(merge=2, queries="shared"),
+    f"collab 96, {MADE}": CollabSpec(rank=96),
+    f"collab 96, {SHORT}": CollabSpec(rank=96),
+    f"collab 96, {AS_THEY_ARE}": CollabSpec(rank=96),
+    f"low-rank 96, {AS_THEY_ARE}": LowRankSpec(rank=96),
+    f"mhe 3, {AS_THEY_ARE}": MheSpec(groups=3),
+    f"mhe 1, {AS_THEY_ARE}": MheSpec(groups=1),
+    f"mgk merge, {AS_THEY_ARE}": MgkSpec(merge=2, queries="shared"),
 }
 
 
@@ -62,10 +68,9 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _row(study: Sentences, label: str, seed: int) -> dict[str, Any]:
-    options = argparse.Namespace(**{**vars(study.options), "seed": seed})
     kind = label.partition(", ")[2]
-    data = "random" if kind == MADE else study.files.train
-    batches = calibration(study.source, study.model, options, data, SAMPLES.get(kind, 512))
+    choice = CalibrationChoice(**{"source": study.files.train, "seed": seed, **CHOICES.get(kind, {})})
+    batches = calibration_data(study.source, study.model, choice, enough=True).batches
     begun = time.process_time()
     model, report = hf_heads.convert(study.model, SPECS[label], calibration=batches, seed=seed)
     seconds = time.process_time() - begun
@@ -73,6 +78,7 @@ def _row(study: Sentences, label: str, seed: int) -> dict[str, Any]:
     cosines = (embeddings * study.original).sum(1)
     return {
         "label": label,
+        "samples": sum(len(batch["input_ids"]) for batch in batches),
         "seed": seed,
         "drop": study.base - study.spearman(embeddings),
         "cosine": float(cosines.mean()),
