@@ -24,7 +24,7 @@ from tables_of_inputs import (
     scaling,
 )
 from tables_of_papers import glue, head_dynamics, nmt_scratch, prune_curve
-from tables_of_speed import kernels, latency, ways
+from tables_of_speed import latency, ways
 from tables_of_values import grouped, kept, values
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -296,7 +296,6 @@ TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "architectures": ("architectures", architectures),
     "latency": ("latency", latency),
     "ways": ("ways", ways),
-    "kernels": ("kernels", kernels),
     "solver": ("solver", solver),
     "sst2": ("sst2", sst2),
     "pruned": ("prune_stsb", pruned),

@@ -118,8 +118,8 @@ def progress_bar(wanted: bool) -> Iterator[Callable[[str, int, int], None] | Non
         yield report
 
 
-def print_report(record: dict[str, Any], output: Path) -> None:
-    """Print what a conversion did: a row for every block, then the totals and the drift."""
+def print_report(record: dict[str, Any], output: Path | None) -> None:
+    """Print what a conversion did: a row for every block, then the totals, the drift, and what was written, if any."""
     table = make_table("block", "settings", ">parameters", ">before", ">error", ">refit gain")
     for block in record["blocks"]:
         gain = "" if block["refit_gain"] is None else f"{100 * block['refit_gain']:.1f} %"
@@ -152,7 +152,8 @@ def print_report(record: dict[str, Any], output: Path) -> None:
         left = ", ".join(f"{row['job']} {row['before']:.2f} -> {row['after']:.2f}" for row in jobs)
         console.print(f"{'heads with a job':26} {left}")
     console.print(f"{'calibration':26} {record['calibration']}", markup=False, highlight=False)
-    console.print(f"written to {output} in {record['seconds']:.0f} s", markup=False, highlight=False)
+    if output is not None:
+        console.print(f"written to {output} in {record['seconds']:.0f} s", markup=False, highlight=False)
 
 
 def print_heads(

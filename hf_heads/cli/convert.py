@@ -55,7 +55,8 @@ def add_convert(commands: Any, methods: bool) -> None:
         command,
         "--calibrate",
         "data to calibrate on: anything `datasets` loads (a hub id, a .jsonl, .csv, .tsv, .parquet or .txt file, a "
-        "folder of images); `random` (the default) makes its own, `none` looks at the weights alone",
+        "folder of images); `random` (the default) makes its own, which language models write themselves, `none` looks "
+        "at the weights alone",
         packs=True,
         usual=f"{EXAMPLES_USUAL}; of short texts as many as come to {TOKENS_ENOUGH:,} tokens",
     )
@@ -82,6 +83,12 @@ def add_convert(commands: Any, methods: bool) -> None:
         "--output", metavar="DIR", help="folder to write (default: a name made of source and settings)"
     )
     command.add_argument("--overwrite", action="store_true", help="replace the output folder if it exists")
+    command.add_argument(
+        "--native",
+        action="store_true",
+        help="write a checkpoint of the source's own architecture, as export --native does; settings that it cannot "
+        "say are refused before the work",
+    )
     add_device(command)
     command.add_argument("--dtype", choices=DTYPES, help="of the weights written (default: the source's)")
     command.add_argument(
@@ -180,13 +187,15 @@ def _number(item: dataclasses.Field[Any], *, whole: bool) -> Callable[[str], Any
 
 def _convert(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     request = _request(options, parser)
-    output = Path(options.output) if options.output else default_output(request)
+    output = Path(options.output) if options.output else default_output(request, native=options.native)
     check_output(output, options.overwrite)
     check_push(options, parser)
     # rich, torch and transformers take seconds to import: only who runs the command waits for them.
     from hf_heads.cli.console import print_report, progress_bar, quiet
 
     quiet()
+    if options.native:
+        return _native(options, request, output)
     from hf_heads.jobs.conversion.checkpoint import convert_checkpoint  # takes seconds to import
 
     with progress_bar(not options.json) as progress:
@@ -198,6 +207,23 @@ def _convert(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     pushed = push(options, output)
     if options.json:
         print_json({"output": str(output), **pushed, **report.to_dict()})
+    return 0
+
+
+def _native(options: argparse.Namespace, request: ConversionRequest, output: Path) -> int:
+    # rich, torch and transformers take seconds to import: only who runs the command waits for them.
+    from hf_heads.cli.console import print_native, print_report, progress_bar
+    from hf_heads.jobs.export.converting import convert_native
+
+    with progress_bar(not options.json) as progress:
+        made = convert_native(request, output, overwrite=options.overwrite, progress=progress)
+    converted, native = (one.to_dict() for one in made)
+    if not options.json:
+        print_report(converted, None)
+        print_native(native, str(output))
+    pushed = push(options, output)
+    if options.json:
+        print_json({"output": str(output), **pushed, **converted, "native": native})
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -27,12 +28,26 @@ def exported_metadata(source: Source, numbers: bool) -> str:
     return yaml.safe_dump({"library_name": "transformers", **found}, sort_keys=False, allow_unicode=True).strip()
 
 
-def native_card(source: Source, report: dict[str, Any]) -> str:
+@dataclass(frozen=True)
+class MadeBy:
+    """A conversion that ended in an export.
+
+    Attributes:
+        original: what was converted, as reports call it.
+        command: that does all of it; None where only a recipe says it.
+    """
+
+    original: str
+    command: str | None
+
+
+def native_card(source: Source, report: dict[str, Any], made_by: MadeBy | None = None) -> str:
     """The text of the card of a checkpoint that was exported to its host's own architecture.
 
     Args:
         source: the converted checkpoint.
         report: see `NativeReport.to_dict`.
+        made_by: the conversion that ended in this, where it did.
     """
     entries = read_json(source.folder / "config.json", "config")
     methods = sorted({block["method"] for block in entries["heads"]["blocks"].values()})
@@ -44,6 +59,7 @@ def native_card(source: Source, report: dict[str, Any]) -> str:
             metadata=exported_metadata(source, report["exact"]),
             methods=methods,
             report=report,
+            made_by=made_by,
             metrics=METRICS,
             sizes=sorted({tuple(size) for size in report["sizes"].values()}),
             facts=kept_sections(source),

@@ -97,11 +97,7 @@ def load_source(source: Source, device: str = "cpu", shelf: Shelf | None = None)
     config = read_config(source)
     # Says which file is damaged, or quantized, before transformers says something longer.
     weights = check_precision(Weights(source.folder), source.given)
-    adapter = adapter_of(config)
-    served = {name for names in served_classes(adapter).values() for name in names}
-    architecture = (config.architectures or [""])[0].removeprefix("Heads")
-    native = native_class(adapter, architecture if architecture in served else auto_classes(adapter)["AutoModel"])
-    cls = model_class(native) if config.model_type.startswith(PREFIX) else native
+    cls = _class_of(config)
     entries = read_json(source.folder / "config.json", "config")
 
     def count() -> int:
@@ -115,6 +111,25 @@ def load_source(source: Source, device: str = "cpu", shelf: Shelf | None = None)
         if not all(torch.isfinite(piece).all() for piece in _read(parameter, shelf)):
             raise HeadsError(f"'{name}' of '{source.given}' contains NaN or Inf; this checkpoint is damaged")
     return model.to(device).eval()
+
+
+def _class_of(config: Any) -> Any:
+    """The class that a config names, native or derived."""
+    adapter = adapter_of(config)
+    served = {name for names in served_classes(adapter).values() for name in names}
+    architecture = (config.architectures or [""])[0].removeprefix("Heads")
+    native = native_class(adapter, architecture if architecture in served else auto_classes(adapter)["AutoModel"])
+    return model_class(native) if config.model_type.startswith(PREFIX) else native
+
+
+def load_empty(source: Source) -> PreTrainedModel:
+    """The model of a checkpoint without its weights, on the meta device: its class, config and sizes.
+
+    Raises:
+        HeadsError: see `read_config`; or the config makes none.
+    """
+    config = read_config(source)
+    return empty_model(_class_of(config), config, source.given)
 
 
 def _read(tensor: Tensor, shelf: Shelf | None) -> Iterator[Tensor]:

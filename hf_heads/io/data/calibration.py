@@ -25,6 +25,7 @@ from hf_heads.io.data.lengths import count_cut, examples_by_length, mixed_exampl
 from hf_heads.io.data.made import MADE, made_examples, made_of_length, probe_examples
 from hf_heads.io.data.pairs import Pairing, pairing_of
 from hf_heads.io.data.reading import read_examples
+from hf_heads.io.data.written import cannot_write, is_language_model, written_examples
 
 HELD_OUT = 64
 _UNNAMED: dict[str, Any] = {"columns": None, "label": None}  # of made data, which has none
@@ -67,6 +68,7 @@ def load_data(
     *,
     generate: Callable[[Batch], Tensor] | None = None,
     enough: bool = False,
+    writes: bool = True,
 ) -> Data:
     """Calibration data for a model.
 
@@ -76,6 +78,7 @@ def load_data(
         folder: where its tokenizer or image processor is, a folder or hub id; None where nobody knows.
         generate: for text-to-text models, target ids for a batch of sources, where the data has no targets.
         enough: read more texts where they are short and nobody says how many, see `CalibrationChoice`.
+        writes: a language model writes the data that is made for it; else, and where it cannot, its tokens are random.
 
     Raises:
         HeadsError: the data cannot be found or read, has no such column, or is empty; texts of the length that is
@@ -87,10 +90,12 @@ def load_data(
     parts = []
     for source in choice.sources:
         one = replace(choice, source=source, samples=share, **(_UNNAMED if source == RANDOM else {}))
-        if one.made:
+        tokens = TOKENS_ENOUGH if enough and choice.samples is None else 0
+        if one.made and writes and is_language_model(model):
+            parts.append(_written(one, model, folder, pairing))
+        elif one.made:
             parts.append(_made(one, config, folder, pairing))
         else:
-            tokens = TOKENS_ENOUGH // len(choice.sources) if enough and choice.samples is None else 0
             parts.append(_read(one, config, folder, pairing, several, tokens))
     if choice.columns and not any(set(choice.columns) & set(part.columns) for part in parts):
         raise HeadsError(f"none of the data sets has the columns {', '.join(choice.columns)}")
@@ -108,7 +113,22 @@ def load_data(
     )
 
 
-def _made(choice: CalibrationChoice, config: Any, folder: Path | str | None, pairing: Pairing) -> _Part:
+def _written(choice: CalibrationChoice, model: PreTrainedModel, folder: Path | str | None, pairing: Pairing) -> _Part:
+    """What a language model writes itself; random tokens where it cannot, with the reason."""
+    if reason := cannot_write(model):
+        return _made(choice, model.config, folder, pairing, f" ({reason})")
+    count, longest = choice.count + HELD_OUT, choice.max_length
+    found = written_examples(model, folder, count, choice.seed, max_length=longest, mixed=choice.pack)
+    held_out, examples = found.examples[choice.count :], found.examples[: choice.count]
+    cost = f"{found.tokens:,} tokens in {found.steps:,} steps for these and {len(held_out)} others"
+    words = f"{choice.count} texts of the model's own, drawn after a random token each ({cost})"
+    by_length = made_by_length(model.config, folder, None)
+    return _Part(examples, held_out, by_length, ", ".join([words, *_tokens(examples)]))
+
+
+def _made(
+    choice: CalibrationChoice, config: Any, folder: Path | str | None, pairing: Pairing, reason: str = ""
+) -> _Part:
     pairs = (pairing.usual or None) if choice.pairs is None else choice.pairs
     count = choice.count + HELD_OUT
     if choice.pack or choice.pairs:
@@ -116,7 +136,7 @@ def _made(choice: CalibrationChoice, config: Any, folder: Path | str | None, pai
     else:
         examples = probe_examples(config, folder, count, choice.seed)
     held_out, examples = examples[choice.count :], examples[: choice.count]
-    words = [f"{choice.count} {MADE[adapter_of(config).modality]}"]
+    words = [f"{choice.count} {MADE[adapter_of(config).modality]}{reason}"]
     if adapter_of(config).modality == "text" and any("token_type_ids" in example for example in examples):
         words.append("all in two segments" if pairs else "every second in two segments")
     return _Part(examples, held_out, made_by_length(config, folder, pairs), ", ".join([*words, *_tokens(examples)]))
@@ -193,7 +213,7 @@ _PROBE_SEED = 20_200_629  # no calibration seed that anybody would choose
 
 
 def calibration_data(
-    source: Source, model: PreTrainedModel, choice: CalibrationChoice, *, enough: bool = False
+    source: Source, model: PreTrainedModel, choice: CalibrationChoice, *, enough: bool = False, writes: bool = True
 ) -> Data:
     """Batches for a model, its inputs alone; see `load_data`.
 
@@ -202,7 +222,7 @@ def calibration_data(
     """
     if choice.source == NONE:
         raise HeadsError("inputs are needed: name data that `datasets` loads, or `random` for made ones")
-    return load_data(choice, model, source.folder, generate=_writer(model), enough=enough)
+    return load_data(choice, model, source.folder, generate=_writer(model), enough=enough, writes=writes)
 
 
 _SPOKEN = 32  # tokens that are written for a sound

@@ -21,13 +21,14 @@ class CalibrationChoice:
     """What to calibrate on.
 
     Attributes:
-        source: `random` (made from nothing), `none` (weights only) or what `datasets` loads: a file, a folder, or a hub
-            id as NAME, NAME:SPLIT or NAME:SUBSET:SPLIT. Several in a tuple give an equal share of the examples each.
+        source: `random` (made from nothing, by a language model itself where it can), `none` (weights only) or what
+            `datasets` loads: a file, a folder, or a hub id as NAME, NAME:SPLIT or NAME:SUBSET:SPLIT. Several in a tuple
+            give an equal share of the examples each.
         columns: columns to read, nested ones as `translation.en` or `captions.0`; found when None. Of several sources,
             those that have none of them are read as if nothing was said.
         label: the column with labels, which is never read as an input; found where it is needed when None.
         samples: number of examples; when None 512, and of texts that a conversion is calibrated on as many more as it
-            takes to come to `TOKENS_ENOUGH`, as far as there are some.
+            takes to come to `TOKENS_ENOUGH` from each source, as far as there are some.
         seed: of the choice of examples and of made data.
         pairs: whether two text columns are two segments of one sequence, or so many single texts; when None, as the
             checkpoint's class takes them, see `hf_heads.io.data.pairs`.

@@ -46,23 +46,27 @@ def made_examples(
     generator = torch.Generator().manual_seed(seed)
     if (made := _one_length(config, folder, count, generator)) is not None:
         return made
-    maker = _TokenMaker(config, folder, generator, max_length)
+    maker = TokenMaker(config, folder, generator, max_length)
     longest = maker.limit if adapter.modality == "text" else min(maker.limit, _LONGEST_TRANSLATED)
-    lengths = [length for length in spread(count, longest) if length > _SHORT[1]]
-    short: list[int | None] = [None] * (count - len(lengths))
     two = maker.segments and adapter.modality == "text" and pairs is not False
     examples = []
-    for index, length in enumerate([*short, *lengths]):
+    for index, length in enumerate(made_lengths(count, longest)):
         examples.append(maker.make(length, two and (pairs is True or index % 2 == 1)))
     order = torch.randperm(count, generator=generator).tolist()  # so that those held out are of all lengths
     return [examples[index] for index in order]
+
+
+def made_lengths(count: int, longest: int) -> list[int | None]:
+    """The lengths in tokens of so many texts, special ones included; None of those of a random few."""
+    lengths = [length for length in spread(count, longest) if length > _SHORT[1]]
+    return [*[None] * (count - len(lengths)), *lengths]
 
 
 def made_of_length(
     config: Any, folder: Path | str | None, length: int, count: int, seed: int, pairs: bool | None = None
 ) -> list[dict[str, Any]]:
     """Examples of one length in tokens, as `made_examples` makes them; none where the model takes fewer tokens."""
-    maker = _TokenMaker(config, folder, torch.Generator().manual_seed(seed), None)
+    maker = TokenMaker(config, folder, torch.Generator().manual_seed(seed), None)
     if length > maker.limit:
         return []
     two = maker.segments and adapter_of(config).modality == "text" and pairs is not False
@@ -74,7 +78,7 @@ def probe_examples(config: Any, folder: Path | str | None, count: int, seed: int
     generator = torch.Generator().manual_seed(seed)
     if (made := _one_length(config, folder, count, generator)) is not None:
         return made
-    maker = _TokenMaker(config, folder, generator, None)
+    maker = TokenMaker(config, folder, generator, None)
     return [maker.make(None, False) for _ in range(count)]
 
 
@@ -91,7 +95,7 @@ def _one_length(
         return [{"input_features": spectrum} for spectrum in _random_spectra(config, count, generator)]
     if modality == "text-image":
         pixels = _random_images(config.vision_config, count, generator)
-        maker = _TokenMaker(config.text_config, folder, generator, None)
+        maker = TokenMaker(config.text_config, folder, generator, None)
         return [{**maker.make(None, False), "pixel_values": one} for one in pixels]
     return None
 
@@ -100,10 +104,12 @@ _SHORT = (4, 32)  # tokens of a text of no length in particular, without the spe
 _LONGEST_TRANSLATED = 64  # of sources to which the model writes the targets, token by token
 
 
-class _TokenMaker:
+class TokenMaker:
     """Uniformly random ordinary tokens inside the special tokens that the tokenizer puts around a text, or a pair.
 
     Attributes:
+        around: the special tokens before a text, and those after it.
+        ordinary: (count,), all others.
         limit: the most tokens of an example, the special ones included.
         segments: whether model and tokenizer tell two segments apart.
     """
@@ -148,8 +154,8 @@ class _TokenMaker:
         self.types = types[:first], types[first], types[first_end:second], types[second], types[second_end:]
         self.segments = True
 
-    def make(self, length: int | None, two: bool) -> dict[str, Any]:
-        """An example of so many tokens, or of a random few, with one segment or two."""
+    def free(self, length: int | None, two: bool) -> int:
+        """How many ordinary tokens an example of so many tokens, or of a random few, has."""
         around = len(self.before) + len(self.between) + len(self.after) if two else sum(map(len, self.around))
         if length is None:
             longest_short = min(_SHORT[1], self.most)
@@ -157,7 +163,11 @@ class _TokenMaker:
             free = int(torch.randint(shortest, longest_short + 1, (), generator=self.generator))
         else:
             free = length - around
-        free = max(min(free, self.limit - around), 1)
+        return max(min(free, self.limit - around), 1)
+
+    def make(self, length: int | None, two: bool) -> dict[str, Any]:
+        """An example of so many tokens, or of a random few, with one segment or two."""
+        free = self.free(length, two)
         ids = self.ordinary[torch.randint(len(self.ordinary), (free,), generator=self.generator)]
         if not two or free < 2:
             return {"input_ids": [*self.around[0], *ids.tolist(), *self.around[1]]}

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -28,6 +28,7 @@ from hf_heads.io.checkpoints.weights import Weights
 from hf_heads.io.checkpoints.writing import write_checkpoint
 from hf_heads.io.data.calibration import Data, calibration_data, labelled_batches, probes, probes_by_length
 from hf_heads.io.data.choice import CalibrationChoice
+from hf_heads.io.data.written import is_language_model
 from hf_heads.jobs.conversion.cache import check_cache
 from hf_heads.jobs.conversion.command import convert_command
 from hf_heads.jobs.conversion.convert import convert
@@ -115,7 +116,7 @@ def _convert(
     wanted = request.calibration
     labelled = labelled_batches(source, model, wanted) if any(spec.needs_labels() for spec in specs) else None
     choice = wanted if any(spec.uses_data() for spec in specs) else CalibrationChoice(NONE, seed=wanted.seed)
-    data = None if choice.source == NONE else calibration_data(source, model, choice, enough=True)
+    data = None if choice.source == NONE else _data(source, model, choice, team)
     original = share_weights(model)
     converted, report = convert(
         model,
@@ -149,6 +150,14 @@ def _convert(
     record = _record(request, source, choice, report)
     write_checkpoint(place, source, converted, names, record, dtype=dtype, shard_bytes=request.shard_bytes, shelf=shelf)
     return report
+
+
+def _data(source: Source, model: PreTrainedModel, choice: CalibrationChoice, team: Team) -> Data:
+    """What all processes calibrate on; where the model draws it, one does, since others may round otherwise."""
+    if not (RANDOM in choice.sources and is_language_model(model)):
+        return calibration_data(source, model, choice, enough=True)
+    found = calibration_data(source, model, choice, enough=True) if team.main else None
+    return cast(Data, team.agree(found))
 
 
 def _record(request: ConversionRequest, source: Source, choice: CalibrationChoice, report: Report) -> dict[str, Any]:

@@ -79,7 +79,8 @@ def convert(
             settings, of which the first that matches a block counts.
         calibration: batches of keyword arguments of the model's forward, such as a tokenizer returns them, with masks
             where there is padding; texts; what `datasets` loads, as on the command line; `random`, as by default, for
-            data made from nothing; or `none` for the weights alone, which keeps much less of a model.
+            data made from nothing, which a language model writes itself; or `none` for the weights alone, which keeps
+            much less of a model.
         labelled: batches with `labels`, for settings that want the model's loss; where None, those of `calibration` if
             they have labels. Labels are used for nothing else.
         seed: of everything random besides the data.

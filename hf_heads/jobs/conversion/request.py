@@ -108,8 +108,8 @@ class ConversionRequest:
         return found if self.base is None else replace(found, base_model=self.base)
 
 
-def default_output(request: ConversionRequest) -> Path:
-    """A folder name that says what it holds, such as `bert-base-uncased-collab-256`."""
+def default_output(request: ConversionRequest, *, native: bool = False) -> Path:
+    """A folder name that says what it holds, such as `bert-base-uncased-collab-256`, or `llama-mhe-groups-2-native`."""
     spec = list(request.specs.values())[-1]
     parts = [request.source.name if isinstance(request.source, Source) else short_name(request.source), spec.method]
     for item in fields(spec):
@@ -119,4 +119,4 @@ def default_output(request: ConversionRequest) -> Path:
         plain = item.name == "rank" or isinstance(value, str)
         text = Path(value).stem if item.name == "scores" else str(value)
         parts.append(text if plain else item.name if value is True else f"{item.name}-{text}")
-    return Path("-".join(parts))
+    return Path("-".join([*parts, "native"] if native else parts))

@@ -36,8 +36,8 @@ class Team:
         if self.size > 1:
             PartialState().wait_for_everyone()
 
-    def agree(self, word: str) -> str:
-        """What the main process says."""
+    def agree(self, word: Any) -> Any:
+        """What the main process says; plain values and tensors on the CPU."""
         words = [word]
         if self.size > 1:
             torch.distributed.broadcast_object_list(words, 0, device=PartialState().device)

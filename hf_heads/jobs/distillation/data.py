@@ -22,6 +22,7 @@ from hf_heads.io.data.lengths import mixed_examples, text_limit
 from hf_heads.io.data.made import made_examples
 from hf_heads.io.data.pairs import pairing_of
 from hf_heads.io.data.reading import read_examples
+from hf_heads.io.data.written import cannot_write, is_language_model, written_examples
 
 HELD_OUT = 256
 _GENERATED = 64  # sources translated at a time
@@ -84,9 +85,8 @@ def load_healing(
         examples = labelled_examples(replace(choice, samples=wanted), teacher, folder)
         (examples, held), used = _apart(examples, held_out, choice.count), "labelled"
     elif choice.made:
-        pairs = True if choice.pairs is None and pairing_of(teacher, None).usual else choice.pairs
-        examples = made_examples(config, folder, wanted, choice.seed, pairs=pairs, max_length=choice.max_length)
-        (examples, held), used = _apart(examples, held_out, choice.count), "made from nothing"
+        examples, used = _made(choice, teacher, folder, wanted)
+        examples, held = _apart(examples, held_out, choice.count)
     else:
         examples, held, used = _read(choice, teacher, folder, held_out)
     if modality in WRITES and "target_ids" not in examples[0]:
@@ -106,6 +106,21 @@ def load_healing(
         lambda group: finish(collate(group, pad_id(config))),
         f"{len(examples)} examples of {name} ({used}), seed {choice.seed}",
     )
+
+
+def _made(
+    choice: CalibrationChoice, teacher: PreTrainedModel, folder: Path, wanted: int
+) -> tuple[list[dict[str, Any]], str]:
+    """Examples made from nothing, and how: a language model writes them itself where it can."""
+    longest, reason = choice.max_length, ""
+    if is_language_model(teacher):
+        reason = cannot_write(teacher) or ""
+        if not reason:
+            found = written_examples(teacher, folder, wanted, choice.seed, max_length=longest)
+            return found.examples, "texts that the original wrote"
+    pairs = True if choice.pairs is None and pairing_of(teacher, None).usual else choice.pairs
+    examples = made_examples(teacher.config, folder, wanted, choice.seed, pairs=pairs, max_length=longest)
+    return examples, "; ".join(filter(None, ["made from nothing", reason]))
 
 
 def _apart(examples: list[Any], held_out: int, samples: int) -> tuple[list[Any], list[Any]]:

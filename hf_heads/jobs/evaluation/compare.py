@@ -87,7 +87,8 @@ def compare_checkpoints(
     task = make_task(
         choices.metric, models[0], original, replace(choices.data, samples=choices.samples), beams=choices.beams
     )
-    data = calibration_data(original, models[0], replace(choices.data, samples=choices.drift_samples, pack=False))
+    on = replace(choices.data, samples=choices.drift_samples, pack=False)
+    data = calibration_data(original, models[0], on, writes=False)  # the same for all that is compared with it
     for source, model in zip(sources, models, strict=True):
         check_outputs(model, data.batches, f"'{source.name}'")
     rows = describe(sources, models)

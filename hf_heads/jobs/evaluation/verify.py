@@ -90,7 +90,8 @@ def verify(
     if data is None:
         inputs, by_length = probes(original_source, original), probes_by_length(original_source, original)
     else:
-        found = calibration_data(original_source, original, replace(data, samples=data.count, pack=False))
+        given = replace(data, samples=data.count, pack=False)
+        found = calibration_data(original_source, original, given, writes=False)
         inputs, by_length = found.batches, found.by_length
     drift = measure_drift(model, original, inputs)
     longer = {length: measure_drift(model, original, batches) for length, batches in by_length.items()}

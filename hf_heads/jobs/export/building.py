@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,14 +50,8 @@ def native_of(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> Pre
     Raises:
         HeadsError: a block is no attention that the host has; `Wider` where wider heads would do.
     """
-    blocks = find_blocks(model)
-    parts = {block.name: _standard(block) for block in blocks}
-    config: Any = AutoConfig.for_model(adapter_of(model.config).model_type, **native_entries(model.config))
-    made_class: Any = native_model(type(model))
-    config.architectures = [made_class.__name__]
-    if getattr(config, "qkv_bias", True) is False and any(one.dense.query_bias.any() for one in parts.values()):
-        config.qkv_bias = True
-    _choose_size(made_class, config, list(parts.values()))
+    parts = {block.name: standard_of(block) for block in find_blocks(model)}
+    made_class, config = _class_and_config(model, list(parts.values()))
     made = made_class(config).to(dtype)
     state = model.state_dict()
     with torch.no_grad():
@@ -70,16 +64,49 @@ def native_of(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> Pre
             if name not in state or state[name].shape != tensor.shape:
                 raise HeadsError(f"'{name}' belongs to the host's own heads: --native cannot write it, --portable can")
             tensor.copy_(state[name])
-        for block in find_blocks(made):
-            scale = host_scale(block.module, block.site)
-            heads, width = block_size(block)
-            _write(block, fitted(parts[block.name], heads, width, scale), parts[block.name].reads(heads))
+        _write_all(made, parts)
     if hasattr(model, "generation_config"):
         made.generation_config = copy.deepcopy(model.generation_config)
     return made.eval()
 
 
-def _standard(block: Block) -> Standard:
+def check_sizes(model: PreTrainedModel, parts: Mapping[str, Standard]) -> None:
+    """Refuse blocks that are none of a host's, before there is a model of them.
+
+    Args:
+        model: native or converted; nothing of it but its class and config counts.
+        parts: its blocks as they will be, as far as their sizes go.
+
+    Raises:
+        HeadsError: see `native_of`.
+    """
+    made_class, config = _class_and_config(model, list(parts.values()))
+    with torch.device("meta"):
+        made = made_class(config)
+    with torch.no_grad():
+        _write_all(made, parts)
+
+
+def _class_and_config(model: PreTrainedModel, parts: Sequence[Standard]) -> tuple[Any, Any]:
+    """The host's own class, and a config for blocks like these."""
+    config: Any = AutoConfig.for_model(adapter_of(model.config).model_type, **native_entries(model.config))
+    made_class: Any = native_model(type(model))
+    config.architectures = [made_class.__name__]
+    if getattr(config, "qkv_bias", True) is False and any(one.dense.query_bias.any() for one in parts):
+        config.qkv_bias = True
+    _choose_size(made_class, config, parts)
+    return made_class, config
+
+
+def _write_all(made: PreTrainedModel, parts: Mapping[str, Standard]) -> None:
+    for block in find_blocks(made):
+        scale = host_scale(block.module, block.site)
+        heads, width = block_size(block)
+        _write(block, fitted(parts[block.name], heads, width, scale), parts[block.name].reads(heads))
+
+
+def standard_of(block: Block) -> Standard:
+    """A block, converted or the host's own, as standard attention; see `standard`."""
     if isinstance(block.module, HeadsAttention):
         return standard(block)
     dense = read_host(block.module, block.site, block.output).double()

@@ -16,13 +16,13 @@ from hf_heads.attention.spec import HeadsSpec
 from hf_heads.core.batches import Progress
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.vocabulary import NONE
-from hf_heads.io.checkpoints.exported_card import native_card
+from hf_heads.io.checkpoints.exported_card import MadeBy, native_card
 from hf_heads.io.checkpoints.files import check_apart, check_output, finished_folder, write_file
 from hf_heads.io.checkpoints.loading import find_device, load_source
 from hf_heads.io.checkpoints.sources import Source
 from hf_heads.io.checkpoints.tensors import tensor_names
 from hf_heads.io.checkpoints.weights import Weights
-from hf_heads.io.checkpoints.writing import copy_companions
+from hf_heads.io.checkpoints.writing import SHARD_BYTES, copy_companions
 from hf_heads.io.data.calibration import calibration_data, probes
 from hf_heads.io.data.choice import CalibrationChoice
 from hf_heads.jobs.conversion.convert import convert
@@ -72,6 +72,8 @@ def export_native(
     nearest: CalibrationChoice | None = None,
     overwrite: bool = False,
     device: str = "auto",
+    shard_bytes: int = SHARD_BYTES,
+    made_by: MadeBy | None = None,
     progress: Progress | None = None,
 ) -> NativeReport:
     """Write a converted checkpoint as one of its host's own architecture.
@@ -82,6 +84,8 @@ def export_native(
         nearest: where heads of the host's width cannot hold a block's scores, take the nearest that can, on this data.
         overwrite: replace `output` if it exists.
         device: where to compute.
+        shard_bytes: of a file of weights, at most.
+        made_by: for the model card, where a conversion ends in this.
         progress: called with (what, done, total).
 
     Raises:
@@ -114,8 +118,8 @@ def export_native(
         progress("writing", 0, 1)
     with finished_folder(place) as folder:
         copy_companions(source.folder, folder)
-        made.save_pretrained(folder)
-        write_file(folder / "README.md", native_card(source, report.to_dict()))
+        made.save_pretrained(folder, max_shard_size=shard_bytes)
+        write_file(folder / "README.md", native_card(source, report.to_dict(), made_by))
     return report
 
 

@@ -88,9 +88,6 @@ def test_a_conversion_reads_more_texts_where_they_are_short_and_nobody_says_how_
         assert sum(lengths_of(usual.batches)) < tokens
     told = load_data(CalibrationChoice(source, samples=100), model, tmp_path, enough=True)
     assert len(lengths_of(told.batches)) == 100
-    both = CalibrationChoice((source, write_rows(tmp_path / "others.jsonl", [{"text": "a b"}] * 2000)))
-    parts = load_data(both, model, tmp_path, enough=True)
-    assert sum(lengths_of(parts.batches)) < 35_000
 
 
 def test_packed_texts_follow_one_another_and_long_ones_are_cut_anywhere(tmp_path: Path):
