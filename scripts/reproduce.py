@@ -37,7 +37,6 @@ COMMANDS = {
     "architectures": "architectures DATA MODELS",
     "latency": "latency",
     "ways": "ways",
-    "kernels": "kernels --threads 1",
     "solver": "solver MODELS --threads 1",
     "sst2": "sst2 DATA WORK",
     "pruned": "prune_stsb DATA",
@@ -65,7 +64,7 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "MALLOC_TOP_PAD_": "268435456",
 }
-TIMED = ("export_native", "latency", "ways", "kernels", "pruned_latency", "mhe_latency", "mgk_ways")
+TIMED = ("export_native", "latency", "ways", "pruned_latency", "mhe_latency", "mgk_ways")
 
 
 def command(name: str, options: argparse.Namespace) -> list[str]:
