@@ -79,12 +79,12 @@ def glue(results: Row) -> list[str]:
     for row in results["rows"]:
         first, *others = (name for name in row["metrics"] if name != "shot")
         shot = row["metrics"].get("shot")
-        lost = "" if row["rank"].startswith("original") else told(row["lost"])
+        lost = "" if row["label"].startswith("original") else told(row["lost"])
         also = ", ".join(f"{name} {row['metrics'][name]['mean']:.1f}" for name in others)
-        named = row["rank"] if row["rank"].startswith("original") else f"R = {row['rank']}"
-        cells = [f"{row['task']}, {named}", first, told(row["metrics"][first]), also, lost]
-        body.append([*cells, told(shot) if shot else ""])
-    return table(["task, rank", "metric", "over seeds", "also", "lost", "before the second fine-tuning"], body)
+        cells = [f"{row['task']}, {row['label']}", first, told(row["metrics"][first]), also]
+        body.append([*cells, told(shot) if shot else "", lost])
+    head = ["task, and how it was converted", "metric", "each seed", "also, mean", "before the second tuning", "lost"]
+    return table(head, body)
 
 
 def lra(results: Row) -> list[str]:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,22 +22,24 @@ from transformers import PreTrainedModel
 import hf_heads
 from hf_heads.core.batches import Batch
 from hf_heads.io.checkpoints.sources import Source, resolve_source
+from hf_heads.jobs.reporting.figures.curves import draw_curves
 from studies.shared.inputs import MINILM, read_jsonl
-from studies.shared.running import add_folders, save, shown
+from studies.shared.running import add_folders, figure, save, shown
 from studies.shared.sequences import Part
 from studies.shared.tasks import TASKS, Task, classifier, encoded, file_of, scores, tune
-from studies.shared.training import Plan, add_runs, add_training, over_seeds, remembered
+from studies.shared.training import Plan, add_runs, add_training, over_seeds, remembered, seeds_of
 
 MODELS = ("google-bert/bert-base-cased", "distilbert/distilbert-base-cased", "albert/albert-base-v2")
 RANKS = (768, 384, 256, 128)
 CALIBRATION, SMALL_CALIBRATION = 512, 128  # rows, without labels
+WEIGHED = ("weights", "data")
 SMALL: dict[str, Any] = {
     "models": [MINILM],
-    "ranks": [192, 64],
+    "ranks": [192, 64, 32],
     "tasks": ["sst2", "stsb"],
-    "rows": 640,
+    "rows": 2400,
     "epochs": 1.0,
-    "again": 0.5,
+    "again": 0.25,
     "learning_rate": 2e-4,
 }
 SMALL_DEV = 400
@@ -47,13 +51,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", nargs="+", metavar="MODEL", help=f"encoders (default {', '.join(MODELS)})")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, help="default all")
     parser.add_argument("--ranks", nargs="+", type=int, help=f"R (default {', '.join(map(str, RANKS))})")
+    about = "what the decomposition sees: weights alone, as the paper's, or data as well (default both)"
+    parser.add_argument("--weigh", nargs="+", choices=WEIGHED, default=list(WEIGHED), help=about)
     parser.add_argument("--first", choices=("tune", "convert"), default="tune", help="what comes first (default tune)")
     parser.add_argument("--rows", type=int, help="train on the first so many (default all)")
     parser.add_argument("--epochs", type=float, help="of fine-tuning (default 3)")
     parser.add_argument("--again", type=float, metavar="EPOCHS", help="of fine-tuning the converted (default 3)")
     parser.add_argument("--learning-rate", type=float, help="default 2e-5, the authors'")
     add_training(parser)
-    add_runs(parser, 3, "a MiniLM, SST-2 and STS-B, 640 rows once, half of them again after conversion")
+    about = "a MiniLM, SST-2 and STS-B, 2400 rows once, a quarter of them again after conversion"
+    add_runs(parser, 3, about)
 
 
 def settle(options: argparse.Namespace) -> None:
@@ -106,21 +113,40 @@ def one_seed(
         again = copy.deepcopy(model)
         tune(again, read.train, plan(read.train, options.again, options.learning_rate), seed, options, folder / "again")
         found[AGAIN] = scores(read.task, again, read.dev)
-    for rank in options.ranks:
-        start: PreTrainedModel = fresh if options.first == "convert" else model
-        epochs = options.epochs if options.first == "convert" else options.again
-        made, _ = hf_heads.convert(start, hf_heads.CollabSpec(rank=rank), calibration=read.calibration(count))
+    start: PreTrainedModel = fresh if options.first == "convert" else model
+    epochs = options.epochs if options.first == "convert" else options.again
+    for rank, by in itertools.product(options.ranks, options.weigh):
+        seen: Any = read.calibration(count) if by == "data" else "none"
+        made, _ = hf_heads.convert(start, hf_heads.CollabSpec(rank=rank), calibration=seen)
         shot = scores(read.task, made, read.dev)
-        tune(made, read.train, plan(read.train, epochs, options.learning_rate), seed, options, folder / str(rank))
-        found[str(rank)] = {**scores(read.task, made, read.dev), "shot": shot[read.task.metrics[0]]}
+        label = f"R = {rank}, by {by}"
+        tune(made, read.train, plan(read.train, epochs, options.learning_rate), seed, options, folder / f"{rank}-{by}")
+        found[label] = {**scores(read.task, made, read.dev), "shot": shot[read.task.metrics[0]]}
     return found
+
+
+def draw(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """For every model and task the first metric by rank, before the second fine-tuning and after it."""
+    for model, name in dict.fromkeys((row["model"], row["task"]) for row in rows):
+        mine = {row["label"]: row for row in rows if (row["model"], row["task"]) == (model, name)}
+        metric = TASKS[name].metrics[0]
+        curves: dict[str, list[tuple[float, float]]] = {}
+        for rank, by in itertools.product(options.ranks, options.weigh):
+            found = mine[f"R = {rank}, by {by}"]["metrics"]
+            for when, key in (("before tuning", "shot"), ("tuned again", metric)):
+                curves.setdefault(f"by {by}, {when}", []).append((rank, found[key]["mean"]))
+        whole = mine.get(AGAIN, mine["original"])["metrics"][metric]["mean"]
+        short = re.sub(r"\W+", "-", model)[-30:].strip("-")
+        path = figure(options, f"glue_{name}.png" if len(options.models) == 1 else f"glue_{name}_{short}.png")
+        title = f"{name} by the width of shared queries and keys"
+        draw_curves(path, curves, "R", metric, title, baseline=("original", whole))
 
 
 def run(options: argparse.Namespace) -> None:
     settle(options)
-    names = ("ranks", "first", "rows", "epochs", "again", "learning_rate", "precision")
+    names = ("ranks", "weigh", "first", "rows", "epochs", "again", "learning_rate", "precision")
     settings = {name: getattr(options, name) for name in names}
-    seeds, rows = range(options.seed, options.seed + options.seeds), []
+    seeds, rows = seeds_of(options), []
     for given in options.models:
         source = resolve_source(given)
         for name in options.tasks:
@@ -135,7 +161,8 @@ def run(options: argparse.Namespace) -> None:
                 first = read.task.metrics[0]
                 against = AGAIN if AGAIN in runs[0] and label != "original" else "original"
                 lost = over_seeds([one[against][first] - one[label][first] for one in runs])
-                row = {"model": given, "task": name, "rank": label}
+                row = {"model": given, "task": name, "label": label}
                 shown({**row, first: metrics[first]["mean"], "lost": lost["mean"]})
                 rows.append({**row, "metrics": metrics, "lost": lost})
     save("glue", {**settings, "seeds": list(seeds), "rows": rows}, options)
+    draw(rows, options)

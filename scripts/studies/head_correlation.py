@@ -2,7 +2,7 @@
 
 --other is of another domain or task with the same labels. The loss without each head is measured on both, and so is the
 importance by gradients. By default a MiniLM that knows MRPC, news, is measured on its dev pairs and on pairs of STS-B,
-captions and forums, which count as paraphrases from 4 points on and as none up to 2.
+captions and forums, which count as paraphrases from 4 points on and as none up to 2. Draws a figure.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from hf_heads.io.checkpoints.loading import load_source
 from hf_heads.jobs.scoring.ablation import AblationTable
 from hf_heads.jobs.scoring.agreement import agreement
 from studies.shared.classifiers import add_labelled, labelled, settle
+from studies.shared.drawing import draw_points
 from studies.shared.inputs import files, read_jsonl
-from studies.shared.running import save, shown
+from studies.shared.running import figure, save, shown
 
 SAME, OTHER = 4, 2  # points of STS-B
 
@@ -62,3 +63,7 @@ def run(options: argparse.Namespace) -> None:
     counts = [[sum(row.p < 0.05 for row in table.one_out), len(table.one_out)] for table in tables]
     whole = {"losses": [table.whole for table in tables], "examples": [table.examples for table in tables]}
     save("head_correlation", {"rows": rows, "heads that matter, of": counts, **whole}, options)
+    points = [[row.change for row in table.one_out] for table in tables]
+    groups = {"a head": list(zip(*points, strict=True))}
+    axes = "change of the loss without it, rows of --dev", "the same, rows of --other"
+    draw_points(figure(options, "head_correlation.png"), groups, *axes, "Losses without each head on two sets of rows")

@@ -21,10 +21,11 @@ from transformers import AutoModelForSeq2SeqLM, PegasusConfig, PreTrainedModel, 
 
 import hf_heads
 from hf_heads.core.errors import HeadsError
+from studies.shared.drawing import draw_by_width
 from studies.shared.inputs import files, read_jsonl
-from studies.shared.running import add_folders, save, shown
+from studies.shared.running import add_folders, figure, save, shown
 from studies.shared.sequences import IGNORED, Padded, Part
-from studies.shared.training import Plan, add_runs, add_training, fit, over_seeds, remembered
+from studies.shared.training import Plan, add_runs, add_training, fit, over_seeds, remembered, seeds_of
 from studies.shared.translation import bleu_of
 
 PAD, END = 0, 1
@@ -234,7 +235,7 @@ def one_run(
 
 def run(options: argparse.Namespace) -> None:
     sizes = settle(options)
-    pairs, seeds = Pairs(sizes, options), range(options.seed, options.seed + options.seeds)
+    pairs, seeds = Pairs(sizes, options), seeds_of(options)
     runs: dict[tuple[str, int], hf_heads.HeadsSpec | None] = {("separate heads", sizes["width"]): None}
     for wide in sizes["widths"]:
         for kind in options.kinds:
@@ -264,3 +265,5 @@ def run(options: argparse.Namespace) -> None:
         rows.append(row)
     counts = {"train": len(pairs.train), "dev": len(pairs.dev), "translated": len(pairs.rows)}
     save("nmt_scratch", {**sizes, **counts, "seeds": list(seeds), "rows": rows}, options)
+    title = "Translation from scratch by the width of queries and keys"
+    draw_by_width(figure(options, "nmt_scratch.png"), rows, "bleu", "BLEU", title)

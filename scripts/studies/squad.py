@@ -24,7 +24,7 @@ import hf_heads
 from hf_heads.io.checkpoints.sources import Source, resolve_source
 from studies.shared.running import FOLDERS, save, shown
 from studies.shared.sequences import Padded, Part
-from studies.shared.training import Plan, add_runs, add_training, fit, over_seeds, remembered
+from studies.shared.training import Plan, add_runs, add_training, fit, over_seeds, remembered, seeds_of
 
 LONGEST, OVERLAP, ANSWER = 384, 128, 30  # tokens of an input, of what two share, of an answer
 SMALL = 512  # questions
@@ -180,7 +180,7 @@ def run(options: argparse.Namespace) -> None:
     most = SMALL if options.small else None
     parts = [read(path, most) for path in (options.train, options.dev)]
     plan = {name: getattr(options, name) for name in ("epochs", "batch", "rate")}
-    seeds, rows = range(options.seed, options.seed + options.seeds), []
+    seeds, rows = seeds_of(options), []
     for given in options.models:
         source = resolve_source(given)
         kept = {**plan, "model": given, "data": (options.train, options.dev, most), "precision": options.precision}

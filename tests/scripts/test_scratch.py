@@ -80,8 +80,11 @@ def test_glue_converts_a_tuned_model_and_tunes_it_again(tmp_path: Path, monkeypa
         "20",
     ]
     found = results("glue", tmp_path, *words)
-    assert [row["rank"] for row in found["rows"]] == ["original", "original, tuned again", "8"]
+    labels = ["original", "original, tuned again", "R = 8, by weights", "R = 8, by data"]
+    assert [row["label"] for row in found["rows"]] == labels
     assert set(found["rows"][2]["metrics"]) == {"pearson", "spearman", "shot"}
+    shots = {row["label"]: row["metrics"]["shot"]["mean"] for row in found["rows"][2:]}
+    assert len(set(shots.values())) == 2 and (tmp_path / "figures" / "glue_stsb.png").is_file()
     monkeypatch.setattr(glue, "one_seed", lambda *_: pytest.fail("what is there already is used again"))
     assert results("glue", tmp_path, *words)["rows"] == found["rows"]
 
@@ -106,6 +109,7 @@ def test_metrics_of_glue_are_those_of_the_task():
 )
 def test_lra_trains_its_variants_on_short_sequences(tmp_path: Path, variants: tuple[str, ...]):
     words = ["--steps", "2", "--sequences", "40", "--tests", "10", "--minimum", "4", "--maximum", "8", "--seeds", "1"]
+    words += ["--tasks", "listops"]
     found = results("lra", tmp_path, "--small", *words, "--variants", *variants)
     assert tuple(row["variant"] for row in found["rows"]) == variants
     sizes = {row["variant"]: row["attention"] for row in found["rows"]}
