@@ -32,7 +32,7 @@ from studies.shared.training import Plan, add_runs, add_training, fit, over_seed
 
 BYTES = 258  # with 0 for padding and 1 unused
 WIDTH, INNER, LAYERS, HEADS = 64, 128, 2, 2
-SMALL_STEPS = {"listops": 1000, "text": 300, "retrieval": 300}
+SMALL_STEPS = {"listops": 800, "text": 200, "retrieval": 200}
 VARIANTS = {**SOFTMAX, **GAUSSIAN, **E_STEPS, **LINEAR}
 
 
@@ -168,7 +168,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_folders(parser, "data", "work")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, help="default all, with --small listops and text")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    about = "instead of the authors' number (with --small 1000 of ListOps, 300 of others)"
+    about = "instead of the authors' number (with --small 800 of ListOps, 200 of others)"
     parser.add_argument("--steps", type=int, help=about)
     parser.add_argument("--longest", type=int, default=4096, help="bytes of a text (default 4096)")
     parser.add_argument("--sequences", type=int, help="ListOps to train on (default 96000, with --small 10000)")

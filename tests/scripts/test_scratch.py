@@ -147,6 +147,12 @@ def test_lm_splits_by_articles_and_measures_every_word_once(tmp_path: Path):
         assert seen.tolist() == list(range(1, 33))
 
 
+def test_squad_names_the_file_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["--models", "none", "--train", str(tmp_path / "train-v1.1.json"), "--dev", "none"]
+    assert run.main(["squad", *words, "--work", str(tmp_path), "--results", str(tmp_path)]) == 2
+    assert f"no questions in '{tmp_path}/train-v1.1.json': SQuAD 1.1's" in capsys.readouterr().err
+
+
 def test_lm_names_the_part_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert run.main(["lm", "--data", str(tmp_path), "--work", str(tmp_path), "--results", str(tmp_path)]) == 2
     assert "wiki.train.tokens" in capsys.readouterr().err
