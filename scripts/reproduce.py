@@ -25,7 +25,7 @@ COMMANDS = {
     "prune_curve": "prune_curve DATA WORK --threads 1 --small",
     "glue": "glue DATA WORK --threads 1 --small",
     "head_dynamics": "head_dynamics DATA WORK --threads 1 --small --seeds 3",
-    "nmt_scratch": "nmt_scratch DATA WORK --threads 1 --small --widths 8",
+    "nmt_scratch": "nmt_scratch DATA WORK --threads 1 --small --widths 8 --seeds 3",
     "joined": "joined DATA MODELS --threads 1",
     "roads": "roads DATA MODELS WORK --threads 1",
     "memory": "memory WORK --threads 1",

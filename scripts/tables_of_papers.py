@@ -80,6 +80,9 @@ def nmt_scratch(results: Row) -> list[str]:
         body.append([*cells, spread(row["loss_change"], 3, True)])
     head = ["kind, width of queries and of keys", "parameters", "BLEU of each seed", "mean change"]
     lines = table([*head, "loss of a token", "mean change"], body)
+    for row in results["shared_less_separate"]:
+        change = f"BLEU {spread(row['bleu'], 1, True)}, loss {spread(row['loss'], 3, True)}"
+        lines += ["", f"Collab less concatenated, both at {row['width']}: {change}."]
     about = f"{results['train']:,} sentences to learn, {results['translated']} translated; intervals over seeds, 95 %."
     return [*lines, "", about]
 

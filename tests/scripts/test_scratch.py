@@ -48,6 +48,9 @@ def test_nmt_scratch_shrinks_queries_and_keys(tmp_path: Path, monkeypatch: pytes
     assert all(one < most for one in less)
     assert all(len(row["loss"]["values"]) == 2 and row["loss"]["low"] < row["loss"]["high"] for row in rows)
     assert "bleu_change" in rows[1] and found["seeds"] == [0, 1]
+    (compared,) = found["shared_less_separate"]
+    wanted = rows[1]["loss"]["mean"] - rows[2]["loss"]["mean"]
+    assert compared["width"] == 8 and compared["loss"]["mean"] == pytest.approx(wanted)
 
 
 def test_shared_heads_are_as_wide_as_asked_or_not_there():
