@@ -72,7 +72,7 @@ TIMED = ("export_native", "latency", "ways", "kernels", "pruned_latency", "mhe_l
 def command(name: str, options: argparse.Namespace) -> list[str]:
     """The words behind `run.py` that make a table's results."""
     folders = {word: [f"--{word.lower()}", getattr(options, word.lower())] for word in ("DATA", "MODELS", "WORK")}
-    words = [part for word in COMMANDS[name].split() for part in folders.get(word, [word])]
+    words = [part for word in shlex.split(COMMANDS[name]) for part in folders.get(word, [word])]
     return [*words, "--device", options.device]
 
 

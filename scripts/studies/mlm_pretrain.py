@@ -58,7 +58,7 @@ SMALL: dict[str, Any] = {
     "layers": 2,
     "length": 64,
     "vocabulary": 2000,
-    "steps": 600,
+    "steps": 300,
     "batch": 16,
     "rate": 2e-3,
     "warmup": 30,
