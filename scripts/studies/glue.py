@@ -10,14 +10,11 @@ task, and fine-tunes once.
 from __future__ import annotations
 
 import argparse
-import copy
 import itertools
 import re
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from transformers import PreTrainedModel
 
 import hf_heads
 from hf_heads.core.batches import Batch
@@ -101,27 +98,49 @@ def plan(part: Part, epochs: float, rate: float) -> Plan:
     return Plan(max(1, round(epochs * len(part) / 32)), 32, rate, 0)
 
 
-def one_seed(
+Scores = dict[str, float]
+
+
+def originals(
     read: Measured, source: Source, seed: int, options: argparse.Namespace, folder: Path
-) -> dict[str, dict[str, float]]:
-    """By name, the original, tuned once and as often as the converted, and the ranks: metrics of a seed's models."""
-    model = classifier(source.folder, read.task, seed)
-    fresh, count = copy.deepcopy(model), SMALL_CALIBRATION if options.small else CALIBRATION
-    tune(model, read.train, plan(read.train, options.epochs, options.learning_rate), seed, options, folder / "original")
-    found = {"original": scores(read.task, model, read.dev)}
+) -> dict[str, Scores | str]:
+    """Metrics of the original, tuned once and as often as the converted; the first is kept beside `folder`."""
+    model, rate = classifier(source.folder, read.task, seed), options.learning_rate
+    tune(model, read.train, plan(read.train, options.epochs, rate), seed, options, folder / "original")
+    model.save_pretrained(folder.parent / "model")
+    found: dict[str, Scores | str] = {"original": scores(read.task, model, read.dev)}
     if options.first == "tune":
-        again = copy.deepcopy(model)
-        tune(again, read.train, plan(read.train, options.again, options.learning_rate), seed, options, folder / "again")
-        found[AGAIN] = scores(read.task, again, read.dev)
-    start: PreTrainedModel = fresh if options.first == "convert" else model
+        tune(model, read.train, plan(read.train, options.again, rate), seed, options, folder / "again")
+        found[AGAIN] = scores(read.task, model, read.dev)
+    return {**found, "kept": str(folder.parent / "model")}
+
+
+def converted(
+    read: Measured, start: Path, rank: int, by: str, seed: int, options: argparse.Namespace, folder: Path
+) -> Scores:
+    """Metrics of a model that is converted and tuned, and the first of them before it is tuned."""
+    seen: Any = "none"
+    if by == "data":
+        seen = read.calibration(SMALL_CALIBRATION if options.small else CALIBRATION)
+    model = classifier(start, read.task, seed).to(options.device)
+    made, _ = hf_heads.convert(model, hf_heads.CollabSpec(rank=rank), calibration=seen)
+    shot = scores(read.task, made, read.dev)[read.task.metrics[0]]
     epochs = options.epochs if options.first == "convert" else options.again
+    tune(made, read.train, plan(read.train, epochs, options.learning_rate), seed, options, folder)
+    return {**scores(read.task, made, read.dev), "shot": shot}
+
+
+def one_seed(
+    read: Measured, source: Source, name: str, seed: int, kept: dict[str, Any], options: argparse.Namespace
+) -> dict[str, Scores]:
+    """By label, the metrics of a seed's models; each is made once, so that more ranks may follow."""
+    named = f"glue-{name}-{seed}"
+    found = remembered(options, named, kept, partial(originals, read, source, seed, options))
+    tuned = Path(found.pop("kept"))
+    start = source.folder if options.first == "convert" else tuned
     for rank, by in itertools.product(options.ranks, options.weigh):
-        seen: Any = read.calibration(count) if by == "data" else "none"
-        made, _ = hf_heads.convert(start, hf_heads.CollabSpec(rank=rank), calibration=seen)
-        shot = scores(read.task, made, read.dev)
-        label = f"R = {rank}, by {by}"
-        tune(made, read.train, plan(read.train, epochs, options.learning_rate), seed, options, folder / f"{rank}-{by}")
-        found[label] = {**scores(read.task, made, read.dev), "shot": shot[read.task.metrics[0]]}
+        make = partial(converted, read, start, rank, by, seed, options)
+        found[f"R = {rank}, by {by}"] = remembered(options, f"{named}-{rank}-{by}", kept, make)
     return found
 
 
@@ -144,7 +163,7 @@ def draw(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> None:
     settle(options)
-    names = ("ranks", "weigh", "first", "rows", "epochs", "again", "learning_rate", "precision")
+    names = ("first", "rows", "epochs", "again", "learning_rate", "precision")
     settings = {name: getattr(options, name) for name in names}
     seeds, rows = seeds_of(options), []
     for given in options.models:
@@ -152,10 +171,7 @@ def run(options: argparse.Namespace) -> None:
         for name in options.tasks:
             read = Measured(name, source, options)
             kept = {**settings, "model": given, "data": str(options.data), "dev": len(read.dev)}
-            runs = [
-                remembered(options, f"glue-{name}-{seed}", kept, partial(one_seed, read, source, seed, options))
-                for seed in seeds
-            ]
+            runs = [one_seed(read, source, name, seed, kept, options) for seed in seeds]
             for label in runs[0]:
                 metrics = {metric: over_seeds([one[label][metric] for one in runs]) for metric in runs[0][label]}
                 first = read.task.metrics[0]
@@ -164,5 +180,6 @@ def run(options: argparse.Namespace) -> None:
                 row = {"model": given, "task": name, "label": label}
                 shown({**row, first: metrics[first]["mean"], "lost": lost["mean"]})
                 rows.append({**row, "metrics": metrics, "lost": lost})
-    save("glue", {**settings, "seeds": list(seeds), "rows": rows}, options)
+    sizes = {"ranks": options.ranks, "seeds": list(seeds)}
+    save("glue", {**settings, **sizes, "rows": rows}, options)
     draw(rows, options)

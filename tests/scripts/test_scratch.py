@@ -88,7 +88,7 @@ def test_glue_converts_a_tuned_model_and_tunes_it_again(tmp_path: Path, monkeypa
     assert set(found["rows"][2]["metrics"]) == {"pearson", "spearman", "shot"}
     shots = {row["label"]: row["metrics"]["shot"]["mean"] for row in found["rows"][2:]}
     assert len(set(shots.values())) == 2 and (tmp_path / "figures" / "glue_stsb.png").is_file()
-    monkeypatch.setattr(glue, "one_seed", lambda *_: pytest.fail("what is there already is used again"))
+    monkeypatch.setattr(glue, "tune", lambda *_: pytest.fail("what is there already is used again"))
     assert results("glue", tmp_path, *words)["rows"] == found["rows"]
 
 
