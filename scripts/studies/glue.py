@@ -32,12 +32,13 @@ CALIBRATION, SMALL_CALIBRATION = 512, 128  # rows, without labels
 WEIGHED = ("weights", "data")
 SMALL: dict[str, Any] = {
     "models": [MINILM],
-    "ranks": [192, 64, 32],
+    "ranks": [64, 16],
     "tasks": ["sst2", "stsb"],
     "rows": 1920,
     "epochs": 1.0,
     "again": 0.2,
     "learning_rate": 2e-4,
+    "again_rate": 5e-5,
 }
 SMALL_DEV = 300
 AGAIN = "original, tuned again"
@@ -55,6 +56,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=float, help="of fine-tuning (default 3)")
     parser.add_argument("--again", type=float, metavar="EPOCHS", help="of fine-tuning the converted (default 3)")
     parser.add_argument("--learning-rate", type=float, help="default 2e-5, the authors'")
+    parser.add_argument("--again-rate", type=float, help="that of the second fine-tuning (default the same)")
     add_training(parser)
     about = "a MiniLM, SST-2 and STS-B, 1920 rows once, a fifth of them again after conversion"
     add_runs(parser, 3, about)
@@ -63,6 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def settle(options: argparse.Namespace) -> None:
     """Fill in what is not given: the paper's, or small sizes."""
     paper = {"models": MODELS, "ranks": RANKS, "tasks": TASKS, "rows": None, "epochs": 3.0, "again": 3.0}
+    paper["again_rate"] = options.learning_rate or 2e-5
     for name, value in (SMALL if options.small else {**paper, "learning_rate": 2e-5}).items():
         if getattr(options, name) is None:
             setattr(options, name, value if value is None or isinstance(value, float | int) else list(value))
@@ -110,7 +113,8 @@ def originals(
     model.save_pretrained(folder.parent / "model")
     found: dict[str, Scores | str] = {"original": scores(read.task, model, read.dev)}
     if options.first == "tune":
-        tune(model, read.train, plan(read.train, options.again, rate), seed, options, folder / "again")
+        again = plan(read.train, options.again, options.again_rate)
+        tune(model, read.train, again, seed, options, folder / "again")
         found[AGAIN] = scores(read.task, model, read.dev)
     return {**found, "kept": str(folder.parent / "model")}
 
@@ -125,8 +129,9 @@ def converted(
     model = classifier(start, read.task, seed).to(options.device)
     made, _ = hf_heads.convert(model, hf_heads.CollabSpec(rank=rank), calibration=seen)
     shot = scores(read.task, made, read.dev)[read.task.metrics[0]]
-    epochs = options.epochs if options.first == "convert" else options.again
-    tune(made, read.train, plan(read.train, epochs, options.learning_rate), seed, options, folder)
+    once = options.epochs, options.learning_rate
+    how = once if options.first == "convert" else (options.again, options.again_rate)
+    tune(made, read.train, plan(read.train, *how), seed, options, folder)
     return {**scores(read.task, made, read.dev), "shot": shot}
 
 
@@ -163,7 +168,7 @@ def draw(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> None:
     settle(options)
-    names = ("first", "rows", "epochs", "again", "learning_rate", "precision")
+    names = ("first", "rows", "epochs", "again", "learning_rate", "again_rate", "precision")
     settings = {name: getattr(options, name) for name in names}
     seeds, rows = seeds_of(options), []
     for given in options.models:
