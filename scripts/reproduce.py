@@ -23,9 +23,10 @@ COMMANDS = {
     "attention_error": "attention_error DATA --threads 1",
     "attention_rank": "attention_rank DATA --threads 1",
     "prune_curve": "prune_curve DATA WORK --threads 1 --small",
-    "glue": "glue DATA WORK --threads 1 --small --tasks sst2 --ranks 64 --seeds 2",
-    "head_dynamics": "head_dynamics DATA WORK --threads 1 --small --seeds 1 --max-steps 40 --learning-rate 5e-5",
-    "nmt_scratch": "nmt_scratch DATA WORK --threads 1 --small --widths 8",
+    "glue": "glue DATA WORK --threads 1 --small",
+    "head_dynamics": "head_dynamics DATA WORK --threads 1 --small --seeds 3",
+    "nmt_scratch": "nmt_scratch DATA WORK --threads 1 --small --widths 8 --seeds 3",
+    "imagenet_scratch": "imagenet_scratch DATA WORK --threads 1 --small",
     "joined": "joined DATA MODELS --threads 1",
     "roads": "roads DATA MODELS WORK --threads 1",
     "memory": "memory WORK --threads 1",
@@ -70,7 +71,7 @@ TIMED = ("export_native", "latency", "ways", "pruned_latency", "mhe_latency", "m
 def command(name: str, options: argparse.Namespace) -> list[str]:
     """The words behind `run.py` that make a table's results."""
     folders = {word: [f"--{word.lower()}", getattr(options, word.lower())] for word in ("DATA", "MODELS", "WORK")}
-    words = [part for word in COMMANDS[name].split() for part in folders.get(word, [word])]
+    words = [part for word in shlex.split(COMMANDS[name]) for part in folders.get(word, [word])]
     return [*words, "--device", options.device]
 
 

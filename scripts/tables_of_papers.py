@@ -18,6 +18,12 @@ def told(found: Row, digits: int = 1) -> str:
     return spread(found, digits) if len(found["values"]) > 2 else each(found, digits)
 
 
+def within(found: Row, digits: int) -> str:
+    """A mean over seeds, plus or minus half its interval."""
+    half = "" if found["high"] is None else f" ± {found['high'] - found['mean']:.{digits}f}"
+    return f"{found['mean']:.{digits}f}{half}"
+
+
 def each(found: Row, digits: int) -> str:
     """What every seed gave."""
     return ", ".join(f"{value:.{digits}f}" for value in found["values"])
@@ -41,12 +47,17 @@ def head_dynamics(results: Row) -> list[str]:
     body = (
         [
             str(row["step"]),
-            f"{row['pearson']['mean']:.2f}",
-            *(f"{row['figures'][share]['mean']:.1f}" for share in shares),
+            within(row["pearson"], 2),
+            *(within(row["figures"][share], 1) for share in shares),
         ]
         for row in results["rows"]
     )
-    return table(head, body)
+    seeds = len(results["seeds"])
+    return [
+        *table(head, body),
+        "",
+        f"Means of {seeds} seeds ± half their intervals of 95 %." if seeds > 1 else "One seed.",
+    ]
 
 
 def head_correlation(results: Row) -> list[str]:
@@ -69,6 +80,9 @@ def nmt_scratch(results: Row) -> list[str]:
         body.append([*cells, spread(row["loss_change"], 3, True)])
     head = ["kind, width of queries and of keys", "parameters", "BLEU of each seed", "mean change"]
     lines = table([*head, "loss of a token", "mean change"], body)
+    for row in results["shared_less_separate"]:
+        change = f"BLEU {spread(row['bleu'], 1, True)}, loss {spread(row['loss'], 3, True)}"
+        lines += ["", f"Collab less concatenated, both at {row['width']}: {change}."]
     about = f"{results['train']:,} sentences to learn, {results['translated']} translated; intervals over seeds, 95 %."
     return [*lines, "", about]
 
@@ -79,17 +93,21 @@ def glue(results: Row) -> list[str]:
     for row in results["rows"]:
         first, *others = (name for name in row["metrics"] if name != "shot")
         shot = row["metrics"].get("shot")
-        lost = "" if row["rank"].startswith("original") else told(row["lost"])
+        lost = "" if row["label"].startswith("original") else told(row["lost"])
         also = ", ".join(f"{name} {row['metrics'][name]['mean']:.1f}" for name in others)
-        named = row["rank"] if row["rank"].startswith("original") else f"R = {row['rank']}"
-        cells = [f"{row['task']}, {named}", first, told(row["metrics"][first]), also, lost]
-        body.append([*cells, told(shot) if shot else ""])
-    return table(["task, rank", "metric", "over seeds", "also", "lost", "before the second fine-tuning"], body)
+        cells = [f"{row['task']}, {row['label']}", first, told(row["metrics"][first]), also]
+        body.append([*cells, told(shot) if shot else "", lost])
+    head = ["task, and how it was converted", "metric", "each seed", "also, mean", "before the second tuning", "lost"]
+    return table(head, body)
 
 
 def lra(results: Row) -> list[str]:
     """Accuracy of every attention by task."""
-    lines = grid(results["rows"], "variant", ["task"], "accuracy", "{}", lambda row: spread(row["accuracy"]))
+    head = "{}, " + ("each seed" if len(results["seeds"]) < 3 else "over seeds")
+    rows = [
+        {**row, "task": {"listops": "ListOps", "text": "text"}.get(row["task"], row["task"])} for row in results["rows"]
+    ]
+    lines = grid(rows, "variant", ["task"], "accuracy", head, lambda row: told(row["accuracy"]))
     guesses = ", ".join(f"by {name} {value:.1f}" for name, value in results["guesses"].items())
     return [*lines, "", f"Guesses at ListOps: {guesses}."]
 
@@ -101,10 +119,38 @@ def lm(results: Row) -> list[str]:
     for row in results["rows"]:
         cells = [row["variant"], f"{row['attention']:,}"]
         for name in names:
-            ratio = spread(row["ratio"][name], 3) if "ratio" in row else ""
-            cells += [spread(row["perplexity"][name]), ratio]
+            ratio = told(row["ratio"][name], 3) if "ratio" in row else ""
+            cells += [told(row["perplexity"][name]), ratio]
         body.append(cells)
     head = ["attention", "its parameters"]
     for name in names:
         head += [f"perplexity of a word, {name}", "by that of softmax h"]
     return table(head, body)
+
+
+def mlm_pretrain(results: Row) -> list[str]:
+    """Perplexity of a hidden token, and how much of multi-head attention's is kept."""
+    body = (
+        [row["variant"], f"{row['attention']:,}", told(row["perplexity"], 2), f"{row['retained']:.1f} %"]
+        for row in results["rows"]
+    )
+    return table(["attention", "its parameters", "perplexity of a hidden token, each seed", "retained"], body)
+
+
+def imagenet_scratch(results: Row) -> list[str]:
+    """Accuracy by the width of queries and keys."""
+    body = (
+        [f"{row['kind']}, {row['width']}", f"{row['parameters']:,}", told(row["accuracy"])] for row in results["rows"]
+    )
+    lines = table(["kind, width of queries and of keys", "parameters", "accuracy, each seed"], body)
+    return [*lines, "", f"{results['train']:,} images to learn, {results['dev']:,} to measure on."]
+
+
+def composed(results: Row) -> list[str]:
+    """What shared scores and shared values keep together, and what they leave of a block."""
+
+    def cell(row: Row) -> str:
+        return f"{row['cosine']:.4f} ({row['parameters'] / 1000:.0f}, {row['cache']})"
+
+    corner = "cosine (thousand parameters of a block, cache); width left"
+    return grid(results["rows"], "label", ["groups"], corner, "{} heads' of 12", cell)

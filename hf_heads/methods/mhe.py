@@ -95,6 +95,8 @@ def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: Resolve
     Raises:
         HeadsError: queries are shared otherwise than keys, or by heads that nothing would tell apart.
     """
+    if spec.memory is not None:
+        raise HeadsError(f"memory {spec.memory} is for training from scratch: leave it out of a conversion")
     own = spec.query_groups == spec.heads
     if not own and (spec.query_groups != spec.groups_qk or not spec.has_embeddings):
         said = f"with {spec.groups_qk} of keys" if spec.has_embeddings else "without embeddings"

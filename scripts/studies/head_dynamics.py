@@ -1,7 +1,7 @@
 """When heads come to matter: a classifier is fine-tuned, and its accuracy without the least important heads followed.
 
 Section 6 of arXiv 1905.10650: at the start, after every --every steps and at the end heads are scored on the rows of
---train, and shares of them masked in that order. Draws a figure with a curve for each time, of the first seed.
+--train, and shares of them masked in that order. Draws a figure with a curve for each time, means over seeds.
 """
 
 from __future__ import annotations
@@ -108,8 +108,11 @@ def run(options: argparse.Namespace) -> None:
     steps = options.max_steps or (SMALL_STEPS if options.small else 600)
     seeds = range(options.seed, options.seed + options.seeds)
     runs = [followed(options, source, seed, steps) for seed in seeds]
-    save("head_dynamics", {"steps": steps, "seeds": list(seeds), "rows": summary(runs)}, options)
-    curves = {f"step {one['step']}": [(100 * share, y) for share, y in one["figures"].items()] for one in runs[0]}
+    rows = summary(runs)
+    save("head_dynamics", {"steps": steps, "seeds": list(seeds), "rows": rows}, options)
+    curves = {
+        f"step {row['step']}": [(100 * share, one["mean"]) for share, one in row["figures"].items()] for row in rows
+    }
     draw_curves(
         figure(options, "head_dynamics.png"), curves, "heads masked (%)", "accuracy (%)", "Heads over fine-tuning"
     )

@@ -24,9 +24,10 @@ from transformers import AutoModelForImageClassification, DeiTConfig, PreTrained
 import hf_heads
 from hf_heads.core.errors import HeadsError
 from hf_heads.io.data.reading import to_image
+from studies.shared.drawing import draw_by_width
 from studies.shared.inputs import files
-from studies.shared.running import add_folders, save, shown
-from studies.shared.training import Plan, add_runs, add_training, fit, over_seeds, remembered
+from studies.shared.running import add_folders, figure, save, shown
+from studies.shared.training import Plan, add_runs, add_training, fit, over_seeds, remembered, seeds_of
 
 KINDS = ("collab", "concatenated")
 SMOOTHING, MIXED = 0.1, 0.8  # of the labels; the parameter of the Beta that pairs are mixed by
@@ -199,7 +200,7 @@ def run(options: argparse.Namespace) -> None:
     makers = {"collab": hf_heads.CollabSpec, "concatenated": hf_heads.LowRankSpec}
     runs: dict[tuple[str, int], hf_heads.HeadsSpec | None] = {("separate heads", sizes["width"]): None}
     runs |= {(kind, wide): makers[kind](rank=wide) for wide in sizes["widths"] for kind in options.kinds}
-    seeds, rows = range(options.seed, options.seed + options.seeds), []
+    seeds, rows = seeds_of(options), []
     about = {name: value for name, value in sizes.items() if name != "widths"}
     for (kind, wide), spec in runs.items():
         kept = {**about, "precision": options.precision, "data": paths}
@@ -214,3 +215,5 @@ def run(options: argparse.Namespace) -> None:
         rows.append(row)
     counts = {"train": len(train.data), "dev": len(dev.data)}
     save("imagenet_scratch", {**sizes, **counts, "seeds": list(seeds), "rows": rows}, options)
+    title = "Images from scratch by the width of queries and keys"
+    draw_by_width(figure(options, "imagenet_scratch.png"), rows, "accuracy", "accuracy (%)", title)

@@ -22,9 +22,10 @@ from transformers import AutoModel, GPT2Config, set_seed
 import hf_heads
 from hf_heads.core.errors import HeadsError
 from studies.shared.attentions import GAUSSIAN, LINEAR, SHARED, SOFTMAX
+from studies.shared.drawing import draw_by_attention
 from studies.shared.inputs import TEXT
-from studies.shared.running import add_folders, save, shown
-from studies.shared.training import Plan, add_runs, add_training, fit, over_seeds, remembered
+from studies.shared.running import add_folders, figure, save, shown
+from studies.shared.training import Plan, add_runs, add_training, fit, over_seeds, remembered, seeds_of
 from studies.shared.words import END, Text, ids_of, lines_of, split_articles, vocabulary_of
 
 PARTS = tuple(Path("wikitext-103") / f"wiki.{part}.tokens" for part in ("train", "valid", "test"))
@@ -167,7 +168,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     base = SMALL if options.small else PAPER
     sizes = {name: value if (value := getattr(options, name)) is not None else base[name] for name in base}
-    texts, seeds = Texts(sizes, options), range(options.seed, options.seed + options.seeds)
+    texts, seeds = Texts(sizes, options), seeds_of(options)
     rows: list[dict[str, Any]] = []
     for variant in options.variants:
         kept = {**sizes, "small": options.small, "precision": options.precision, "data": str(options.data)}
@@ -193,3 +194,6 @@ def run(options: argparse.Namespace) -> None:
     counts = {"words": texts.words, "train": len(texts.train.ids)}
     counts |= {name: len(text.ids) for name, text in texts.tests.items()}
     save("lm", {**sizes, **counts, "seeds": list(seeds), "rows": rows}, options)
+    last = list(texts.tests)[-1]
+    name, title = f"perplexity of a word, {last}", "Language models from scratch"
+    draw_by_attention(figure(options, "lm.png"), rows, lambda row: row["perplexity"][last], name, title)

@@ -32,10 +32,11 @@ import hf_heads
 from hf_heads.core.errors import HeadsError
 from studies.mhe_scratch import retained
 from studies.shared.attentions import SHARED, SOFTMAX
+from studies.shared.drawing import draw_by_attention
 from studies.shared.inputs import TEXT
-from studies.shared.running import add_folders, save, shown
+from studies.shared.running import add_folders, figure, save, shown
 from studies.shared.sequences import IGNORED
-from studies.shared.training import Plan, add_runs, add_training, fit, over_seeds, remembered
+from studies.shared.training import Plan, add_runs, add_training, fit, over_seeds, remembered, seeds_of
 from studies.shared.words import lines_of
 
 VARIANTS = {"mha": SOFTMAX["softmax h"], **SHARED}
@@ -192,7 +193,7 @@ def run(options: argparse.Namespace) -> None:
             raise HeadsError("no text to learn: name files with --text")
         options.text = [options.data / TEXT]
     parts, rows = read(options, sizes), []
-    seeds = range(options.seed, options.seed + options.seeds)
+    seeds = seeds_of(options)
     kept = {**sizes, "precision": options.precision, "text": options.text, "tokenizer": options.tokenizer}
     for variant in options.variants:
         one = partial(one_run, parts, variant, sizes)
@@ -203,3 +204,5 @@ def run(options: argparse.Namespace) -> None:
         rows.append({**row, "retained": retained(row["perplexity"]["mean"], whole)})
         shown({**rows[-1], "mean": row["perplexity"]["mean"]})
     save("mlm_pretrain", {**sizes, "pieces": len(parts[0].ids), "seeds": list(seeds), "rows": rows}, options)
+    name, title = "perplexity of a hidden token", "Masked language models from scratch"
+    draw_by_attention(figure(options, "mlm_pretrain.png"), rows, lambda row: row["perplexity"], name, title)

@@ -21,10 +21,11 @@ from transformers import AutoModelForSeq2SeqLM, PegasusConfig, PreTrainedModel, 
 
 import hf_heads
 from hf_heads.core.errors import HeadsError
+from studies.shared.drawing import draw_by_width
 from studies.shared.inputs import files, read_jsonl
-from studies.shared.running import add_folders, save, shown
+from studies.shared.running import add_folders, figure, save, shown
 from studies.shared.sequences import IGNORED, Padded, Part
-from studies.shared.training import Plan, add_runs, add_training, fit, over_seeds, remembered
+from studies.shared.training import Plan, add_runs, add_training, fit, over_seeds, remembered, seeds_of
 from studies.shared.translation import bleu_of
 
 PAD, END = 0, 1
@@ -232,9 +233,23 @@ def one_run(
     }
 
 
+def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By width, what heads that share queries and keys have more than as narrow ones of their own, seed by seed."""
+    shared, separate = ({row["width"]: row for row in rows if row["kind"] == kind} for kind in KINDS[:2])
+    found = []
+    for wide in shared.keys() & separate.keys():
+        pairs = {
+            name: zip(shared[wide][name]["values"], separate[wide][name]["values"], strict=True)
+            for name in ("bleu", "loss")
+        }
+        more = {name: over_seeds([one - other for one, other in pair]) for name, pair in pairs.items()}
+        found.append({"width": wide, **more})
+    return sorted(found, key=lambda one: -one["width"])
+
+
 def run(options: argparse.Namespace) -> None:
     sizes = settle(options)
-    pairs, seeds = Pairs(sizes, options), range(options.seed, options.seed + options.seeds)
+    pairs, seeds = Pairs(sizes, options), seeds_of(options)
     runs: dict[tuple[str, int], hf_heads.HeadsSpec | None] = {("separate heads", sizes["width"]): None}
     for wide in sizes["widths"]:
         for kind in options.kinds:
@@ -263,4 +278,7 @@ def run(options: argparse.Namespace) -> None:
         shown({**row, **{name: row[name]["mean"] for name in ("bleu", "loss")}})
         rows.append(row)
     counts = {"train": len(pairs.train), "dev": len(pairs.dev), "translated": len(pairs.rows)}
-    save("nmt_scratch", {**sizes, **counts, "seeds": list(seeds), "rows": rows}, options)
+    kept = {**sizes, **counts, "seeds": list(seeds), "rows": rows, "shared_less_separate": compared(rows)}
+    save("nmt_scratch", kept, options)
+    title = "Translation from scratch by the width of queries and keys"
+    draw_by_width(figure(options, "nmt_scratch.png"), rows, "bleu", "BLEU", title)

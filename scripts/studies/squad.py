@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, set_seed
 
 import hf_heads
+from hf_heads.core.errors import HeadsError
 from hf_heads.io.checkpoints.sources import Source, resolve_source
 from studies.shared.running import FOLDERS, save, shown
 from studies.shared.sequences import Padded, Part
-from studies.shared.training import Plan, add_runs, add_training, fit, over_seeds, remembered
+from studies.shared.training import Plan, add_runs, add_training, fit, over_seeds, remembered, seeds_of
 
 LONGEST, OVERLAP, ANSWER = 384, 128, 30  # tokens of an input, of what two share, of an answer
 SMALL = 512  # questions
@@ -42,8 +43,11 @@ class Question:
 
 def read(path: str, most: int | None) -> list[Question]:
     """The questions of a file of SQuAD 1.1."""
+    file = Path(path)
+    if not file.is_file():
+        raise HeadsError(f"no questions in '{path}': SQuAD 1.1's train-v1.1.json and dev-v1.1.json belong there")
     found = []
-    for article in json.loads(Path(path).read_text(encoding="utf-8"))["data"]:
+    for article in json.loads(file.read_text(encoding="utf-8"))["data"]:
         for paragraph in article["paragraphs"]:
             for one in paragraph["qas"]:
                 answers = tuple(answer["text"] for answer in one["answers"])
@@ -180,7 +184,7 @@ def run(options: argparse.Namespace) -> None:
     most = SMALL if options.small else None
     parts = [read(path, most) for path in (options.train, options.dev)]
     plan = {name: getattr(options, name) for name in ("epochs", "batch", "rate")}
-    seeds, rows = range(options.seed, options.seed + options.seeds), []
+    seeds, rows = seeds_of(options), []
     for given in options.models:
         source = resolve_source(given)
         kept = {**plan, "model": given, "data": (options.train, options.dev, most), "precision": options.precision}

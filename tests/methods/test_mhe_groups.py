@@ -32,6 +32,8 @@ SETTINGS = {
     "mul, own queries": MheSpec(groups_q=HEADS),
     "mul, own keys": MheSpec(groups_q=2, groups_k=4),
     "add, 2 and 1": MheSpec(variant="add", groups_q=2, groups_k=1, groups_v=4),
+    "SKV": MheSpec(variant="none", memory="skv"),
+    "EL": MheSpec(variant="none", memory="el"),
 }
 
 
@@ -41,7 +43,10 @@ def naive(module: MheAttention, x: Tensor, y: Tensor, allowed: Tensor) -> Tensor
     groups = {"query": spec.groups_q or spec.groups_qk, "key": spec.groups_qk, "value": spec.groups_v}
 
     def side(name: str, inputs: Tensor, head: int) -> Tensor:
-        linear, first = getattr(module, f"shared_{name}"), head // (HEADS // groups[name]) * DIM
+        first = head // (HEADS // groups[name]) * DIM
+        if spec.memory == "el" and name != "query":
+            return inputs[..., first : first + DIM]
+        linear = getattr(module, "shared_key" if (spec.memory, name) == ("skv", "value") else f"shared_{name}")
         shared = inputs @ linear.weight[first : first + DIM].T + linear.bias[first : first + DIM]
         if spec.variant == "none":
             return shared
@@ -75,15 +80,59 @@ def test_the_baselines_have_the_papers_parameters():
     """Millions in the attention of a BERT-base, without biases."""
     shape = AttentionShape(12, 768, 768, 64, 64, 768, Biases(False, False, False, False))
     specs = {"SHA": SHA, "MQA": MheSpec(variant="none", groups_q=12), "MHE": MheSpec()}
+    specs |= {"SKV": SETTINGS["SKV"], "EL": SETTINGS["EL"]}
     found = {name: 12 * spec.resolve(shape).parameters(shape) / 1e6 for name, spec in specs.items()}
     found["MHA"] = 12 * shape.parameters / 1e6
     assert {name: round(value, 2) for name, value in found.items()} == {
         "SHA": 8.85,
         "MQA": 15.34,
         "MHE": 8.88,
+        "SKV": 21.23,
+        "EL": 14.16,
         "MHA": 28.31,
     }
     assert found["MHE"] - found["SHA"] == pytest.approx(12 * 3 * 12 * 64 / 1e6)  # 3nd a layer
+
+
+@pytest.mark.parametrize("kind", ["SKV", "EL"])
+@torch.no_grad()
+def test_a_cache_holds_what_is_key_and_value_once(kind: str):
+    config = hf_heads.heads_config(copy.deepcopy(HOSTS["gpt2"].model().config), SETTINGS[kind])
+    model = AutoModelForCausalLM.from_config(config).eval()
+    randomize(model, seed=3)
+    ids = torch.arange(6).view(2, 3) + 5
+    settings = dict(max_new_tokens=5, do_sample=False, eos_token_id=None, pad_token_id=0, return_dict_in_generate=True)
+    cached, anew = (model.generate(ids, use_cache=use, **settings) for use in (True, False))
+    assert torch.equal(cached.sequences, anew.sequences)
+    block = find_blocks(model)[0].module
+    layer = cached.past_key_values.layers[0]
+    assert (layer.keys.shape[-1] * HEADS, layer.values.numel()) == (block.spec.cache_per_token(block.shape), 0)
+
+
+@pytest.mark.parametrize("kind", ["SKV", "EL"])
+@torch.no_grad()
+def test_what_has_no_values_of_its_own_is_a_standard_block_written_out(kind: str):
+    config = hf_heads.heads_config(copy.deepcopy(TWINS["bert"].model().config), SETTINGS[kind])
+    model, inputs = AutoModel.from_config(config).eval(), TWINS["bert"].inputs()
+    randomize(model, seed=3)
+    again, _ = hf_heads.convert(model, hf_heads.CollabSpec(rank=WIDTH), calibration="none")
+    assert (logits(again, inputs) - logits(model, inputs)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("host", "settings", "text"),
+    [
+        ("bert", {"memory": "skv"}, "memory skv is one of all heads, without embeddings: variant none, no groups"),
+        ("bert", {"memory": "el", "variant": "none", "groups": 2}, "variant none, no groups"),
+        ("llama", {"memory": "skv", "variant": "none"}, "memory skv needs keys that can be values"),
+        ("bert", {"memory": "skv", "variant": "none"}, "memory skv is for training from scratch"),
+    ],
+)
+def test_what_has_no_values_of_its_own_is_for_training_from_scratch(host: str, settings: dict[str, Any], text: str):
+    with pytest.raises(HeadsError, match=re.escape(text)):
+        hf_heads.convert({**TWINS, **HOSTS}[host].model(), MheSpec(**settings), calibration="none")
+    with pytest.raises(HeadsError, match="memory el gives 2 heads 4 inputs each, of the block there are 12"):
+        MheSpec(variant="none", memory="el").resolve(AttentionShape(2, 12, 12, 4, 4, 12))
 
 
 @pytest.mark.parametrize("variant", ["mul", "add", "none"])

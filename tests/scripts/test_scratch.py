@@ -48,6 +48,9 @@ def test_nmt_scratch_shrinks_queries_and_keys(tmp_path: Path, monkeypatch: pytes
     assert all(one < most for one in less)
     assert all(len(row["loss"]["values"]) == 2 and row["loss"]["low"] < row["loss"]["high"] for row in rows)
     assert "bleu_change" in rows[1] and found["seeds"] == [0, 1]
+    (compared,) = found["shared_less_separate"]
+    wanted = rows[1]["loss"]["mean"] - rows[2]["loss"]["mean"]
+    assert compared["width"] == 8 and compared["loss"]["mean"] == pytest.approx(wanted)
 
 
 def test_shared_heads_are_as_wide_as_asked_or_not_there():
@@ -80,9 +83,12 @@ def test_glue_converts_a_tuned_model_and_tunes_it_again(tmp_path: Path, monkeypa
         "20",
     ]
     found = results("glue", tmp_path, *words)
-    assert [row["rank"] for row in found["rows"]] == ["original", "original, tuned again", "8"]
+    labels = ["original", "original, tuned again", "R = 8, by weights", "R = 8, by data"]
+    assert [row["label"] for row in found["rows"]] == labels
     assert set(found["rows"][2]["metrics"]) == {"pearson", "spearman", "shot"}
-    monkeypatch.setattr(glue, "one_seed", lambda *_: pytest.fail("what is there already is used again"))
+    shots = {row["label"]: row["metrics"]["shot"]["mean"] for row in found["rows"][2:]}
+    assert len(set(shots.values())) == 2 and (tmp_path / "figures" / "glue_stsb.png").is_file()
+    monkeypatch.setattr(glue, "tune", lambda *_: pytest.fail("what is there already is used again"))
     assert results("glue", tmp_path, *words)["rows"] == found["rows"]
 
 
@@ -106,6 +112,7 @@ def test_metrics_of_glue_are_those_of_the_task():
 )
 def test_lra_trains_its_variants_on_short_sequences(tmp_path: Path, variants: tuple[str, ...]):
     words = ["--steps", "2", "--sequences", "40", "--tests", "10", "--minimum", "4", "--maximum", "8", "--seeds", "1"]
+    words += ["--tasks", "listops"]
     found = results("lra", tmp_path, "--small", *words, "--variants", *variants)
     assert tuple(row["variant"] for row in found["rows"]) == variants
     sizes = {row["variant"]: row["attention"] for row in found["rows"]}
@@ -141,6 +148,12 @@ def test_lm_splits_by_articles_and_measures_every_word_once(tmp_path: Path):
         text = Text(torch.arange(33, dtype=torch.int32), length)
         seen = torch.cat([ids[:, 1:][fresh] for ids, fresh in text.windows(stride, 2)])
         assert seen.tolist() == list(range(1, 33))
+
+
+def test_squad_names_the_file_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["--models", "none", "--train", str(tmp_path / "train-v1.1.json"), "--dev", "none"]
+    assert run.main(["squad", *words, "--work", str(tmp_path), "--results", str(tmp_path)]) == 2
+    assert f"no questions in '{tmp_path}/train-v1.1.json': SQuAD 1.1's" in capsys.readouterr().err
 
 
 def test_lm_names_the_part_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -60,7 +60,10 @@ class MheAttention(HeadsAttention):
         groups_q, groups_qk, groups_v = self._groups.values()
         query = nn.Linear(shape.query_width, groups_q * shape.head_dim, bias=shape.biases.query)
         self.add_module("own_query" if self.spec.own_queries else "shared_query", query)
-        self.shared_key = nn.Linear(shape.key_width, groups_qk * shape.head_dim, bias=shape.biases.key)
+        if self.spec.memory != "el":
+            self.shared_key = nn.Linear(shape.key_width, groups_qk * shape.head_dim, bias=shape.biases.key)
+        if self.spec.memory is not None:
+            return
         self.shared_value = nn.Linear(shape.key_width, groups_v * shape.value_dim, bias=shape.biases.value)
         if not self.spec.has_embeddings:
             return
@@ -102,14 +105,21 @@ class MheAttention(HeadsAttention):
         return query.flatten(1, 2)
 
     def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        if self.spec.memory is not None:
+            key = _by_head(memory if self.spec.memory == "el" else self.shared_key(memory), self.shape.heads)
+            return key, key
         key, value = self.shared_key(memory), self.shared_value(memory)
         return _by_head(key, self.spec.groups_qk), _by_head(value, self.spec.groups_v)
 
     def pack_memory(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        if self.spec.memory is not None:
+            return key, value[..., :0]  # a cache holds them once
         held = min(self.spec.groups_qk, self.spec.groups_v)
         return _joined(key, held), _joined(value, held)
 
     def unpack_memory(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        if self.spec.memory is not None:
+            return key, key, None
         key, value = _apart(key, self.spec.groups_qk), _apart(value, self.spec.groups_v)
         if self._adds and self._drops_weights:
             value = torch.cat([value, value.new_ones(*value.shape[:-1], 1)], -1)
@@ -135,11 +145,18 @@ class MheAttention(HeadsAttention):
         """What makes a side's heads: `query`, `key` or `value`."""
         return getattr(self, "own_query" if side == "query" and self.spec.own_queries else f"shared_{side}")
 
+    def _weights(self, side: str) -> Projection:
+        """Weights and biases that make a side's heads, whatever makes them."""
+        if self.spec.memory == "el" and side != "query":
+            return Projection(torch.eye(self.shape.key_width).to(self._projection("query").weight.detach()), None)
+        side = "key" if self.spec.memory is not None and side == "value" else side
+        return Projection.of(self._projection(side))
+
     def to_dense(self, output: nn.Linear) -> DenseAttention:
         shape, heads = self.shape, self.shape.heads
         found: dict[str, Any] = {}
         for name, groups in self._groups.items():
-            shared, inertia = Projection.of(self._projection(name)), self.inertia_of(name)
+            shared, inertia = self._weights(name), self.inertia_of(name)
             weight = split_heads(shared.weight.detach(), groups) / inertia
             bias = shared.filled_bias().detach().view(groups, -1) / inertia
             weight, bias = (one.repeat_interleave(heads // groups, 0) for one in (weight, bias))

@@ -33,6 +33,8 @@ class MheSpec(HeadsSpec):
         groups_qk, groups_v: the same for queries and keys, and for values, where they differ; one divides the other.
         groups_q, groups_k: the same for queries, and for keys, where they differ. A conversion takes as many queries as
             heads then.
+        memory: for models from scratch, two more baselines, each head with queries of its own and no embeddings: `skv`
+            has one projection for keys and values, `el` none, its heads attending to their parts of the inputs.
         order: which head of the host stands at each place: heads that share are neighbours.
         inertia: how many times larger what heads share is stored than it acts, embeddings too, so that training moves
             it less; a conversion sets it, None is 1.
@@ -47,6 +49,9 @@ class MheSpec(HeadsSpec):
     groups_q: int | None = option(None, "shared heads of queries, where not `groups-qk`", at_least=1)
     groups_k: int | None = option(None, "shared heads of keys, where not `groups-qk`", stored=False, at_least=1)
     groups_v: int | None = option(None, "shared heads of values, where not `groups`", at_least=1)
+    memory: str | None = option(
+        None, "keys that are values too, or inputs that are both; from scratch", command=False, choices=("skv", "el")
+    )
     order: tuple[int, ...] | None = option(None, "the host's heads by place", command=False)
     inertia: int | None = option(
         None, "how much larger shared projections are stored", command=False, told=False, at_least=1
@@ -60,6 +65,8 @@ class MheSpec(HeadsSpec):
         self, shape: AttentionShape, where: str = "the block", before: HeadsSpec | None = None
     ) -> HeadsSpec | None:
         self.check_heads(shape, where)
+        if self.memory is not None:
+            return self._with_own_memory(shape, where)
         self._refuse_idle_groups()
         of_both = self.groups_qk or self.groups or 1
         groups_q, groups_k = self.groups_q or of_both, self.groups_k or of_both
@@ -77,6 +84,26 @@ class MheSpec(HeadsSpec):
             self._check_shared(shape, groups_k, groups_v, where)
             return self.settle(**settled, variant="none", groups_q=shape.heads)
         return self.settle(**settled, groups_q=None if groups_q == groups_k else groups_q)
+
+    def _with_own_memory(self, shape: AttentionShape, where: str) -> HeadsSpec:
+        """The settings of a block with `memory`.
+
+        Raises:
+            HeadsError: embeddings or groups are asked for, heads are turned, normed or shared already, or keys are not
+                as wide as values or as a head's part of the inputs.
+        """
+        groups = {self.groups, self.groups_qk, self.groups_q, self.groups_k, self.groups_v}
+        if self.variant != "none" or groups - {None, shape.heads}:
+            raise HeadsError(f"memory {self.memory} is one of all heads, without embeddings: variant none, no groups")
+        if shape.turned or shape.normed or shape.kv_heads is not None or shape.head_dim != shape.value_dim:
+            raise HeadsError(f"memory {self.memory} needs keys that can be values, which those of {where} cannot")
+        if self.memory == "el" and shape.key_width != shape.heads * shape.head_dim:
+            raise HeadsError(
+                f"memory el gives {shape.heads} heads {shape.head_dim} inputs each, of {where} there are "
+                f"{shape.key_width}"
+            )
+        none = dict.fromkeys(("groups", "groups_k", "groups_q"))
+        return self.settle(**none, heads=shape.heads, groups_qk=shape.heads, groups_v=shape.heads)
 
     def _check_shared(self, shape: AttentionShape, groups_qk: int, groups_v: int, where: str) -> None:
         """Refuse what heads that are turned after projection, or share keys already, cannot do.
@@ -161,13 +188,13 @@ class ResolvedMhe(MheSpec):
     def parameters(self, shape: AttentionShape) -> int:
         biases = shape.biases
         queries = self.query_groups * shape.head_dim * (shape.query_width + biases.query)
-        keys = self.groups_qk * shape.head_dim * (shape.key_width + biases.key)
-        values = self.groups_v * shape.value_dim * (shape.key_width + biases.value)
+        keys = self.groups_qk * shape.head_dim * (shape.key_width + biases.key) * (self.memory != "el")
+        values = self.groups_v * shape.value_dim * (shape.key_width + biases.value) * (self.memory is None)
         embeddings = shape.heads * (2 * shape.head_dim + shape.value_dim) if self.has_embeddings else 0
         return queries + keys + values + embeddings + shape.output_parameters
 
     def cache_per_token(self, shape: AttentionShape) -> int:
-        return self.groups_qk * shape.head_dim + self.groups_v * shape.value_dim
+        return self.groups_qk * shape.head_dim + self.groups_v * shape.value_dim * (self.memory is None)
 
 
 ABOUT = About(

@@ -45,4 +45,6 @@ SHARED: dict[str, Maker] = {
     "mhe-add": lambda heads, longest: hf_heads.MheSpec(variant="add"),
     "mqa": lambda heads, longest: hf_heads.MheSpec(variant="none", groups_q=heads),
     "sha": lambda heads, longest: hf_heads.MheSpec(variant="none"),
+    "skv": lambda heads, longest: hf_heads.MheSpec(variant="none", memory="skv"),
+    "el": lambda heads, longest: hf_heads.MheSpec(variant="none", memory="el"),
 }

@@ -19,7 +19,7 @@ from studies.shared.running import FOLDERS
 from studies.shared.tasks import TASKS, file_of, fine_tuned
 
 SMALL, MEASURED = 64, 300  # rows to score and to measure on
-STEPS = 150  # of 32 rows, of the fine-tuning of a MiniLM
+STEPS, RATE = 150, 5e-5  # of 32 rows, of the fine-tuning of a MiniLM
 
 
 def add_labelled(parser: argparse.ArgumentParser, task: str) -> None:
@@ -38,13 +38,16 @@ def add_labelled(parser: argparse.ArgumentParser, task: str) -> None:
     )
 
 
-def settle(options: argparse.Namespace, task: str, tuned: bool = True) -> Source:
+def settle(
+    options: argparse.Namespace, task: str, tuned: bool = True, steps: int = STEPS, rate: float = RATE
+) -> Source:
     """Fill in the rows of a task where none are named, and find the model, made first where none is named.
 
     Args:
         options: of `add_labelled`; what it lacks is filled in.
         task: whose rows they are.
         tuned: whether the model is to know the task; else it is the MiniLM as it comes.
+        steps, rate: of its fine-tuning.
     """
     if options.data is None and None in (options.train, options.dev):
         raise HeadsError("no rows: name --train and --dev, or the folder --data")
@@ -56,7 +59,7 @@ def settle(options: argparse.Namespace, task: str, tuned: bool = True) -> Source
     if tuned and None in (options.data, options.work):
         raise HeadsError("no classifier: name one with --model, or the folders --data and --work to make one")
     source = source_of("minilm", options)
-    return fine_tuned(task, source, STEPS, options) if tuned else source
+    return fine_tuned(task, source, steps, options, rate) if tuned else source
 
 
 def hits_of(options: argparse.Namespace, model: PreTrainedModel, source: Source) -> Callable[[PreTrainedModel], Tensor]:

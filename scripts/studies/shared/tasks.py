@@ -132,13 +132,13 @@ def scores(task: Task, model: PreTrainedModel, part: Part) -> dict[str, float]:
     return {name: METRICS[name](guesses, part.labels.double()) for name in task.metrics}
 
 
-def fine_tuned(name: str, source: Source, steps: int, options: argparse.Namespace) -> Source:
+def fine_tuned(name: str, source: Source, steps: int, options: argparse.Namespace, rate: float = 5e-5) -> Source:
     """A model fine-tuned on so many batches of 32 rows of a task, kept below --work."""
-    output = options.work / f"{name}-{steps}-{options.seed}"
+    output = options.work / f"{name}-{steps}-{rate:g}-{options.seed}"
     if not (output / "model.safetensors").is_file():
         part = encoded(read_jsonl(file_of(name, "train", options.data)), TASKS[name], source.folder)
         model = classifier(source.folder, TASKS[name], options.seed)
-        tune(model, part, Plan(steps, 32, 5e-5, steps // 10), options.seed, options)
+        tune(model, part, Plan(steps, 32, rate, steps // 10), options.seed, options)
         AutoTokenizer.from_pretrained(source.folder).save_pretrained(output)
         model.save_pretrained(output)
     return resolve_source(str(output))

@@ -74,10 +74,18 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_runs(parser: argparse.ArgumentParser, seeds: int, small: str) -> None:
-    """The options of studies of many runs: seeds, small sizes, and the folder that remembers finished runs."""
-    parser.add_argument("--seeds", type=int, default=seeds, help=f"of each run, from --seed on (default {seeds})")
+def add_runs(parser: argparse.ArgumentParser, seeds: int, small: str, few: int = 2) -> None:
+    """The options of studies of many runs: how many seeds, fewer perhaps where all is small, and small sizes."""
+    number = f"{seeds}" if few == seeds else f"{seeds}, with --small {few}"
+    parser.add_argument("--seeds", type=int, help=f"of each run, from --seed on (default {number})")
     parser.add_argument("--small", action="store_true", help=small)
+    parser.set_defaults(usual_seeds=(seeds, few))
+
+
+def seeds_of(options: argparse.Namespace) -> range:
+    """The seeds of `add_runs`."""
+    usual, few = options.usual_seeds
+    return range(options.seed, options.seed + (options.seeds or (few if options.small else usual)))
 
 
 def fit(
