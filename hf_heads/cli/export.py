@@ -34,13 +34,18 @@ def add_export(commands: Any) -> None:
     ways.add_argument(
         "--onnx",
         action="store_true",
-        help="write an encoder as an ONNX file, savings and all, laid out as sentence-transformers reads it, or "
-        "a language model with its cache",
+        help="write an encoder as an ONNX file, savings and all, laid out as sentence-transformers reads it, a "
+        "language model with its cache, or an encoder-decoder as three files",
+    )
+    ways.add_argument(
+        "--pt2",
+        action="store_true",
+        help="write the same as programs of torch.export, which torch alone loads",
     )
     command.add_argument(
         "--int8",
         action="store_true",
-        help="with --onnx: also a file with weights in 8 bits, and what that loses",
+        help="with --onnx: also files with weights in 8 bits, and what that loses",
     )
     command.add_argument("--output", metavar="DIR", help="folder to write; not for --portable")
     command.add_argument("--overwrite", action="store_true", help="replace the output folder if it exists")
@@ -73,6 +78,8 @@ def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
     if options.output is None:
         parser.error("export: --output is missing: the folder to write")
     check_output(Path(options.output), options.overwrite)
+    if options.pt2:
+        return _pt2(options)
     return _onnx(options) if options.onnx else _native(options, choice if options.nearest else None)
 
 
@@ -114,10 +121,28 @@ def _onnx(options: argparse.Namespace) -> int:
     else:
         size, difference = report["bytes"] / 1e6, report["max_difference"]
         cache = f", with a cache of {report['cached_layers']} layers" if report["cached_layers"] else ""
-        print(f"{', '.join(report['inputs'])} -> {report['output']}{cache}, {size:,.1f} MB")
+        print(
+            f"{', '.join(report['files'])}: {', '.join(report['inputs'])} -> {report['output']}{cache}, {size:,.1f} MB"
+        )
         if lower := report["int8"]:
             print(f"in 8 bits {lower['bytes'] / 1e6:,.1f} MB, cosine {lower['cosine']:.4f} to float32 on random inputs")
         print(f"largest difference from torch at other sizes: {difference:.2g}; written to {options.output}")
+    return 0
+
+
+def _pt2(options: argparse.Namespace) -> int:
+    # transformers takes seconds to import: only who runs the command waits for it.
+    from hf_heads.cli.console import quiet
+
+    quiet()
+    from hf_heads.jobs.export.program import export_program  # takes seconds to import
+
+    report = export_program(resolve_source(options.source), Path(options.output), overwrite=options.overwrite).to_dict()
+    if options.json:
+        print_json({"output": options.output, **report})
+    else:
+        print(f"{', '.join(report['files'])}: {report['bytes'] / 1e6:,.1f} MB")
+        print(f"largest difference at other sizes: {report['max_difference']:.2g}; written to {options.output}")
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -76,23 +76,25 @@ def kept_sections(source: Source) -> str:
     return found[0].strip() if found else ""
 
 
-def onnx_card(source: Source, report: dict[str, Any]) -> str:
-    """The text of the card of a checkpoint that was exported to ONNX.
+def graph_card(source: Source, report: dict[str, Any], kind: Literal["onnx", "pt2"]) -> str:
+    """The text of the card of a checkpoint that was exported as graphs.
 
     Args:
         source: the converted checkpoint.
-        report: see `OnnxReport.to_dict`.
+        report: see `OnnxReport.to_dict` and `ProgramReport.to_dict`.
+        kind: of their files.
     """
     entries = read_json(source.folder / "config.json", "config")
     methods = sorted({block["method"] for block in entries["heads"]["blocks"].values()})
     return (
         card_environment()
-        .get_template("onnx.md.jinja")
+        .get_template(f"{kind}.md.jinja")
         .render(
             source=source,
             metadata=exported_metadata(source, True),
             methods=methods,
             report=report,
+            start=entries.get("decoder_start_token_id"),
             facts=kept_sections(source),
             **loading(source, methods),
         )

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from hf_heads.attention.hosts.blocks import find_blocks
 from hf_heads.attention.hosts.table import adapter_of
 from hf_heads.core.batches import main_output
 from hf_heads.core.errors import HeadsError
+from hf_heads.io.data.encoding import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ def graph_of(model: PreTrainedModel, folder: Path, given: str) -> Graph:
     other = next((block for block in find_blocks(model) if block.kind != "self"), None)
     what = f"{other.name} of '{given}' is {other.kind} attention" if other else f"'{given}' reads {modality}"
     raise HeadsError(
-        f"{what}, and --onnx takes encoders of texts or images and language models: --portable takes every model"
+        f"{what}, and --onnx takes encoders of texts or images, language models, and encoder-decoders with their head: "
+        "--portable takes every model"
     )
 
 
@@ -135,7 +137,10 @@ def _decoder(model: PreTrainedModel) -> Graph:
         if past:
             with torch.no_grad():
                 before = [one[:, :, :past].contiguous() for one in step(*texts, *before)[1:]]
-        late = [one if name == "attention_mask" else one[:, past:] for name, one in zip(names, texts, strict=True)]
+        # No views: an exported program would ask for such.
+        late = [
+            one if name == "attention_mask" else one[:, past:].clone() for name, one in zip(names, texts, strict=True)
+        ]
         return (*late, *before)
 
     return Graph(
@@ -165,8 +170,8 @@ def input_names(model: PreTrainedModel, folder: Path) -> tuple[str, ...]:
     if adapter_of(model.config).modality == "image":
         return ("pixel_values",)
     try:
-        given = AutoTokenizer.from_pretrained(folder).model_input_names
-    except (OSError, ValueError):  # a checkpoint without a tokenizer
+        given = load_tokenizer(folder).model_input_names
+    except HeadsError:  # a checkpoint without a tokenizer
         given = ["input_ids", "attention_mask"]
     return tuple(name for name in inspect.signature(model.forward).parameters if name in given)
 

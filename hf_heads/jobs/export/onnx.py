@@ -1,4 +1,4 @@
-"""A converted model as an ONNX file, with its savings: what runs it needs neither torch nor transformers."""
+"""A converted model as ONNX files, with its savings: what runs them needs neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from hf_heads.attention.hosts.blocks import find_blocks
 from hf_heads.attention.hosts.table import adapter_of
 from hf_heads.attention.module import HeadsAttention
 from hf_heads.core.errors import HeadsError
-from hf_heads.io.checkpoints.exported_card import onnx_card
+from hf_heads.io.checkpoints.exported_card import graph_card
 from hf_heads.io.checkpoints.files import check_apart, check_output, finished_folder, write_file
 from hf_heads.io.checkpoints.loading import load_source
 from hf_heads.io.checkpoints.sources import Source
 from hf_heads.io.checkpoints.writing import copy_companions
-from hf_heads.jobs.export.graphs import Graph, graph_of
+from hf_heads.jobs.export.graphs import Graph
+from hf_heads.jobs.export.writers import graphs_of
 from hf_heads.modeling.blocks import block_specs
 from hf_heads.modeling.classes import native_model
 from hf_heads.modeling.configuration import native_entries
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
-_FILE, _INT8 = Path("onnx") / "model.onnx", Path("onnx") / "model_int8.onnx"
+_FOLDER = "onnx"
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,20 @@ class OnnxReport:
     """What was written.
 
     Attributes:
-        inputs: their names, in the tokenizer's words, but for those of a cache.
+        inputs: their names, in the tokenizer's words, but for those of a cache; of an encoder-decoder, its encoder's.
         output: its name.
-        bytes: of the file.
+        files: their names; three of an encoder-decoder.
+        bytes: of the files.
         max_difference: the largest from torch's outputs, of other batches and lengths than it was exported with.
         parameters: of the model.
-        int8: of the file with weights in 8 bits, if one was asked for: its bytes, and the cosine of its outputs to
-            torch's in float32.
+        int8: of the files with weights in 8 bits, if they were asked for: their bytes, and the cosine of their outputs
+            to torch's in float32, the lowest of several.
         cached_layers: of a decoder, how many layers' keys and values go in and come out.
     """
 
     inputs: tuple[str, ...]
     output: str
+    files: tuple[str, ...]
     bytes: int
     max_difference: float
     parameters: int
@@ -57,7 +60,7 @@ class OnnxReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON and the model card."""
-        return {**dataclasses.asdict(self), "inputs": list(self.inputs)}
+        return {**dataclasses.asdict(self), "inputs": list(self.inputs), "files": list(self.files)}
 
 
 class Bias(nn.Module):
@@ -73,20 +76,20 @@ class Bias(nn.Module):
 
 
 def export_onnx(source: Source, output: Path, *, overwrite: bool = False, int8: bool = False) -> OnnxReport:
-    """Write a converted model as an ONNX file, in a folder with its tokenizer, as sentence-transformers lays it out.
+    """Write a converted model as ONNX, in a folder with its tokenizer, as sentence-transformers lays it out.
 
     An encoder of texts or images, or a language model, whose cache comes and goes as `past_key_values.N.key` and
-    `present.N.key` with their values; it may be empty.
+    `present.N.key` with their values; it may be empty. An encoder-decoder becomes three files, see `graphs_of`.
 
     Args:
         source: the converted checkpoint.
         output: the folder to make; it appears when it is complete.
         overwrite: replace `output` if it exists.
-        int8: also write a file with the weights of products in 8 bits, which onnxruntime multiplies as such.
+        int8: also write files with the weights of products in 8 bits, which onnxruntime multiplies as such.
 
     Raises:
-        HeadsError: the packages are not installed, the checkpoint is not converted or writes from what it reads, or
-            onnxruntime gives other outputs than torch.
+        HeadsError: the packages are not installed, the checkpoint is not converted or of another kind, or onnxruntime
+            gives other outputs than torch.
     """
     place = check_output(output, overwrite)
     check_apart(output, source.folder, "source")
@@ -97,23 +100,49 @@ def export_onnx(source: Source, output: Path, *, overwrite: bool = False, int8: 
         raise HeadsError(f"'{source.given}' is not converted: optimum exports it as it is")
     parameters = sum(one.numel() for one in model.parameters())
     write_biases(model)
-    graph = graph_of(model, source.folder, source.given)
+    graphs = graphs_of(model, source)
     with finished_folder(place) as folder:
         copy_companions(source.folder, folder)
-        (folder / _FILE).parent.mkdir()
-        write_onnx(graph, folder / _FILE)
-        difference = compared(graph, folder / _FILE)[0]
+        report = _write_all(graphs, folder / _FOLDER, parameters, int8)
+        write_file(folder / "README.md", graph_card(source, report.to_dict(), "onnx"))
+        save_host_config(model, folder)
+    return report
+
+
+def save_host_config(model: PreTrainedModel, folder: Path) -> None:
+    """Write the config of a converted model as its host's own, which programs look at for what it reads and gives."""
+    config: Any = AutoConfig.for_model(adapter_of(model.config).model_type, **native_entries(model.config))
+    config.architectures = [native_model(type(model)).__name__]
+    config.save_pretrained(folder)
+
+
+def _write_all(graphs: dict[str, Graph], folder: Path, parameters: int, int8: bool) -> OnnxReport:
+    """Write a file of each graph into a new folder.
+
+    Raises:
+        HeadsError: onnxruntime gives other outputs than torch.
+    """
+    folder.mkdir()
+    difference, lower = 0.0, list[dict[str, float]]()
+    for name, graph in graphs.items():
+        path = folder / f"{name}.onnx"
+        write_onnx(graph, path)
+        difference = max(difference, compared(graph, path)[0])
         if not difference < 1e-3:
             raise HeadsError(f"onnxruntime's outputs differ from torch's by {difference:.3g}: nothing was written")
-        size = (folder / _FILE).stat().st_size
-        lower = write_int8(graph, folder) if int8 else None
-        inputs = tuple(name for name in graph.inputs if "." not in name)
-        report = OnnxReport(inputs, graph.outputs[0], size, difference, parameters, lower, graph.layers)
-        write_file(folder / "README.md", onnx_card(source, report.to_dict()))
-        config: Any = AutoConfig.for_model(adapter_of(model.config).model_type, **native_entries(model.config))
-        config.architectures = [native_model(type(model)).__name__]
-        config.save_pretrained(folder)
-    return report
+        if int8:
+            lower.append(write_int8(graph, path))
+    first, last = (list(graphs.values())[place] for place in (0, -1))
+    return OnnxReport(
+        tuple(name for name in first.inputs if "." not in name),
+        last.outputs[0],
+        tuple(f"{name}.onnx" for name in graphs),
+        sum((folder / f"{name}.onnx").stat().st_size for name in graphs),
+        difference,
+        parameters,
+        {"bytes": sum(one["bytes"] for one in lower), "cosine": min(one["cosine"] for one in lower)} if int8 else None,
+        last.layers,
+    )
 
 
 def write_biases(model: PreTrainedModel) -> None:
@@ -140,18 +169,18 @@ def write_onnx(graph: Graph, path: Path) -> None:
         )
 
 
-def write_int8(graph: Graph, folder: Path) -> dict[str, float]:
-    """Write the file with weights in 8 bits beside the other, by onnxruntime's quantizer; returns size and cosine."""
+def write_int8(graph: Graph, path: Path) -> dict[str, float]:
+    """Write a file with weights in 8 bits beside the other, by onnxruntime's quantizer; returns size and cosine."""
     from onnxruntime.quantization import QuantType, quantize_dynamic  # an extra of this package
 
-    logger = logging.getLogger()
+    lower, logger = path.with_name(f"{path.stem}_int8.onnx"), logging.getLogger()
     before = logger.level
     logger.setLevel(logging.ERROR)  # it recommends, through the root logger, a preparation that changes nothing here
     try:
-        quantize_dynamic(folder / _FILE, folder / _INT8, weight_type=QuantType.QInt8)
+        quantize_dynamic(path, lower, weight_type=QuantType.QInt8)
     finally:
         logger.setLevel(before)
-    return {"bytes": (folder / _INT8).stat().st_size, "cosine": compared(graph, folder / _INT8)[1]}
+    return {"bytes": lower.stat().st_size, "cosine": compared(graph, lower)[1]}
 
 
 def compared(graph: Graph, path: Path) -> tuple[float, float]:

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM, GenerationMixin
 
 import hf_heads
 from hf_heads import CollabSpec, LowRankSpec, MgkSpec, MheSpec, PrunedSpec
 from hf_heads.attention.hosts.blocks import find_blocks
 from hf_heads.io.checkpoints.sources import resolve_source
 from hf_heads.jobs.export import onnx as export
+from hf_heads.jobs.export.writers import writer_graphs
 from hf_heads.modeling.blocks import block_size
 from tests.contract.test_hosts import HOSTS
 from tests.modeling.test_parts import SPECS
@@ -100,6 +101,75 @@ def test_a_language_model_writes_from_its_cache_in_the_file(name: str, tmp_path:
     assert held == sum(block_size(block)[1] or 1 for block in find_blocks(model))
 
 
+WRITERS = {
+    "marian, collab": ("marian", CollabSpec(rank=8)),
+    "marian, mgk": ("marian", MgkSpec()),
+    "marian, without heads": ("marian", PrunedSpec(kept=())),
+    "whisper, low-rank": ("whisper", LowRankSpec(rank=8)),
+    "whisper, pruned": ("whisper", PrunedSpec(kept=(0, 2))),
+    "t5, mhe": ("t5", MheSpec(groups=2)),
+    "m2m_100, mhe": ("m2m_100", MheSpec(variant="add")),
+}
+WRITING = """
+import sys
+class Forbidden:
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "hf_heads"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Forbidden)
+import numpy
+inputs = dict(numpy.load(sys.argv[1]))
+exec(open(sys.argv[2]).read())
+numpy.save(sys.argv[3], ids)
+"""
+
+
+@pytest.mark.full  # three files take the exporter half a minute
+@pytest.mark.parametrize("name", WRITERS)
+def test_an_encoder_decoder_writes_as_its_card_says_where_torch_is_not(name: str, tmp_path: Path):
+    """The tokens are those of `generate`, for other lengths than it was exported with, with padding."""
+    host, spec = WRITERS[name]
+    twin = {**HOSTS, **TWINS}[host]
+    model = hf_heads.convert(twin.model(), spec, calibration="none")[0].eval()
+    model.save_pretrained(tmp_path / "converted")
+    report = export.export_onnx(resolve_source(str(tmp_path / "converted")), tmp_path / "out")
+    assert report.max_difference < 1e-4 and report.cached_layers == 2
+    assert leftovers(tmp_path / "out" / "onnx") == sorted(report.files) and len(report.files) == 3
+    inputs = {name: one for name, one in twin.inputs().items() if name in report.inputs}
+    (code,) = re.findall(r"^```python\n(.*?)^```", (tmp_path / "out" / "README.md").read_text(), re.M | re.S)
+    (tmp_path / "code.py").write_text(code.replace("onnx/{", f"{tmp_path}/out/onnx/{{"))
+    np.savez(tmp_path / "in.npz", **{key: value.numpy() for key, value in inputs.items()})
+    words = [tmp_path / "in.npz", tmp_path / "code.py", tmp_path / "ids.npy"]
+    subprocess.run([sys.executable, "-I", "-c", WRITING, *map(str, words)], check=True)
+    settings = {"max_length": None, "max_new_tokens": 20, "do_sample": False, "num_beams": 1, "eos_token_id": None}
+    wanted = GenerationMixin.generate(model, **inputs, **settings)  # Whisper's own cuts what it heard
+    assert wanted.shape[1] == 21 and np.load(words[2]).tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("name", ["marian, collab", "whisper, low-rank", "t5, mhe"])
+def test_the_graphs_of_an_encoder_decoder_write_what_it_writes(name: str):
+    """Each with the names of its inputs and outputs, as a program would call the files."""
+    host, spec = WRITERS[name]
+    twin = {**HOSTS, **TWINS}[host]
+    model = hf_heads.convert(twin.model(), spec, calibration="none")[0].eval()
+    taken = ("input_features",) if host == "whisper" else ("input_ids", "attention_mask")
+    inputs = {key: one for key, one in twin.inputs().items() if key in taken}
+    reader, first, later = writer_graphs(model, taken).values()
+    settings = {"max_length": None, "max_new_tokens": 12, "do_sample": False, "num_beams": 1, "eos_token_id": None}
+    wanted = GenerationMixin.generate(model, **inputs, **settings)  # Whisper's own cuts what it heard
+    ids = torch.full((3, 1), model.config.decoder_start_token_id)
+    given = {"encoder_attention_mask": inputs.get("attention_mask")}
+    with torch.no_grad():
+        (given["encoder_hidden_states"],) = reader.module(*(inputs[key] for key in reader.inputs))
+        for _ in range(12):
+            graph = first if ids.shape[1] == 1 else later
+            given["input_ids"] = ids[:, -1:]
+            found = dict(zip(graph.outputs, graph.module(*(given[key] for key in graph.inputs)), strict=True))
+            given |= {key.replace("present", "past_key_values"): one for key, one in found.items() if "." in key}
+            ids = torch.cat([ids, found["logits"][:, -1].argmax(-1)[:, None]], 1)
+    assert wanted.shape[1] == 13 and ids.tolist() == wanted.tolist()
+
+
 def test_the_command_and_a_program_without_torch(run: Run, bert_folder: Path, tmp_path: Path):
     options = ("--to", "low-rank", "--rank", 8, "--calibrate", "none", "--output", tmp_path / "converted")
     assert run("convert", bert_folder, *options).code == 0
@@ -124,10 +194,11 @@ def test_the_command_and_a_program_without_torch(run: Run, bert_folder: Path, tm
 
 
 def test_what_it_cannot_take_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for host, said in (("marian", "causal attention"),):
-        model = hf_heads.convert(TWINS[host].model(), SPECS["collab"], calibration="none")[0]
+    for host, said in (("bert-decoder", "attention"), ("wav2vec2", "reads audio"), ("marian", "")):
+        model = hf_heads.convert({**HOSTS, **TWINS}[host].model(), SPECS["collab"], calibration="none")[0]
         model.save_pretrained(tmp_path / host)
-        check_refused(run("export", tmp_path / host, "--onnx", "--output", tmp_path / "x"), said, "--portable")
+        if said:
+            check_refused(run("export", tmp_path / host, "--onnx", "--output", tmp_path / "x"), said, "--portable")
     check_refused(run("export", tmp_path / "marian", "--portable", "--int8"), "--int8 is for --onnx", code=2)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
