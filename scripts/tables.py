@@ -268,7 +268,8 @@ def healed(results: Row) -> list[str]:
     head = ["model", "attention parameters, million", "cache", f"multiply-adds, million, {inputs}"]
     timed = f"generating {last['batch']} texts" if first["generation"] else f"{last['batch']} x {last['length']}"
     head += [f"speed, {timed}", "cosine", metric, "difference (95 %)"]
-    where = f"Healed for at most {results['minutes']:g} minutes each, without labels."
+    limit = f"{results['steps']} steps" if "steps" in results else f"at most {results['minutes']:g} minutes"
+    where = f"Healed for {limit} each, without labels."
     return [*table(head, body), "", where]
 
 

@@ -32,7 +32,6 @@ class Study:
         specs: settings by the names that tables and folders have.
         columns: of the data.
         label: of the dev data.
-        minutes: of healing, each.
         samples: dev examples to score.
         lossless: names of settings that leave nothing to heal; `hf-heads distill` refuses to make them worse.
         about: in the figure's title.
@@ -42,7 +41,6 @@ class Study:
     about: str
     columns: tuple[str, ...] | None = None
     label: str | None = None
-    minutes: float = 6.0
     samples: int = 3000
     lossless: tuple[str, ...] = ()
 
@@ -64,12 +62,9 @@ STUDIES = {
         "MiniLM fine-tuned on SST-2",
         columns=("sentence",),
         label="label",
-        minutes=3.0,
     ),
-    "marian": Study(
-        specs(0.6, 48), "Marian, Multi30k English to German", columns=("en", "de"), minutes=3.0, samples=1000
-    ),
-    "vit": Study(specs(0.6, 32, 16), "ViT, CIFAR-10", label="label", lossless=("collab-32",), minutes=2.0),
+    "marian": Study(specs(0.6, 48), "Marian, Multi30k English to German", columns=("en", "de"), samples=1000),
+    "vit": Study(specs(0.6, 32, 16), "ViT, CIFAR-10", label="label", lossless=("collab-32",)),
 }
 
 
@@ -81,11 +76,11 @@ def original(task: str, options: argparse.Namespace) -> Source:
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", choices=tuple(STUDIES))
     add_folders(parser, "data", "models", "work")
-    parser.add_argument("--minutes", type=float, help="of healing, each (default: the study's own)")
+    parser.add_argument("--steps", type=int, default=200, help="of healing, each (default 200)")
     parser.add_argument("--again", action="store_true", help="convert and heal again what is in --work")
 
 
-def checkpoints(source: Source, options: argparse.Namespace, minutes: float) -> list[Source]:
+def checkpoints(source: Source, options: argparse.Namespace) -> list[Source]:
     """Every setting one shot and, where something was lost, healed, below --work."""
     study, work = STUDIES[options.task], options.work / options.task
     data = CalibrationChoice(files(options.task, options).train, study.columns, seed=options.seed, pack=False)
@@ -99,7 +94,7 @@ def checkpoints(source: Source, options: argparse.Namespace, minutes: float) -> 
         if name in study.lossless:
             continue
         if options.again or not healed.is_dir():
-            settings = DistillSettings(minutes=minutes, epochs=1000)
+            settings = DistillSettings(steps=options.steps)
             run = distill_checkpoint(
                 Source(str(shot), shot),
                 healed,
@@ -116,26 +111,25 @@ def checkpoints(source: Source, options: argparse.Namespace, minutes: float) -> 
 
 def run(options: argparse.Namespace) -> None:
     study, source = STUDIES[options.task], original(options.task, options)
-    minutes = options.minutes or study.minutes
     choices = Choices(
         data=CalibrationChoice(files(options.task, options).dev, study.columns, study.label),
         samples=study.samples,
         drift_samples=1000,
     )
-    folders = checkpoints(source, options, minutes)
+    folders = checkpoints(source, options)
     comparison = compare_checkpoints(source, folders, choices, device=options.device).to_dict()
     comparison = json.loads(json.dumps(comparison).replace(f"{source.folder.parent}/", ""))  # names, not places
-    save(f"heal_{options.task}", {"minutes": minutes, **comparison}, options)
+    save(f"heal_{options.task}", {"steps": options.steps, **comparison}, options)
     draw_curves(
         figure(options, f"heal_{options.task}.png"),
         {
             model["name"].removesuffix("-healed"): [
-                (point["seconds"], point["cosine"]) for point in model["healed"]["curve"]
+                (point["step"], point["cosine"]) for point in model["healed"]["curve"]
             ]
             for model in comparison["models"]
             if model["healed"]
         },
-        "seconds of healing",
+        "steps of healing",
         "cosine to the original's outputs",
         f"{study.about}: held-out examples, no labels",
     )
