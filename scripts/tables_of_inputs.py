@@ -7,7 +7,12 @@ from markdown_tables import Row, table
 
 def lengths(results: Row) -> list[str]:
     """Cosine to the original by length and on pairs, for each calibration and method."""
-    named = {"texts": "texts of many lengths", "made": "made data (default)", "pairs": "MRPC pairs"}
+    named = {
+        "texts": "texts of many lengths",
+        "enough": "more of them (default)",
+        "made": "made data (default)",
+        "pairs": "MRPC pairs",
+    }
     inputs = ["16", "64", "128", "256", "512", "stsb", "mrpc", "rte"]
     rows = results["rows"]
     refined = {(row["calibration"], row["method"]) for row in rows if row["objective"] == "attention"}

@@ -47,8 +47,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="METHOD",
         help="methods that are also measured with the objective scores",
     )
-    parser.add_argument("--kinds", nargs="+", default=["texts", "made", "pairs"], help="what is calibrated on")
-    parser.add_argument("--samples", type=int, help="texts to calibrate on (default: as `convert` does)")
+    parser.add_argument(
+        "--kinds", nargs="+", default=["texts", "enough", "made", "pairs"], help="what is calibrated on"
+    )
+    parser.add_argument("--samples", type=int, default=1024, help="texts to calibrate on (default 1024)")
+    parser.add_argument(
+        "--enough",
+        nargs="*",
+        default=["low-rank 96", "merge", "mhe 3"],
+        choices=METHODS,
+        metavar="METHOD",
+        help="methods that are also calibrated on as many texts as `convert` reads where nothing is said",
+    )
 
 
 class Inputs:
@@ -101,18 +111,25 @@ def run(options: argparse.Namespace) -> None:
     texts = (str(inputs.text), files("stsb", options).train)
     choices = {
         "texts": CalibrationChoice(texts, samples=options.samples, seed=options.seed),
+        "enough": CalibrationChoice(texts, seed=options.seed),
         "made": CalibrationChoice(seed=options.seed),
         "pairs": CalibrationChoice(
-            str(options.data / "glue" / "mrpc-train.jsonl"), ("sentence1", "sentence2"), pairs=True, seed=options.seed
+            str(options.data / "glue" / "mrpc-train.jsonl"),
+            ("sentence1", "sentence2"),
+            samples=512,
+            seed=options.seed,
+            pairs=True,
         ),
     }
+    of_kind = {"texts": options.methods, "enough": options.enough}
     rows = []
     for kind in options.kinds:
         data = load_data(choices[kind], inputs.model, inputs.source.folder, enough=True)
-        chosen = options.methods if kind == "texts" else ["collab 96"]
-        for objective, methods in (("attention", chosen), ("scores", [one for one in options.scores if one in chosen])):
+        chosen = of_kind.get(kind, ["collab 96"])
+        scores = [] if kind == "enough" else [one for one in options.scores if one in chosen]
+        for objective, methods in (("attention", chosen), ("scores", scores)):
             for method in methods:
-                name = f"{kind}-{method}-{objective}-{options.samples or 'default'}.json"
+                name = f"{kind}-{method}-{objective}-{options.samples}.json"
                 kept = options.work / name.replace(" ", "-")
                 if not kept.is_file():
                     kept.write_text(json.dumps(_row(inputs, data.batches, kind, method, objective)))
