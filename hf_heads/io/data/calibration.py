@@ -148,7 +148,7 @@ def _read(
     """What a data set gives: of texts more than `choice.count` examples where it takes more to come to `tokens`."""
     modality, source = adapter_of(config).modality, choice.single
     of_one_size = modality not in ("text", "text-to-text")
-    count = choice.count + HELD_OUT if of_one_size else _READ * (max(choice.count, _MOST * bool(tokens)) + HELD_OUT)
+    count = (choice.count + HELD_OUT) * (1 if of_one_size else _READ)
     raw, used = read_examples(
         source,
         choice.columns,
@@ -168,11 +168,14 @@ def _read(
     limit = text_limit(folder, choice.max_length, positions_of(config))
     apart = min(HELD_OUT * _READ, len(raw) // 4)
     kept, raw = raw[len(raw) - apart :], raw[: len(raw) - apart]
-    encode = partial(_encoded, raw, modality, folder, limit, choice)
-    examples = encode(choice.count)
+    if choice.pack:
+        examples = mixed_examples(raw, choice.count, modality, folder, limit, choice.seed)
+    else:
+        examples = ENCODE[modality](raw[: choice.count], folder, limit)
     here = sum(len(example["input_ids"]) for example in examples)
     if here < tokens and (modality == "text" or isinstance(raw[0], tuple)):  # targets are not written for more
-        examples = encode(min(_MOST, -(-choice.count * tokens // here)))
+        more = replace(choice, samples=min(_MOST, -(-choice.count * tokens // here)))
+        return _read(more, config, folder, pairing, several, 0)
     words = [f"{len(examples)} examples of {name}"]
     if modality == "text" and (how := pairing.words(isinstance(raw[0], tuple), len(used))):
         words.append(how)
@@ -182,15 +185,6 @@ def _read(
     by_length = examples_by_length(kept, modality, folder, limit, choice.seed) if kept else {}
     held_out = ENCODE[modality](list(kept[:HELD_OUT]), folder, limit)
     return _Part(examples, held_out, by_length, ", ".join(words), used)
-
-
-def _encoded(
-    raw: Sequence[Any], modality: str, folder: Path | str | None, limit: int, choice: CalibrationChoice, count: int
-) -> list[dict[str, Any]]:
-    """Up to `count` encoded examples of texts, of mixed lengths where asked for."""
-    if choice.pack:
-        return mixed_examples(raw, count, modality, folder, limit, choice.seed)
-    return ENCODE[modality](list(raw[:count]), folder, limit)
 
 
 def _tokens(examples: Sequence[dict[str, Any]]) -> list[str]:
