@@ -23,7 +23,7 @@ COMMANDS = {
     "attention_error": "attention_error DATA --threads 1",
     "attention_rank": "attention_rank DATA --threads 1",
     "prune_curve": "prune_curve DATA WORK --threads 1 --small",
-    "glue": "glue DATA WORK --threads 1 --small",
+    "glue": "glue DATA WORK --threads 1 --small --tasks sst2 --ranks 64",
     "head_dynamics": "head_dynamics DATA WORK --threads 1 --small --seeds 3",
     "nmt_scratch": "nmt_scratch DATA WORK --threads 1 --small --widths 8 --seeds 3",
     "imagenet_scratch": "imagenet_scratch DATA WORK --threads 1 --small",

@@ -144,13 +144,3 @@ def imagenet_scratch(results: Row) -> list[str]:
     )
     lines = table(["kind, width of queries and of keys", "parameters", "accuracy, each seed"], body)
     return [*lines, "", f"{results['train']:,} images to learn, {results['dev']:,} to measure on."]
-
-
-def composed(results: Row) -> list[str]:
-    """What shared scores and shared values keep together, and what they leave of a block."""
-
-    def cell(row: Row) -> str:
-        return f"{row['cosine']:.4f} ({row['parameters'] / 1000:.0f}, {row['cache']})"
-
-    corner = "cosine (thousand parameters of a block, cache); width left"
-    return grid(results["rows"], "label", ["groups"], corner, "{} heads' of 12", cell)

@@ -68,8 +68,8 @@ def hits_of(options: argparse.Namespace, model: PreTrainedModel, source: Source)
     return hits_on(source, model, options.dev, tuple(options.columns), count)
 
 
-def labelled(options: argparse.Namespace, path: str, model: Any, source: Source) -> list[Any]:
-    """Batches of rows with labels."""
-    samples = SMALL if options.small else options.samples
+def labelled(options: argparse.Namespace, path: str, model: Any, source: Source, small: int = SMALL) -> list[Any]:
+    """Batches of rows with labels; of so many with --small."""
+    samples = small if options.small else options.samples
     choice = CalibrationChoice(path, tuple(options.columns), "label", samples=samples, seed=options.seed)
     return load_labelled(choice, model, source.folder)
