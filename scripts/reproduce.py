@@ -47,6 +47,7 @@ COMMANDS = {
     "mhe": "mhe_stsb DATA --threads 1",
     "grouped": "grouped DATA WORK --threads 1 --steps 20",
     "grouped_made": "grouped_made DATA WORK --threads 1 --samples 8",
+    "rotary_collab": "rotary_collab DATA WORK --threads 1",
     "speech": "speech DATA WORK --threads 1",
     "values": "values DATA --threads 1",
     "mhe_latency": "mhe_latency DATA MODELS",

@@ -11,7 +11,7 @@ from pathlib import Path
 from markdown_tables import Row, grid, table
 from table_of_hosts import hosts
 from tables_of_exports import export_int8, export_native, export_onnx
-from tables_of_families import grouped_made, speech
+from tables_of_families import grouped_made, rotary_collab, speech
 from tables_of_inputs import (
     attention_error,
     attention_rank,
@@ -307,6 +307,7 @@ TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "mhe": ("mhe_stsb", mhe),
     "grouped": ("grouped", grouped),
     "grouped_made": ("grouped_made", grouped_made),
+    "rotary_collab": ("rotary_collab", rotary_collab),
     "speech": ("speech", speech),
     "values": ("values", values),
     "mhe_latency": ("mhe_latency", mhe_latency),

@@ -35,3 +35,30 @@ def grouped_made(results: Row) -> list[str]:
         f'{100 * native["agreement"]:.1f} % of places. It writes: "{text}"'
     )
     return [*table(["calibrated on", "KL", "perplexity", "same first choice"], body), "", said]
+
+
+def rotary_collab(results: Row) -> list[str]:
+    """What collab frequency by frequency keeps of scores beside shared keys with queries of their own."""
+    exact = results["exact"]
+    body = [
+        [
+            f"{row['cache']}",
+            f"{100 * row['cache'] / exact['grouped']:.0f} %",
+            f"{100 * row['collab']:.2f} %",
+            f"{100 * row['least']:.2f} %",
+            f"{100 * row['own']:.2f} %",
+            f"{row['collab_parameters'] / 1e3:,.0f}",
+            f"{row['own_parameters'] / 1e3:,.0f}",
+        ]
+        for row in results["rows"]
+    ]
+    head = [
+        "numbers cached for a token's keys",
+        "of what there are",
+        "lost by collab",
+        "at least",
+        "by shared keys",
+        "thousand parameters, collab",
+        "shared keys",
+    ]
+    return table(head, body)

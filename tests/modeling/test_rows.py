@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from transformers import BlipConfig
 from transformers.models.auto import configuration_auto
 
 from hf_heads.attention.hosts import table
@@ -48,3 +49,9 @@ def test_a_broken_row_leaves_all_others_alone(package: str | None, monkeypatch: 
         assert refusals()["roberta"]["collab"] is None
     finally:
         table.architectures.cache_clear()
+
+
+def test_an_architecture_without_a_row_is_refused_with_its_reason():
+    found = table.refusal(BlipConfig())
+    assert found is not None and found.startswith("cannot convert 'blip': its captioners have blocks that BlipModel")
+    assert not set(table.REFUSED) & set(table.ADAPTERS)

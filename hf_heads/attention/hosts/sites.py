@@ -17,7 +17,8 @@ WRITES = ("text-to-text", "audio-to-text")  # an encoder reads, and a decoder ne
 
 # What some architectures ask of a method, and why one that does not say that it can (`About.handles`) cannot be used.
 NEEDS = {
-    "rotary": "queries and keys are turned by their positions after projection, so heads cannot share one key space",
+    "rotary": "queries and keys are turned by their positions after projection, so heads cannot share one key space; "
+    "what sharing it pair by pair of channels loses is in docs/decoders.md",
     "groups": "several query heads read one key and value head, which this method would take apart",
     "pairs": "its row turns queries and keys by a function of its own, of which this method knows nothing",
 }

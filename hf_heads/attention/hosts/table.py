@@ -188,6 +188,7 @@ ADAPTERS: dict[str, AttentionAdapter] = {
 _ROTARY = "no row says how it turns its keys by their positions"
 _RELATIVE = "its scores depend on relative positions, which the decomposition of the weights does not see"
 REFUSED: dict[str, str] = {
+    "blip": "its captioners have blocks that BlipModel lacks, and no data here has images to write of",
     "roformer": _ROTARY,
     "deberta": _RELATIVE,
     "deberta-v2": _RELATIVE,
