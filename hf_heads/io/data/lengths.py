@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,9 +21,18 @@ LONGEST_TRANSLATED = 128
 Raw = str | tuple[str, str]
 
 
-def spread(samples: int, limit: int) -> list[int]:
-    """The lengths in tokens of those of `samples` examples that get one; none is above `limit`."""
-    return [min(length, limit) for length, share in _SHARES.items() for _ in range(int(samples * share))]
+def spread(samples: int, limit: int, size: float | None = None) -> list[int]:
+    """The lengths in tokens of those of `samples` examples that get one; none is above `limit`.
+
+    Args:
+        samples: how many examples there are.
+        limit: the most tokens.
+        size: mean tokens of the others. Short ones keep half of all tokens, so that fewer get a length.
+    """
+    most = sum(min(length, limit) * share for length, share in _SHARES.items())
+    share = 1.0 if size is None else min(1.0, size / (most + sum(_SHARES.values()) * size))
+    counts = {length: int(samples * part) for length, part in _SHARES.items()}
+    return [min(length, limit) for length, count in counts.items() for _ in range(math.ceil(count * share))]
 
 
 def mixed_examples(
@@ -39,7 +49,9 @@ def mixed_examples(
         seed: of where long texts are cut.
     """
     samples = min(samples, len(raw))
-    lengths = spread(samples, min(limit, LONGEST_TRANSLATED) if modality == "text-to-text" else limit)
+    longest = min(limit, LONGEST_TRANSLATED) if modality == "text-to-text" else limit
+    sizes = _sizes(raw[:samples], folder)
+    lengths = spread(samples, longest, sum(sizes) / max(len(sizes), 1))
     as_they_are = samples - len(lengths)
     examples = ENCODE[modality](list(raw[:as_they_are]), folder, limit)
     # Texts that are not among the examples yet come first.
