@@ -27,6 +27,8 @@ COMMANDS = {
     "head_dynamics": "head_dynamics DATA WORK --threads 1 --small --seeds 3",
     "nmt_scratch": "nmt_scratch DATA WORK --threads 1 --small --widths 8 --seeds 3",
     "imagenet_scratch": "imagenet_scratch DATA WORK --threads 1 --small",
+    "mlm_pretrain": "mlm_pretrain DATA WORK --threads 1 --small --variants mha mhe-mul sha",
+    "head_correlation": "head_correlation DATA WORK --threads 1 --small",
     "joined": "joined DATA MODELS --threads 1",
     "roads": "roads DATA MODELS WORK --threads 1",
     "memory": "memory WORK --threads 1",

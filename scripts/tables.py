@@ -23,7 +23,15 @@ from tables_of_inputs import (
     roads,
     scaling,
 )
-from tables_of_papers import glue, head_dynamics, imagenet_scratch, nmt_scratch, prune_curve
+from tables_of_papers import (
+    glue,
+    head_correlation,
+    head_dynamics,
+    imagenet_scratch,
+    mlm_pretrain,
+    nmt_scratch,
+    prune_curve,
+)
 from tables_of_speed import latency, ways
 from tables_of_values import grouped, kept, values
 
@@ -293,8 +301,10 @@ TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "prune_curve": ("prune_curve", prune_curve),
     "glue": ("glue", glue),
     "head_dynamics": ("head_dynamics", head_dynamics),
+    "head_correlation": ("head_correlation", head_correlation),
     "nmt_scratch": ("nmt_scratch", nmt_scratch),
     "imagenet_scratch": ("imagenet_scratch", imagenet_scratch),
+    "mlm_pretrain": ("mlm_pretrain", mlm_pretrain),
     "architectures": ("architectures", architectures),
     "latency": ("latency", latency),
     "ways": ("ways", ways),
