@@ -50,6 +50,7 @@ def test_a_text_goes_on_as_the_model_says_and_long_ones_are_several():
     found = written_examples(counting(), None, 64, 0)
     lengths = [len(one["input_ids"]) for one in found.examples]
     assert max(lengths) == 300 and min(lengths) >= 4 and found.tokens == sum(lengths)
+    assert sum(length >= written.LONGEST for length in lengths) == 32
     for text in (one["input_ids"] for one in found.examples):
         for piece in (text[start : start + written.LONGEST] for start in range(0, len(text), written.LONGEST)):
             for before, after in itertools.pairwise(piece):
