@@ -114,16 +114,15 @@ def load_data(
 
 
 def _written(choice: CalibrationChoice, model: PreTrainedModel, folder: Path | str | None, pairing: Pairing) -> _Part:
-    """What a language model writes itself; random tokens where it cannot, with the reason."""
+    """What a language model writes itself, nothing held out; random tokens where it cannot, with the reason."""
     if reason := cannot_write(model):
         return _made(choice, model.config, folder, pairing, f" ({reason})")
-    count, longest = choice.count + HELD_OUT, choice.max_length
-    found = written_examples(model, folder, count, choice.seed, max_length=longest, mixed=choice.pack)
-    held_out, examples = found.examples[choice.count :], found.examples[: choice.count]
-    cost = f"{found.tokens:,} tokens in {found.steps:,} steps for these and {len(held_out)} others"
+    longest = choice.max_length
+    found = written_examples(model, folder, choice.count, choice.seed, max_length=longest, mixed=choice.pack)
+    cost = f"{found.tokens:,} tokens in {found.steps:,} steps"
     words = f"{choice.count} texts of the model's own, drawn after a random token each ({cost})"
     by_length = made_by_length(model.config, folder, None)
-    return _Part(examples, held_out, by_length, ", ".join([words, *_tokens(examples)]))
+    return _Part(found.examples, [], by_length, ", ".join([words, *_tokens(found.examples)]))
 
 
 def _made(

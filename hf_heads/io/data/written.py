@@ -65,9 +65,11 @@ def written_examples(
     max_length: int | None = None,
     mixed: bool = True,
 ) -> Written:
-    """Texts of a language model's own, of the lengths that `made_examples` has.
+    """Texts of a language model's own, of many lengths.
 
-    What is drawn depends on the seed and the model alone; no more than `LONGEST` tokens are drawn in turn.
+    They are longer than what `made_examples` makes of random tokens, since a text's beginning says little: half have
+    `LONGEST` tokens, a quarter half as many, and of the others some are short and some longer. What is drawn depends on
+    the seed and the model alone; no more than `LONGEST` tokens are drawn in turn.
 
     Args:
         model: of which `cannot_write` says nothing.
@@ -82,7 +84,7 @@ def written_examples(
     """
     generator = torch.Generator().manual_seed(seed)
     maker = TokenMaker(model.config, folder, generator, max_length)
-    wanted = made_lengths(count, maker.limit) if mixed else [None] * count
+    wanted = _lengths(count, maker.limit) if mixed else [None] * count
     lengths = [maker.free(length, False) for length in wanted]
     pieces = [min(LONGEST, length - start) for length in lengths for start in range(0, length, LONGEST)]
     drawn, steps = _drawn(model, maker, pieces)
@@ -94,6 +96,13 @@ def written_examples(
         examples.append({"input_ids": [*before, *ids, *after]})
     order = torch.randperm(count, generator=generator).tolist()  # so that those held out are of all lengths
     return Written([examples[index] for index in order], sum(lengths), steps)
+
+
+def _lengths(count: int, limit: int) -> list[int | None]:
+    """Lengths in tokens of so many texts, special ones included; None of those of a random few."""
+    spread: tuple[int | None, ...] = (min(LONGEST, limit), min(LONGEST // 2, limit), min(LONGEST, limit), None)
+    longer = [length for length in made_lengths(count, limit) if length is not None]
+    return [*(spread[index % 4] for index in range(count - len(longer))), *longer]
 
 
 def _drawn(model: PreTrainedModel, maker: TokenMaker, lengths: Sequence[int]) -> tuple[list[list[int]], int]:

@@ -50,6 +50,7 @@ def test_a_text_goes_on_as_the_model_says_and_long_ones_are_several():
     found = written_examples(counting(), None, 64, 0)
     lengths = [len(one["input_ids"]) for one in found.examples]
     assert max(lengths) == 300 and min(lengths) >= 4 and found.tokens == sum(lengths)
+    assert sum(length >= written.LONGEST for length in lengths) == 32
     for text in (one["input_ids"] for one in found.examples):
         for piece in (text[start : start + written.LONGEST] for start in range(0, len(text), written.LONGEST)):
             for before, after in itertools.pairwise(piece):
@@ -86,7 +87,7 @@ def test_conversions_take_them_by_default_and_say_what_they_cost(tmp_path: Path)
     model.train()
     data, again = load_data(RANDOM, model, tmp_path), load_data(RANDOM, model, tmp_path)
     assert model.training and "64 texts of the model's own, drawn after a random token each (" in data.description
-    assert "steps for these and 64 others), " in data.description and data.description.endswith("tokens, seed 0")
+    assert data.description.endswith(" to 40 tokens, seed 0") and " steps), " in data.description and not data.held_out
     for one, other in zip(data.batches, again.batches, strict=True):
         assert torch.equal(one["input_ids"], other["input_ids"])
     random = load_data(RANDOM, model, tmp_path, writes=False)
