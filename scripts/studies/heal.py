@@ -77,6 +77,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", choices=tuple(STUDIES))
     add_folders(parser, "data", "models", "work")
     parser.add_argument("--steps", type=int, default=200, help="of healing, each (default 200)")
+    parser.add_argument("--minutes", type=float, help="of healing, each, instead of so many steps")
     parser.add_argument("--again", action="store_true", help="convert and heal again what is in --work")
 
 
@@ -94,7 +95,8 @@ def checkpoints(source: Source, options: argparse.Namespace) -> list[Source]:
         if name in study.lossless:
             continue
         if options.again or not healed.is_dir():
-            settings = DistillSettings(steps=options.steps)
+            by_time = {} if options.minutes is None else {"minutes": options.minutes, "epochs": 1000, "steps": None}
+            settings = DistillSettings(**{"steps": options.steps, **by_time})
             run = distill_checkpoint(
                 Source(str(shot), shot),
                 healed,
@@ -118,8 +120,9 @@ def run(options: argparse.Namespace) -> None:
     )
     folders = checkpoints(source, options)
     comparison = compare_checkpoints(source, folders, choices, device=options.device).to_dict()
+    limit = {"steps": options.steps} if options.minutes is None else {"minutes": options.minutes}
     comparison = json.loads(json.dumps(comparison).replace(f"{source.folder.parent}/", ""))  # names, not places
-    save(f"heal_{options.task}", {"steps": options.steps, **comparison}, options)
+    save(f"heal_{options.task}", {**limit, **comparison}, options)
     draw_curves(
         figure(options, f"heal_{options.task}.png"),
         {
