@@ -128,9 +128,8 @@ def writer_graphs(model: PreTrainedModel, names: tuple[str, ...]) -> dict[str, G
         layers = len(first(*start(1, 2))[1:]) // 4
     kinds = [f"{layer}.{side}.{part}" for layer in range(layers) for side in _SIDES for part in ("key", "value")]
     mask_sizes = tuple({0: "batch", 1: "source"} for _ in masked)
-    ids_sizes = {0: "batch", 1: "length"}
     past_sizes = tuple({0: "batch", 2: "past" if ".decoder." in kind else "source"} for kind in kinds)
-    steps = (*mask_sizes, ids_sizes)
+    steps = (*mask_sizes, {0: "batch", 1: "length"})
     present = tuple(f"present.{kind}" for kind in kinds)
     return {
         ENCODER: Graph(
