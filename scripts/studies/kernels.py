@@ -6,7 +6,8 @@ multiply-adds alone would give. The core is what follows the projections. Of it 
 scores at once; the content bias as one more column of queries and keys; torch's fused kernel with values padded to the
 keys' width; FlexAttention with the bias as score modification; and pieces whose addition and softmax torch.compile
 joins. A way that cannot run here has no time but a reason. Products and softmax of the pieces alone say what the core
-could reach. The allocator's settings matter: run it by `run.py reproduce kernels`, which sets them.
+could reach. The allocator's settings matter: set those of ALLOCATOR in
+scripts/reproduce.py.
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ def _read(
         examples = ENCODE[modality](raw[: choice.count], folder, limit)
     here = sum(len(example["input_ids"]) for example in examples)
     if here < tokens and (modality == "text" or isinstance(raw[0], tuple)):  # targets are not written for more
-        more = replace(choice, samples=min(_MOST, -(-choice.count * tokens // here)))
+        more = replace(choice, samples=min(_MOST, -(-choice.count * tokens // max(here, 1))))
         return _read(more, config, folder, pairing, several, 0)
     words = [f"{len(examples)} examples of {name}"]
     if modality == "text" and (how := pairing.words(isinstance(raw[0], tuple), len(used))):
