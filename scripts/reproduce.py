@@ -39,6 +39,8 @@ COMMANDS = {
     "'mhe 3' 'mhe 1' 'mgk merge'",
     "export_native": "export DATA MODELS --threads 1",
     "architectures": "architectures DATA MODELS",
+    "kernels": "kernels --seconds 30",
+    "processes": "processes WORK --threads 1",
     "latency": "latency",
     "ways": "ways",
     "solver": "solver MODELS --threads 1",
@@ -71,7 +73,7 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "MALLOC_TOP_PAD_": "268435456",
 }
-TIMED = ("export_native", "latency", "ways", "pruned_latency", "mhe_latency", "mgk_ways")
+TIMED = ("export_native", "kernels", "latency", "ways", "pruned_latency", "mhe_latency", "mgk_ways")
 
 
 def command(name: str, options: argparse.Namespace) -> list[str]:

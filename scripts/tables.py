@@ -32,7 +32,7 @@ from tables_of_papers import (
     nmt_scratch,
     prune_curve,
 )
-from tables_of_speed import latency, ways
+from tables_of_speed import kernels, latency, processes, ways
 from tables_of_values import grouped, kept, values
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -306,6 +306,8 @@ TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "imagenet_scratch": ("imagenet_scratch", imagenet_scratch),
     "mlm_pretrain": ("mlm_pretrain", mlm_pretrain),
     "architectures": ("architectures", architectures),
+    "kernels": ("kernels", kernels),
+    "processes": ("processes", processes),
     "latency": ("latency", latency),
     "ways": ("ways", ways),
     "solver": ("solver", solver),

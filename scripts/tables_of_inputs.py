@@ -61,20 +61,49 @@ def joined(results: Row) -> list[str]:
 
 
 def roads(results: Row) -> list[str]:
-    """Task scores by method and road: the mean over seeds, and how many there are."""
-    rows = results["rows"]
-    lines = []
-    for task in dict.fromkeys(row["task"] for row in rows):
-        for method in dict.fromkeys(row["method"] for row in rows):
-            cells = [f"{task}, {method}"]
-            for road in ("fine-tuned", "after", "after, one epoch more", "on the way", "before"):
-                found = [
-                    row["score"] for row in rows if (row["task"], row["method"], row["road"]) == (task, method, road)
-                ]
-                cells.append(f"{sum(found) / len(found):.2f} ({len(found)})" if found else "")
-            lines.append(cells)
-    head = ["score (seeds)", "fine-tuned", "then converted", "one more epoch", "converted on the way", "before"]
-    return table(head, lines)
+    """Task scores by method and road, and what changed from the same seed's original: means over seeds."""
+    found: dict[tuple[str, str, str], dict[int, Row]] = {}
+    for row in results["rows"]:
+        found.setdefault((row["task"], row["method"], row["road"]), {})[row["seed"]] = row
+    ways = ("after", "after, one epoch more", "on the way", "before")
+    tasks, methods = (list(dict.fromkeys(row[name] for row in results["rows"])) for name in ("task", "method"))
+    originals = {task: found[task, "original", "fine-tuned"] for task in tasks}
+    lines, changes = [], {}
+    for task in tasks:
+        lines.append([f"**{task}**, original", _mean([row["score"] for row in originals[task].values()], ".2f")])
+        for method in methods:
+            cells = []
+            for way in ways:
+                rows = found.get((task, method, way), {})
+                paired = [row["score"] - originals[task][seed]["score"] for seed, row in rows.items()]
+                changes[task, method, way] = paired
+                old = "" if all("date" in row for row in rows.values()) else "†"
+                cells.append(_mean(paired, "+.2f") + old if paired else "")
+            if any(cells):
+                lines.append([method, "", *cells])
+    texts = [task for task in tasks if task != "cifar10"]
+    for method in methods:
+        each = {way: [changes[task, method, way] for task in texts] for way in ways}
+        means = [sum(sum(one) / len(one) for one in each[way]) / len(texts) if all(each[way]) else None for way in ways]
+        if any(mean is not None for mean in means):
+            lines.append(
+                [f"{method}, mean of {', '.join(texts)}", ""]
+                + [f"{mean:+.2f}" if mean is not None else "" for mean in means]
+            )
+    head = [
+        "score, and what changes (seeds)",
+        "fine-tuned",
+        "then converted",
+        "one more epoch",
+        "converted on the way",
+        "before",
+    ]
+    return table(head, [[*cells, *[""] * (6 - len(cells))] for cells in lines])
+
+
+def _mean(numbers: list[float], form: str) -> str:
+    """With how many there are."""
+    return f"{sum(numbers) / len(numbers):{form}} ({len(numbers)})"
 
 
 def memory(results: Row) -> list[str]:

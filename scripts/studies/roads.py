@@ -3,12 +3,14 @@
 Fine-tuned, then converted by the command line's defaults on training examples without labels; the same with one more
 epoch; converted at two thirds of the run by the callback; and converted first, on the same examples, then fine-tuned by
 a plain Trainer. The ViT, which tells ten classes apart, learns them joined two by two in their order. A row that is in
---work already is not measured again, so that a study can be made in pieces.
+--work already is not measured again, and rows of the results that are not measured this time stay with their dates, so
+that a study can be made in pieces.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -199,12 +201,19 @@ def _image(row: dict[str, Any], processor: Any) -> dict[str, Any]:
 
 def run(options: argparse.Namespace) -> None:
     options.work.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
+    kept = options.results / "roads.json"
+    rows = {_place(row): row for row in (json.loads(kept.read_text())["rows"] if kept.is_file() else ())}
     for name in options.tasks:
         task = (Texts if name in TEXTS else Images)(name, options)
         for seed in options.seeds:
-            rows += _rows(task, seed, options)
-            save("roads", {"epochs": options.epochs, "rows": rows}, options)
+            rows |= {_place(row): row for row in _rows(task, seed, options)}
+            save("roads", {"epochs": options.epochs, "rows": [rows[place] for place in sorted(rows)]}, options)
+
+
+def _place(row: dict[str, Any]) -> tuple[int, int, int, int]:
+    """Where a row stands among all."""
+    methods, roads = ("original", *METHODS), ("fine-tuned", *ROADS)
+    return TASKS.index(row["task"]), methods.index(row["method"]), roads.index(row["road"]), row["seed"]
 
 
 def _rows(task: Task, seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -223,7 +232,7 @@ def _rows(task: Task, seed: int, options: argparse.Namespace) -> list[dict[str, 
             if options.kept:
                 return []
             found = {"task": task.name, "seed": seed, "method": method, "road": road, "score": task.score(make())}
-            kept.write_text(json.dumps(found))
+            kept.write_text(json.dumps({**found, "date": datetime.date.today().isoformat()}))
         return [shown(json.loads(kept.read_text()))]
 
     rows = row("original", "fine-tuned", finetuned)

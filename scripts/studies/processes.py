@@ -1,0 +1,77 @@
+"""Wall time of one conversion by one process and by several of one thread each, which write the same bytes.
+
+A BERT of BERT-base's sizes with made weights becomes collaborative heads, from the weights alone and calibrated; the
+start of Python, loading and writing are in the time. Run it on a machine that has nothing else to do, with a core for
+each process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from transformers import BertConfig, BertModel
+
+from studies.memory import same_files
+from studies.shared.running import add_folders, save, shown
+
+WAYS = {
+    "weights alone": ["--calibrate", "none"],
+    "calibrated, `--inputs original`": ["--inputs", "original"],
+}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_folders(parser, "work")
+    parser.add_argument("--processes", type=int, default=2, help="beside one (default 2)")
+    parser.add_argument("--layers", type=int, default=12, help="of the model (default 12)")
+    parser.add_argument("--width", type=int, default=768, help="of the model, heads of 64 (default 768)")
+    parser.add_argument("--rank", type=int, default=256, help="of the conversion (default 256)")
+    parser.add_argument("--samples", type=int, default=128, help="made sequences where it is calibrated (default 128)")
+
+
+def run(options: argparse.Namespace) -> None:
+    folder = options.work / "processes"
+    source = folder / "source"
+    if not source.is_dir():
+        make_model(source, options)
+    rows = []
+    for way, words in WAYS.items():
+        outputs, seconds = [], []
+        for count in (1, options.processes):
+            outputs.append(folder / f"{list(WAYS).index(way)}-{count}")
+            command = ["convert", source, "--to", "collab", "--rank", options.rank, "--calibration-samples"]
+            command += [options.samples, *words, "--output", outputs[-1], "--overwrite", "--device", "cpu"]
+            seconds.append(timed(count, [str(word) for word in command]))
+        row = {"way": way, "seconds": seconds, "processes": [1, options.processes], "ratio": seconds[0] / seconds[1]}
+        rows.append(shown({**row, "identical": same_files(*outputs)}))
+    size = {name: getattr(options, name) for name in ("layers", "width", "rank", "samples")}
+    save("processes", {**size, "rows": rows}, options)
+
+
+def make_model(folder: Path, options: argparse.Namespace) -> None:
+    """Made weights, of the size of the model."""
+    torch.manual_seed(options.seed)
+    config = BertConfig(
+        hidden_size=options.width,
+        num_hidden_layers=options.layers,
+        num_attention_heads=options.width // 64,
+        intermediate_size=4 * options.width,
+    )
+    BertModel(config).save_pretrained(folder)
+
+
+def timed(count: int, arguments: list[str]) -> float:
+    """Wall seconds of a conversion by so many processes."""
+    launch = ["-m", "hf_heads"]
+    if count > 1:
+        launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(count), "--standalone", *launch]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *launch, *arguments], stdout=subprocess.DEVNULL, check=True, env=environment)
+    return time.perf_counter() - started
