@@ -93,7 +93,8 @@ def become(model: PreTrainedModel, made: type[PreTrainedModel]) -> None:
     from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY  # takes seconds
 
     model.__class__ = made
-    _CAN_RECORD_REGISTRY[model] = model._can_record_outputs
+    # By the class's name in all versions; since 5.23 a dict that takes the model and names its class by itself.
+    dict.__setitem__(_CAN_RECORD_REGISTRY, str(made), model._can_record_outputs)
 
 
 def forget_captures(model: PreTrainedModel) -> None:
