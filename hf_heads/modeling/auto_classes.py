@@ -26,13 +26,28 @@ def native_class(adapter: AttentionAdapter, name: str) -> Any:
 
 @cache
 def served_classes(adapter: AttentionAdapter) -> dict[str, tuple[str, ...]]:
-    """The names of an architecture's classes by the Auto class that they serve, the one that it prefers first."""
+    """The names of an architecture's classes by the Auto class that they serve, the one that it prefers first.
+
+    Where none does, as for SigLIP's text model, AutoModel makes the derived ones all the same.
+    """
     found = {name: internals.served_classes(auto, adapter.model_type) for name, auto in auto_mappings().items()}
-    return {
+    served = {
         name: own
         for name, natives in found.items()
         if (own := tuple(native for native in natives if _is_own(adapter, native)))
     }
+    return served or {"AutoModel": _models_of(adapter)}
+
+
+def _models_of(adapter: AttentionAdapter) -> tuple[str, ...]:
+    """The names of the models that an architecture's module has for it."""
+    from transformers import PreTrainedModel  # takes seconds
+
+    return tuple(
+        name
+        for name, value in vars(adapter.modeling).items()
+        if isinstance(value, type) and issubclass(value, PreTrainedModel) and _is_own(adapter, name)
+    )
 
 
 def _is_own(adapter: AttentionAdapter, name: str) -> bool:
