@@ -1,7 +1,8 @@
 """Questions on SQuAD: models fine-tuned to find answers, exact matches and F1 of words, over seeds.
 
-As arXiv 2310.07911 measures its pre-trained models (`mlm_pretrain` keeps some), with BERT's settings. --train and
---dev are SQuAD's own files, train-v1.1.json and dev-v1.1.json. --small takes the first 512 questions of each.
+As arXiv 2310.07911 measures its pre-trained models (`mlm_pretrain` keeps some), with BERT's settings. --data holds
+SQuAD's own files, squad/train-v1.1.json and squad/dev-v1.1.json. --small takes the first 512 questions of each, and a
+MiniLM as it is and converted.
 """
 
 from __future__ import annotations
@@ -21,14 +22,21 @@ from torch import Tensor, nn
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, set_seed
 
 import hf_heads
+from hf_heads import CollabSpec, MheSpec
 from hf_heads.core.errors import HeadsError
 from hf_heads.io.checkpoints.sources import Source, resolve_source
-from studies.shared.running import FOLDERS, save, shown
+from hf_heads.jobs.conversion.checkpoint import convert_checkpoint
+from hf_heads.jobs.conversion.request import ConversionRequest
+from studies.shared.inputs import MINILM
+from studies.shared.running import add_folders, save, shown
 from studies.shared.sequences import Padded, Part
 from studies.shared.training import Plan, add_runs, add_training, fit, over_seeds, remembered, seeds_of
 
 LONGEST, OVERLAP, ANSWER = 384, 128, 30  # tokens of an input, of what two share, of an answer
-SMALL = 512  # questions
+QUESTIONS = 512  # with --small
+PAPER: dict[str, Any] = {"epochs": 2, "batch": 32, "rate": 3e-5}
+SMALL: dict[str, Any] = {"epochs": 4, "batch": 16, "rate": 2e-4}
+CONVERTED = {"collab-96": CollabSpec(rank=96), "mhe-3": MheSpec(groups=3)}  # of a MiniLM, with --small
 
 
 @dataclass(frozen=True)
@@ -41,11 +49,10 @@ class Question:
     begin: int
 
 
-def read(path: str, most: int | None) -> list[Question]:
+def read(file: Path, most: int | None) -> list[Question]:
     """The questions of a file of SQuAD 1.1."""
-    file = Path(path)
     if not file.is_file():
-        raise HeadsError(f"no questions in '{path}': SQuAD 1.1's train-v1.1.json and dev-v1.1.json belong there")
+        raise HeadsError(f"no questions in '{file}': SQuAD 1.1's train-v1.1.json and dev-v1.1.json belong there")
     found = []
     for article in json.loads(file.read_text(encoding="utf-8"))["data"]:
         for paragraph in article["paragraphs"]:
@@ -169,25 +176,35 @@ def one_run(
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--models", nargs="+", required=True, metavar="DIR", help="original or converted")
-    parser.add_argument("--train", required=True, metavar="FILE", help="train-v1.1.json")
-    parser.add_argument("--dev", required=True, metavar="FILE", help="dev-v1.1.json")
-    parser.add_argument("--work", type=Path, required=True, metavar="DIR", help=FOLDERS["work"])
-    parser.add_argument("--epochs", type=float, default=2, help="default 2")
-    parser.add_argument("--batch", type=int, default=32, help="default 32")
-    parser.add_argument("--rate", type=float, default=3e-5, help="default 3e-5")
+    add_folders(parser, "data", "work")
+    parser.add_argument("--models", nargs="+", metavar="DIR", help="original or converted; needed without --small")
+    for name, value in PAPER.items():
+        about = f"default {value}, with --small {SMALL[name]}"
+        parser.add_argument(f"--{name}", type=type(SMALL[name]), help=about)
     add_training(parser)
-    add_runs(parser, 3, f"the first {SMALL} questions")
+    add_runs(parser, 3, f"the first {QUESTIONS} questions")
+
+
+def _converted(name: str, options: argparse.Namespace) -> str:
+    """The folder of a MiniLM converted without data."""
+    folder = options.work / name
+    if not folder.is_dir():
+        convert_checkpoint(ConversionRequest(MINILM, CONVERTED[name], seed=options.seed), folder)
+    return str(folder)
 
 
 def run(options: argparse.Namespace) -> None:
-    most = SMALL if options.small else None
-    parts = [read(path, most) for path in (options.train, options.dev)]
-    plan = {name: getattr(options, name) for name in ("epochs", "batch", "rate")}
+    if not (options.models or options.small):
+        raise HeadsError("no models to fine-tune: name some with --models, or add --small")
+    most = QUESTIONS if options.small else None
+    files = [options.data / "squad" / f"{part}-v1.1.json" for part in ("train", "dev")]
+    parts = [read(file, most) for file in files]
+    base = SMALL if options.small else PAPER
+    plan = {name: value if (value := getattr(options, name)) is not None else base[name] for name in PAPER}
     seeds, rows = seeds_of(options), []
-    for given in options.models:
+    for given in options.models or [MINILM, *(_converted(name, options) for name in CONVERTED)]:
         source = resolve_source(given)
-        kept = {**plan, "model": given, "data": (options.train, options.dev, most), "precision": options.precision}
+        kept = {**plan, "model": given, "data": (*map(str, files), most), "precision": options.precision}
         name = re.sub(r"\W+", "-", given)[-40:]
         runs = [
             remembered(options, f"squad{name}-{seed}", kept, partial(one_run, source, parts, plan, seed, options))

@@ -151,9 +151,10 @@ def test_lm_splits_by_articles_and_measures_every_word_once(tmp_path: Path):
 
 
 def test_squad_names_the_file_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    words = ["--models", "none", "--train", str(tmp_path / "train-v1.1.json"), "--dev", "none"]
-    assert run.main(["squad", *words, "--work", str(tmp_path), "--results", str(tmp_path)]) == 2
-    assert f"no questions in '{tmp_path}/train-v1.1.json': SQuAD 1.1's" in capsys.readouterr().err
+    words = ["squad", *(word for name in ("data", "work", "results") for word in (f"--{name}", str(tmp_path)))]
+    assert run.main([*words, "--models", "none"]) == 2
+    assert f"no questions in '{tmp_path}/squad/train-v1.1.json': SQuAD 1.1's" in capsys.readouterr().err
+    assert run.main(words) == 2 and "--models, or add --small" in capsys.readouterr().err
 
 
 def test_lm_names_the_part_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -201,9 +202,11 @@ def test_mlm_pretrain_keeps_models_that_squad_reads(tmp_path: Path):
     assert rows["mha"]["retained"] == 100 and all(row["perplexity"]["mean"] > 1 for row in rows.values())
     context = "word1 word2 word3 word4"
     asked = {"question": "word9", "answers": [{"text": "word3", "answer_start": context.index("word3")}]}
-    file = tmp_path / "questions.json"
-    file.write_text(json.dumps({"data": [{"paragraphs": [{"context": context, "qas": [asked] * 4}]}]}))
-    given = ["--models", *rows["mhe-mul"]["models"], "--train", str(file), "--dev", str(file), "--seeds", "1"]
+    (tmp_path / "squad").mkdir()
+    for part in ("train", "dev"):
+        file = tmp_path / "squad" / f"{part}-v1.1.json"
+        file.write_text(json.dumps({"data": [{"paragraphs": [{"context": context, "qas": [asked] * 4}]}]}))
+    given = ["--models", *rows["mhe-mul"]["models"], "--data", str(tmp_path), "--seeds", "1"]
     run.main(["squad", *given, "--work", str(tmp_path / "work"), "--results", str(tmp_path), "--threads", "1"])
     found = json.loads((tmp_path / "squad.json").read_text())["rows"][0]
     assert 0 <= found["exact"]["mean"] <= found["f1"]["mean"] <= 100
