@@ -93,7 +93,7 @@ def _add_training(command: argparse.ArgumentParser) -> None:
         "--learning-rate",
         metavar="X",
         type=number(NUMBERS["learning_rate"]),
-        help="default 1e-3; 1e-4 with --train all",
+        help="the highest (default 1e-3, 1e-4 with --train all, and less where a model starts near its original)",
     )
     command.add_argument(
         "--warmup",

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
 
 _WARM_STEPS, _WARM_SHARE = 20, 0.1
+_FAR, _LEAST_RATE = 0.2, 0.05  # an error from which on the rate is the usual one, and the least share of it
 _RETREATS, _RETREAT = (0.5, 0.75), 0.1  # how far a run is, and what is left of its learning rate
 
 
@@ -30,6 +31,19 @@ def rate_factor(step: int, done: float, warmup: int | None) -> float:
     if warmup is None:
         rise = max(rise, done / _WARM_SHARE)
     return min(rise, 1.0) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def rate_from_start(drift: float) -> float:
+    """What a run takes of the usual learning rate, by the squared error that it starts from.
+
+    A step of either optimizer is as large as the rate, whatever the gradient: at a rate that suits a model far from its
+    original one that is near gets worse first. Of rates tried for 60 steps, 1e-3 did best from an error of .19 (a
+    MiniLM with one shared head), 3e-4 from .063 (its collaborative heads of rank 48).
+
+    Args:
+        drift: squared error of the outputs as a share of their variance, see `DistillTrainer`.
+    """
+    return min(1.0, max(drift / _FAR, _LEAST_RATE))
 
 
 class LengthSampler(Sampler[int]):

@@ -40,7 +40,8 @@ class DistillSettings:
         losses: weights by name, see `LOSSES`; what suits the models where empty, see `default_losses`.
         train: `attention` (projections of the converted blocks, output projections included) or `all` parameters.
         optimizer: `muon` (matrices by orthogonalized momentum, the rest by AdamW) or `adamw`.
-        learning_rate: the highest; 1e-3 for attention alone and 1e-4 for all parameters when None.
+        learning_rate: the highest. None takes 1e-3 for attention alone and 1e-4 for all parameters, and the less the
+            nearer a model is to its original, see `rate_from_start`.
         batch_size: examples a process takes at once.
         accumulate: batches whose gradients are added up for a step.
         epochs: rounds over the data, unless `steps` says how many steps.

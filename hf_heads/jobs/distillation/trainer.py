@@ -19,7 +19,14 @@ from hf_heads.core.batches import Batch
 from hf_heads.core.errors import HeadsError
 from hf_heads.jobs.distillation.losses import Matching
 from hf_heads.jobs.distillation.muon import Muon
-from hf_heads.jobs.distillation.schedule import LengthSampler, Patience, RunClock, rate_factor, without_dropout
+from hf_heads.jobs.distillation.schedule import (
+    LengthSampler,
+    Patience,
+    RunClock,
+    rate_factor,
+    rate_from_start,
+    without_dropout,
+)
 from hf_heads.jobs.distillation.settings import DistillSettings, Train
 from hf_heads.jobs.evaluation.drift import Reference
 from hf_heads.modeling.auto_classes import auto_classes
@@ -27,6 +34,7 @@ from hf_heads.modeling.blocks import block_specs, inertia_by_name
 from hf_heads.modeling.classes import native_model
 from hf_heads.modeling.internals import unsaved_keys
 
+RATES: dict[Train, float] = {"attention": 1e-3, "all": 1e-4}
 NEVER = 10**9  # steps between what a callback decides instead
 
 
@@ -41,7 +49,7 @@ def training_arguments(settings: DistillSettings, folder: Path, **more: Any) -> 
         "bf16": settings.precision == "bfloat16",
         "fp16": settings.precision == "float16",
         "seed": settings.seed,
-        "learning_rate": settings.learning_rate or (1e-3 if settings.train == "attention" else 1e-4),
+        "learning_rate": settings.learning_rate or RATES[settings.train],
         "weight_decay": 0.0,
         "adam_epsilon": 1e-6,
         "max_grad_norm": 0.0,  # both optimizers take steps of the same size whatever the gradient's
@@ -187,6 +195,9 @@ class DistillTrainer(Trainer):
             try:
                 if resume is None:
                     self.evaluate()
+                usual = RATES[self.settings.train]
+                if self.settings.learning_rate is None and self.args.learning_rate == usual:
+                    self.args.learning_rate = usual * rate_from_start(self.clock.curve[0]["drift"])
                 self.train(resume_from_checkpoint=resume)
             finally:
                 self.matching.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hf_heads.jobs.distillation.schedule import rate_factor
+from hf_heads.jobs.distillation.schedule import rate_factor, rate_from_start
 
 
 def over(steps: int, warmup: int | None = None, stop: float = 1.0) -> list[float]:
@@ -29,3 +29,8 @@ def test_a_warmup_that_is_given_is_one_of_so_many_steps():
     assert rate_factor(0, 0.0, 0) == 1.0
     assert [rate_factor(step, 0.0, 4) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert max(over(25, warmup=50)) < 0.5
+
+
+def test_a_model_that_starts_near_its_original_takes_smaller_steps():
+    rates = [rate_from_start(drift) for drift in (0.0, 0.02, 0.1, 0.2, 2.0)]
+    assert rates == pytest.approx([0.05, 0.1, 0.5, 1, 1])
