@@ -28,9 +28,12 @@ from tables_of_papers import (
     head_correlation,
     head_dynamics,
     imagenet_scratch,
+    lm,
+    lra,
     mlm_pretrain,
     nmt_scratch,
     prune_curve,
+    squad,
 )
 from tables_of_speed import kernels, latency, processes, ways
 from tables_of_values import grouped, kept, values
@@ -305,6 +308,9 @@ TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "nmt_scratch": ("nmt_scratch", nmt_scratch),
     "imagenet_scratch": ("imagenet_scratch", imagenet_scratch),
     "mlm_pretrain": ("mlm_pretrain", mlm_pretrain),
+    "squad": ("squad", squad),
+    "lm": ("lm", lm),
+    "lra": ("lra", lra),
     "architectures": ("architectures", architectures),
     "kernels": ("kernels", kernels),
     "processes": ("processes", processes),

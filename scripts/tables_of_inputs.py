@@ -75,7 +75,9 @@ def roads(results: Row) -> list[str]:
             cells = []
             for way in ways:
                 rows = found.get((task, method, way), {})
-                paired = [row["score"] - originals[task][seed]["score"] for seed, row in rows.items()]
+                # Rows that were kept from another machine hold the score of the original that was fine-tuned there.
+                wholes = {seed: row.get("original", originals[task][seed]["score"]) for seed, row in rows.items()}
+                paired = [row["score"] - wholes[seed] for seed, row in rows.items()]
                 changes[task, method, way] = paired
                 old = "" if all("date" in row for row in rows.values()) else "†"
                 cells.append(_mean(paired, "+.2f") + old if paired else "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from markdown_tables import Row, grid, table
 
 
@@ -135,6 +137,15 @@ def mlm_pretrain(results: Row) -> list[str]:
         for row in results["rows"]
     )
     return table(["attention", "its parameters", "perplexity of a hidden token, each seed", "retained"], body)
+
+
+def squad(results: Row) -> list[str]:
+    """Answers of every model."""
+    rows = [(Path(row["model"]).name.removeprefix("package:"), row) for row in results["rows"]]
+    body = ([name, told(row["exact"]), told(row["f1"])] for name, row in rows)
+    train, dev = results["questions"]
+    about = f"{train:,} questions to learn, {dev:,} to measure on, {results['epochs']} epochs at {results['rate']:g}."
+    return [*table(["model", "exact, %, each seed", "F1, each seed"], body), "", about]
 
 
 def imagenet_scratch(results: Row) -> list[str]:

@@ -1,7 +1,7 @@
 """Questions on SQuAD: models fine-tuned to find answers, exact matches and F1 of words, over seeds.
 
 As arXiv 2310.07911 measures its pre-trained models (`mlm_pretrain` keeps some), with BERT's settings. --data holds
-SQuAD's own files, squad/train-v1.1.json and squad/dev-v1.1.json. --small takes the first 512 questions of each, and a
+SQuAD's own files, squad/train-v1.1.json and squad/dev-v1.1.json. --small takes the first 256 questions of each, and a
 MiniLM as it is and converted.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, set_seed
 
 import hf_heads
-from hf_heads import CollabSpec, MheSpec
+from hf_heads import CalibrationChoice, CollabSpec, MheSpec
 from hf_heads.core.errors import HeadsError
 from hf_heads.io.checkpoints.sources import Source, resolve_source
 from hf_heads.jobs.conversion.checkpoint import convert_checkpoint
@@ -32,10 +32,10 @@ from studies.shared.running import add_folders, save, shown
 from studies.shared.sequences import Padded, Part
 from studies.shared.training import Plan, add_runs, add_training, fit, over_seeds, remembered, seeds_of
 
-LONGEST, OVERLAP, ANSWER = 384, 128, 30  # tokens of an input, of what two share, of an answer
-QUESTIONS = 512  # with --small
-PAPER: dict[str, Any] = {"epochs": 2, "batch": 32, "rate": 3e-5}
-SMALL: dict[str, Any] = {"epochs": 4, "batch": 16, "rate": 2e-4}
+OVERLAP, ANSWER = 128, 30  # tokens that two inputs share at most, and of an answer
+QUESTIONS = 256  # with --small
+PAPER: dict[str, Any] = {"epochs": 2, "batch": 32, "rate": 3e-5, "length": 384}
+SMALL: dict[str, Any] = {"epochs": 3, "batch": 16, "rate": 2e-4, "length": 192}
 CONVERTED = {"collab-96": CollabSpec(rank=96), "mhe-3": MheSpec(groups=3)}  # of a MiniLM, with --small
 
 
@@ -78,14 +78,14 @@ class Windows:
     offsets: list[list[tuple[int, int] | None]]
 
 
-def encoded(questions: list[Question], tokenizer: Any) -> Windows:
-    """Windows of all questions."""
+def encoded(questions: list[Question], tokenizer: Any, length: int) -> Windows:
+    """Windows of all questions, of so many tokens at most."""
     found = tokenizer(
         [one.text for one in questions],
         [one.context for one in questions],
         truncation="only_second",
-        max_length=LONGEST,
-        stride=min(OVERLAP, LONGEST // 3),
+        max_length=length,
+        stride=min(OVERLAP, length // 3),
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )
@@ -164,7 +164,7 @@ def one_run(
     set_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(source.folder)
     model = AutoModelForQuestionAnswering.from_pretrained(source.folder, dtype="float32")
-    train, dev = (encoded(questions, tokenizer) for questions in parts)
+    train, dev = (encoded(questions, tokenizer, plan["length"]) for questions in parts)
     steps = max(1, round(plan["epochs"] * len(train.part) / plan["batch"]))
     settled = Plan(steps, plan["batch"], plan["rate"], steps // 10)
     groups = hf_heads.parameter_groups(model, settled.learning_rate)
@@ -189,7 +189,8 @@ def _converted(name: str, options: argparse.Namespace) -> str:
     """The folder of a MiniLM converted without data."""
     folder = options.work / name
     if not folder.is_dir():
-        convert_checkpoint(ConversionRequest(MINILM, CONVERTED[name], seed=options.seed), folder)
+        made = CalibrationChoice(seed=options.seed)
+        convert_checkpoint(ConversionRequest(MINILM, CONVERTED[name], calibration=made), folder)
     return str(folder)
 
 

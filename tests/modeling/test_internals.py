@@ -66,7 +66,8 @@ def test_a_model_that_becomes_another_class_records_that_classes_outputs():
     internals.become(model, Mine)
     assert type(model) is Mine
     inputs = {name: value[:1, :4] for name, value in TWINS["bert"].inputs().items()}
-    assert not model(**inputs, output_hidden_states=True).hidden_states  # of `Other` there is none in the model
+    found = model(**inputs, output_hidden_states=True).hidden_states or ()
+    assert len(found) < 2  # of `Other` there is none in the model; 5.20 says what the model ends with all the same
 
 
 def test_outputs_that_were_recorded_before_a_conversion_are_recorded_after_it():

@@ -228,7 +228,7 @@ def test_hidden_tokens_are_a_share_of_the_ordinary_ones():
     assert float(stays.double().mean()) == pytest.approx(0.1, abs=0.04)
 
 
-def test_answers_are_found_in_windows_and_scored_as_squads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_answers_are_found_in_windows_and_scored_as_squads(tmp_path: Path):
     from studies import squad
     from transformers import AutoTokenizer
 
@@ -237,10 +237,9 @@ def test_answers_are_found_in_windows_and_scored_as_squads(monkeypatch: pytest.M
     assert squad.exact_and_f1("The Cat!", ("cat", "dog")) == (100, 100)
     assert squad.exact_and_f1("big cat", ("cat",)) == (0, pytest.approx(200 / 3))
     save_tokenizer(tmp_path)
-    monkeypatch.setattr(squad, "LONGEST", 9)
     context = " ".join(f"word{place}" for place in range(12))
     one = squad.Question("word50", context, ("word7 word8",), context.index("word7"))
-    windows = squad.encoded([one], AutoTokenizer.from_pretrained(tmp_path))
+    windows = squad.encoded([one], AutoTokenizer.from_pretrained(tmp_path), 9)
     assert len(windows.owners) > 1
     for (first, last), spans in zip(windows.part.labels.tolist(), windows.offsets, strict=True):
         if first:
