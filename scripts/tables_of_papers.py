@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from markdown_tables import Row, grid, table
 
 
@@ -141,8 +139,7 @@ def mlm_pretrain(results: Row) -> list[str]:
 
 def squad(results: Row) -> list[str]:
     """Answers of every model."""
-    rows = [(Path(row["model"]).name.removeprefix("package:"), row) for row in results["rows"]]
-    body = ([name, told(row["exact"]), told(row["f1"])] for name, row in rows)
+    body = ([row["variant"], told(row["exact"]), told(row["f1"])] for row in results["rows"])
     train, dev = results["questions"]
     about = f"{train:,} questions to learn, {dev:,} to measure on, {results['epochs']} epochs at {results['rate']:g}."
     return [*table(["model", "exact, %, each seed", "F1, each seed"], body), "", about]

@@ -2,7 +2,7 @@
 
 As arXiv 2310.07911 measures its pre-trained models (`mlm_pretrain` keeps some), with BERT's settings. --data holds
 SQuAD's own files, squad/train-v1.1.json and squad/dev-v1.1.json. --small takes the first 256 questions of each, and a
-MiniLM as it is and converted.
+MiniLM as it is and converted. Draws a figure.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from hf_heads.core.errors import HeadsError
 from hf_heads.io.checkpoints.sources import Source, resolve_source
 from hf_heads.jobs.conversion.checkpoint import convert_checkpoint
 from hf_heads.jobs.conversion.request import ConversionRequest
+from studies.shared.drawing import draw_by_attention
 from studies.shared.inputs import MINILM
-from studies.shared.running import add_folders, save, shown
+from studies.shared.running import add_folders, figure, save, shown
 from studies.shared.sequences import Padded, Part
 from studies.shared.training import Plan, add_runs, add_training, fit, over_seeds, remembered, seeds_of
 
@@ -194,6 +195,12 @@ def _converted(name: str, options: argparse.Namespace) -> str:
     return str(folder)
 
 
+def _attention(source: Source) -> int:
+    """How many parameters the attention of a model has."""
+    model = AutoModelForQuestionAnswering.from_pretrained(source.folder)
+    return sum(one.numel() for name, one in model.named_parameters() if ".attention." in name)
+
+
 def run(options: argparse.Namespace) -> None:
     if not (options.models or options.small):
         raise HeadsError("no models to fine-tune: name some with --models, or add --small")
@@ -211,7 +218,9 @@ def run(options: argparse.Namespace) -> None:
             remembered(options, f"squad{name}-{seed}", kept, partial(one_run, source, parts, plan, seed, options))
             for seed in seeds
         ]
-        row = {"model": given, **{metric: over_seeds([one[metric] for one in runs]) for metric in ("exact", "f1")}}
+        row = {"variant": Path(given).name.removeprefix("package:"), "attention": _attention(source)}
+        row |= {metric: over_seeds([one[metric] for one in runs]) for metric in ("exact", "f1")}
         shown({"model": given, **{metric: row[metric]["mean"] for metric in ("exact", "f1")}})
         rows.append(row)
     save("squad", {**plan, "questions": [len(part) for part in parts], "seeds": list(seeds), "rows": rows}, options)
+    draw_by_attention(figure(options, "squad.png"), rows, lambda row: row["f1"], "F1 of words", "Answers on SQuAD")
