@@ -198,7 +198,8 @@ def run(options: argparse.Namespace) -> None:
     for variant in options.variants:
         one = partial(one_run, parts, variant, sizes)
         runs = [remembered(options, f"mlm-{variant}-{seed}", kept, partial(one, seed, options)) for seed in seeds]
-        row = {"variant": variant, "attention": runs[0]["attention"], "models": [run["model"] for run in runs]}
+        row = {"variant": variant, "attention": runs[0]["attention"]}
+        row["models"] = [str(Path(run["model"]).relative_to(options.work)) for run in runs]
         row["perplexity"] = over_seeds([run["perplexity"] for run in runs])
         whole = rows[0]["perplexity"]["mean"] if rows else row["perplexity"]["mean"]
         rows.append({**row, "retained": retained(row["perplexity"]["mean"], whole)})

@@ -206,7 +206,8 @@ def test_mlm_pretrain_keeps_models_that_squad_reads(tmp_path: Path):
     for part in ("train", "dev"):
         file = tmp_path / "squad" / f"{part}-v1.1.json"
         file.write_text(json.dumps({"data": [{"paragraphs": [{"context": context, "qas": [asked] * 4}]}]}))
-    given = ["--models", *rows["mhe-mul"]["models"], "--data", str(tmp_path), "--seeds", "1"]
+    models = [str(tmp_path / "work" / name) for name in rows["mhe-mul"]["models"]]
+    given = ["--models", *models, "--data", str(tmp_path), "--seeds", "1"]
     run.main(["squad", *given, "--work", str(tmp_path / "work"), "--results", str(tmp_path), "--threads", "1"])
     found = json.loads((tmp_path / "squad.json").read_text())["rows"][0]
     assert 0 <= found["exact"]["mean"] <= found["f1"]["mean"] <= 100
