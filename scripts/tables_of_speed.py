@@ -55,16 +55,11 @@ def _times(row: Row, name: str) -> str:
 
 
 def processes(results: Row) -> list[str]:
-    """One conversion by one process and by several."""
+    """One command by one process and by several."""
     body = (
-        [
-            row["way"],
-            *(f"{seconds:.0f} s" for seconds in row["seconds"]),
-            f"{row['ratio']:.2f}",
-            "the same" if row["identical"] else "others",
-        ]
+        [row["way"], *(f"{seconds:.0f} s" for seconds in row["seconds"]), f"{row['ratio']:.2f}", row["same"]]
         for row in results["rows"]
     )
     size = f"layers {results['layers']}, width {results['width']}, rank {results['rank']}"
     count = results["rows"][0]["processes"][1]
-    return table([f"{size}; one thread each", "1 process", f"{count} processes", "times as fast", "bytes"], body)
+    return table([f"{size}; one thread each", "1 process", f"{count} processes", "times as fast", "the same"], body)

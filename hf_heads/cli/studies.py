@@ -44,16 +44,19 @@ def _prepare(options: argparse.Namespace) -> dict[str, Any]:
     quiet()
     from hf_heads.io.checkpoints.loading import find_device  # takes seconds to import
     from hf_heads.jobs.reporting.figures.style import need_matplotlib
+    from hf_heads.jobs.team import launched
 
     for path in (options.output, options.plot):
         check_file(path, options.overwrite)
     if options.plot:
         need_matplotlib(options.plot)
+    device = find_device(options.device)
     return {
         "source": resolve_source(options.source, options.revision),
         "calibration": calibration_choice(options),
         "blocks": options.blocks,
-        "device": find_device(options.device),
+        "device": device,
+        "team": launched(device == "cpu"),
     }
 
 
@@ -88,7 +91,8 @@ def _importance(options: argparse.Namespace, parser: argparse.ArgumentParser) ->
     from hf_heads.jobs.reporting.figures.heads import draw_heads
     from hf_heads.jobs.scoring.checkpoint import score_checkpoint
 
-    with progress_bar(not options.json) as progress:
+    main = common["team"].main  # of several processes it alone writes and prints
+    with progress_bar(main and not options.json) as progress:
         found = score_checkpoint(
             **common,
             rule=options.score,
@@ -97,6 +101,8 @@ def _importance(options: argparse.Namespace, parser: argparse.ArgumentParser) ->
             unit=options.unit,
             progress=progress,
         )
+    if not main:
+        return 0
     if options.output:
         found.save(options.output)
     if options.plot:
@@ -137,8 +143,11 @@ def _ablate(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
     from hf_heads.jobs.reporting.figures.heads import draw_heads
     from hf_heads.jobs.scoring.checkpoint import ablate_checkpoint
 
-    with progress_bar(not options.json) as progress:
+    main = common["team"].main
+    with progress_bar(main and not options.json) as progress:
         found = ablate_checkpoint(**common, metric=options.metric, progress=progress)
+    if not main:
+        return 0
     record = found.to_dict()
     if options.output:
         write_file(Path(options.output), json.dumps(record, indent=1, allow_nan=False) + "\n")

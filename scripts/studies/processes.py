@@ -1,13 +1,14 @@
 """Wall time of one conversion by one process and by several of one thread each, which write the same bytes.
 
-A BERT of BERT-base's sizes with made weights becomes collaborative heads, from the weights alone and calibrated; the
-start of Python, loading and writing are in the time. Run it on a machine that has nothing else to do, with a core for
-each process.
+A BERT of BERT-base's sizes with made weights becomes collaborative heads, from the weights alone and calibrated, and
+its heads are scored; the start of Python, loading and writing are in the time. Run it on a machine that has nothing
+else to do, with a core for each process.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -20,9 +21,11 @@ from transformers import BertConfig, BertModel
 from studies.memory import same_files
 from studies.shared.running import add_folders, save, shown
 
+CONVERT = ["convert", "--to", "collab", "--overwrite"]
 WAYS = {
-    "weights alone": ["--calibrate", "none"],
-    "calibrated, `--inputs original`": ["--inputs", "original"],
+    "`convert` from the weights alone": [*CONVERT, "--calibrate", "none"],
+    "`convert` calibrated, `--inputs original`": [*CONVERT, "--inputs", "original"],
+    "`importance` by gauss-newton": ["importance", "--overwrite"],
 }
 
 
@@ -41,17 +44,25 @@ def run(options: argparse.Namespace) -> None:
     if not source.is_dir():
         make_model(source, options)
     rows = []
-    for way, words in WAYS.items():
+    for way, (name, *words) in WAYS.items():
         outputs, seconds = [], []
         for count in (1, options.processes):
             outputs.append(folder / f"{list(WAYS).index(way)}-{count}")
-            command = ["convert", source, "--to", "collab", "--rank", options.rank, "--calibration-samples"]
-            command += [options.samples, *words, "--output", outputs[-1], "--overwrite", "--device", "cpu"]
+            command = [name, source, *words, "--calibration-samples", options.samples, "--output", outputs[-1]]
+            command += ["--device", "cpu", *(["--rank", options.rank] if name == "convert" else [])]
             seconds.append(timed(count, [str(word) for word in command]))
         row = {"way": way, "seconds": seconds, "processes": [1, options.processes], "ratio": seconds[0] / seconds[1]}
-        rows.append(shown({**row, "identical": same_files(*outputs)}))
+        rows.append(shown({**row, "same": found_the_same(*outputs)}))
     size = {name: getattr(options, name) for name in ("layers", "width", "rank", "samples")}
     save("processes", {**size, "rows": rows}, options)
+
+
+def found_the_same(one: Path, other: Path) -> str:
+    """What two outputs have in common: the bytes of their files, or of scores the order of heads; a dash if neither."""
+    if one.is_dir():
+        return "bytes" if same_files(one, other) else "-"
+    orders = [json.loads(path.read_text())["order"] for path in (one, other)]
+    return "order of heads" if orders[0] == orders[1] else "-"
 
 
 def make_model(folder: Path, options: argparse.Namespace) -> None:
@@ -67,7 +78,7 @@ def make_model(folder: Path, options: argparse.Namespace) -> None:
 
 
 def timed(count: int, arguments: list[str]) -> float:
-    """Wall seconds of a conversion by so many processes."""
+    """Wall seconds of a command by so many processes."""
     launch = ["-m", "hf_heads"]
     if count > 1:
         launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(count), "--standalone", *launch]

@@ -31,7 +31,7 @@ from hf_heads.io.checkpoints.weights import digest
 from hf_heads.jobs.conversion.installing import block_called
 from hf_heads.jobs.conversion.report import BlockReport
 from hf_heads.jobs.conversion.stepping import PLAIN, Running, Stepper, Stop
-from hf_heads.jobs.conversion.team import Team
+from hf_heads.jobs.team import Team
 from hf_heads.methods.registry import get_method
 from hf_heads.modeling.configuration import native_entries
 from hf_heads.modeling.grafting import replace_block
@@ -109,21 +109,19 @@ class FinishedBlocks:
         self.folder = None if cache is None else cache / f"blocks-{fingerprint(*asked)}"
 
     def plan(self, team: Team, make: Callable[[], dict[str, HeadsSpec]]) -> dict[str, HeadsSpec]:
-        """The resolved settings of all blocks, which the first process of a team makes where they were not kept."""
-        if not team.main:
-            team.wait()
+        """The resolved settings of all blocks, which all processes of a team make together where they were not kept."""
+        kept = team.agree(self._entries("plan") if team.main else None)
         try:
-            specs = {name: _spec(values) for name, values in (self._entries("plan") or {}).items()}
+            specs = {name: _spec(values) for name, values in (kept or {}).items()}
         except (HeadsError, KeyError, TypeError, AttributeError):  # damaged, so not there
             specs = {}
         specs = specs or make()
-        if team.main:
-            if self.folder is not None:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                content = {name: _values(spec) for name, spec in specs.items()}
-                write_file(self.folder / "plan.json", json.dumps(content))
-            team.wait()
-        return specs
+        content = json.dumps({name: _values(spec) for name, spec in specs.items()})
+        if team.main and self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_file(self.folder / "plan.json", content)
+        agreed = team.agree(content)  # on other processors the last digits may differ
+        return specs if team.main else {name: _spec(values) for name, values in json.loads(agreed).items()}
 
     def keep(self, report: BlockReport, block: Block) -> None:
         """Keep a block as it is now, and what the report says of it."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -26,19 +26,18 @@ from hf_heads.io.checkpoints.sources import Source
 from hf_heads.io.checkpoints.tensors import tensor_names
 from hf_heads.io.checkpoints.weights import Weights
 from hf_heads.io.checkpoints.writing import write_checkpoint
-from hf_heads.io.data.calibration import Data, calibration_data, labelled_batches, probes, probes_by_length
+from hf_heads.io.data.calibration import Data, labelled_batches, probes, probes_by_length
 from hf_heads.io.data.choice import CalibrationChoice
-from hf_heads.io.data.written import is_language_model
 from hf_heads.jobs.conversion.cache import check_cache
 from hf_heads.jobs.conversion.command import convert_command
 from hf_heads.jobs.conversion.convert import convert
 from hf_heads.jobs.conversion.planning import choose_blocks
 from hf_heads.jobs.conversion.report import Report
 from hf_heads.jobs.conversion.request import ConversionRequest
-from hf_heads.jobs.conversion.team import Team, launched
 from hf_heads.jobs.evaluation.drift import measure_drift
 from hf_heads.jobs.evaluation.precision import precision_drift
 from hf_heads.jobs.scoring.probe import has_probes, jobs_left, probe_heads
+from hf_heads.jobs.team import Team, launched, shared_data
 from hf_heads.modeling.blocks import share_weights
 
 _PASSED_ON = ("blocks", "refit", "keep_heads", "objective", "inputs", "cache", "activations_on", "compute")
@@ -80,7 +79,7 @@ def convert_checkpoint(
         progress("loading", 0, 1)
     team.wait()  # the others have looked at the output's place
     with _shared_cache(request, place, team) as shared, Shelf(place.path) as shelf:
-        device = team.device if team.size > 1 and device == "cuda" else device
+        device = team.device(device)
         return _convert(shared, source, device, place, None if device != "cpu" else shelf, team, started, progress)
 
 
@@ -116,7 +115,7 @@ def _convert(
     wanted = request.calibration
     labelled = labelled_batches(source, model, wanted) if any(spec.needs_labels() for spec in specs) else None
     choice = wanted if any(spec.uses_data() for spec in specs) else CalibrationChoice(NONE, seed=wanted.seed)
-    data = None if choice.source == NONE else _data(source, model, choice, team)
+    data = None if choice.source == NONE else shared_data(source, model, choice, team, enough=True)
     original = share_weights(model)
     converted, report = convert(
         model,
@@ -150,14 +149,6 @@ def _convert(
     record = _record(request, source, choice, report)
     write_checkpoint(place, source, converted, names, record, dtype=dtype, shard_bytes=request.shard_bytes, shelf=shelf)
     return report
-
-
-def _data(source: Source, model: PreTrainedModel, choice: CalibrationChoice, team: Team) -> Data:
-    """What all processes calibrate on; where the model draws it, one does, since others may round otherwise."""
-    if not (RANDOM in choice.sources and is_language_model(model)):
-        return calibration_data(source, model, choice, enough=True)
-    found = calibration_data(source, model, choice, enough=True) if team.main else None
-    return cast(Data, team.agree(found))
 
 
 def _record(request: ConversionRequest, source: Source, choice: CalibrationChoice, report: Report) -> dict[str, Any]:

@@ -42,10 +42,10 @@ from hf_heads.jobs.conversion.repeats import made_repeats
 from hf_heads.jobs.conversion.report import BlockReport, Report
 from hf_heads.jobs.conversion.statistics import statistics_of
 from hf_heads.jobs.conversion.stepping import Running, Stepper
-from hf_heads.jobs.conversion.team import Team
 from hf_heads.jobs.conversion.values import refit_values
 from hf_heads.jobs.scoring.probe import special_ids
 from hf_heads.jobs.scoring.tokens import token_weights
+from hf_heads.jobs.team import Team
 from hf_heads.methods.registry import get_method
 from hf_heads.modeling.blocks import block_shape, block_size, block_specs, read_block, share_weights
 from hf_heads.modeling.classes import adopt, set_specs
@@ -133,8 +133,8 @@ def convert(
     key = None if folder is None else model_fingerprint(original, shelf)
     asked = [{name: asked_of(one) for name, one in by_pattern(spec).items()}, blocks, kept, refit, objective, inputs]
     finished = FinishedBlocks(folder, key, asked, compute, seed, batches, labelled)
-    ranking = partial(order_heads, original, batches, labelled, seed, progress)
     team = team or Team()
+    ranking = partial(order_heads, original, batches, labelled, seed, team, progress)
     with keeper:
         specs = finished.plan(team, lambda: plan_blocks(original, chosen, batches, ranking, progress, kept, how))
         repeats = None

@@ -24,6 +24,7 @@ from hf_heads.jobs.conversion.statistics import statistics_of
 from hf_heads.jobs.conversion.stepping import PLAIN, Running, Stepper
 from hf_heads.jobs.scoring.ranking import rank_heads
 from hf_heads.jobs.scoring.scores import load_scores
+from hf_heads.jobs.team import Team
 from hf_heads.methods.registry import all_methods, get_method
 from hf_heads.modeling.blocks import block_shape, block_specs, read_block, share_weights
 from hf_heads.modeling.classes import adopt
@@ -176,6 +177,7 @@ def order_heads(
     calibration: Sequence[Batch] | None,
     labelled: Sequence[Batch] | None,
     seed: int,
+    team: Team,
     progress: Progress | None,
     names: Sequence[str],
     *,
@@ -201,6 +203,7 @@ def order_heads(
         unit=unit,
         least=least,
         seed=seed,
+        team=team,
         progress=progress,
     ).order_of(names)
 

@@ -24,10 +24,10 @@ from hf_heads.jobs.conversion.installing import block_called
 from hf_heads.jobs.conversion.planning import choose_blocks
 from hf_heads.jobs.conversion.report import Report
 from hf_heads.jobs.conversion.request import ConversionRequest
-from hf_heads.jobs.conversion.team import launched
 from hf_heads.jobs.export.building import check_sizes, standard_of
 from hf_heads.jobs.export.native import NativeReport, export_native
 from hf_heads.jobs.export.standard import Standard
+from hf_heads.jobs.team import launched
 from hf_heads.modeling.blocks import block_shape, share_weights
 from hf_heads.modeling.classes import adopt
 from hf_heads.modeling.grafting import replace_block

@@ -19,6 +19,7 @@ from hf_heads.core.intervals import holm, paired_interval, paired_scores, sign_t
 from hf_heads.io.data.ngrams import need_sacrebleu, ngram_counts
 from hf_heads.jobs.scoring.masks import head_mask
 from hf_heads.jobs.scoring.sensitivity import Reference
+from hf_heads.jobs.team import Team
 from hf_heads.modeling.blocks import block_shape
 from hf_heads.modeling.classes import is_causal_lm
 
@@ -96,6 +97,7 @@ def ablate(
     metric: str | None = None,
     blocks: str | None = None,
     decode: Callable[[Tensor], list[str]] | None = None,
+    team: Team | None = None,
     progress: Progress | None = None,
 ) -> AblationTable:
     """Switch heads off, one at a time, all but one and all of a block, and measure what changes.
@@ -108,6 +110,7 @@ def ablate(
         metric: see `METRICS`; None takes accuracy or loss where there are labels, else drift.
         blocks: pattern of the blocks to look at, see `hf_heads.convert`.
         decode: for BLEU, ids (batch, length) to texts: a tokenizer's `batch_decode`, special tokens left out.
+        team: the processes that share the work, all of which make this call and get the same tables.
         progress: called with (what, done, total).
 
     Raises:
@@ -136,7 +139,7 @@ def ablate(
     training = model.training
     model.eval()
     try:
-        return _ablate(model, batches, metric, blocks, decode, progress)
+        return _ablate(model, batches, metric, blocks, decode, team or Team(), progress)
     finally:
         model.train(training)
 
@@ -151,6 +154,7 @@ def _ablate(
     metric: str,
     pattern: str | None,
     decode: Callable[[Tensor], list[str]] | None,
+    team: Team,
     progress: Progress | None,
 ) -> AblationTable:
     heads = {block.name: block_shape(block).heads for block in find_blocks(model, pattern)}
@@ -162,8 +166,9 @@ def _ablate(
         plans += [("one_out", name, (head,)) for head in every]
         plans += [("one_left", name, every[:head] + every[head + 1 :]) for head in every if count > 1]
         plans += [("none_left", name, every)] if count else []
-    found: dict[str, list[_Without]] = {"one_out": [], "one_left": [], "none_left": []}
-    for index, (table, name, out) in enumerate(plans):
+    measured: dict[int, Tensor] = {}
+    for index in team.share(len(plans)):
+        _, name, out = plans[index]
         if progress:
             progress(f"ablating {name}", index, len(plans))
         mask = torch.ones(heads[name])
@@ -171,7 +176,11 @@ def _ablate(
         without = measure({name: mask})
         if not without.isfinite().all():
             raise HeadsError(f"{metric} without heads {', '.join(map(str, out))} of {name} is not finite: it overflows")
-        found[table].append(_Without(name, out, without, whole))
+        measured[index] = without
+    measured = {index: without for share in team.gather(measured) for index, without in share.items()}
+    found: dict[str, list[_Without]] = {"one_out": [], "one_left": [], "none_left": []}
+    for index, (table, name, out) in enumerate(plans):
+        found[table].append(_Without(name, out, measured[index], whole))
     value = _OF_CORPUS.get(metric)
     tables = {table: _rows(rows, value, corrected=table != "none_left") for table, rows in found.items()}
     better = -1.0 if metric in _HIGHER else 1.0

@@ -9,11 +9,12 @@ from hf_heads.core.batches import Progress
 from hf_heads.core.vocabulary import CONSTANT_RULES
 from hf_heads.io.checkpoints.loading import load_source
 from hf_heads.io.checkpoints.sources import Source
-from hf_heads.io.data.calibration import CalibrationChoice, calibration_data, labelled_batches
+from hf_heads.io.data.calibration import CalibrationChoice, labelled_batches
 from hf_heads.io.data.encoding import load_tokenizer
 from hf_heads.jobs.scoring.ablation import AblationTable, ablate
 from hf_heads.jobs.scoring.ranking import rank_heads
 from hf_heads.jobs.scoring.scores import HeadScores
+from hf_heads.jobs.team import Team, shared_data
 
 
 def score_checkpoint(
@@ -26,6 +27,7 @@ def score_checkpoint(
     normalize: bool = False,
     unit: str = "example",
     device: str = "cpu",
+    team: Team | None = None,
     progress: Progress | None = None,
 ) -> HeadScores:
     """Scores of all heads of a checkpoint, see `rank_heads`.
@@ -33,16 +35,16 @@ def score_checkpoint(
     Raises:
         HeadsError: see `load_source`, `load_data`, `load_labelled` and `rank_heads`.
     """
-    choice = replace(calibration or CalibrationChoice(), pack=False)
+    choice, team = replace(calibration or CalibrationChoice(), pack=False), team or Team()
     if progress:
         progress("loading", 0, 1)
-    model = load_source(source, device)
+    model = load_source(source, team.device(device))
     batches, description = None, ""
     if rule == "gradient":
         batches = labelled_batches(source, model, choice)
         description = f"labelled examples of {choice.source}, seed {choice.seed}"
     elif rule not in CONSTANT_RULES and choice.source != "none":
-        data = calibration_data(source, model, choice)
+        data = shared_data(source, model, choice, team)
         batches, description = data.batches, data.description
     found = rank_heads(
         model,
@@ -53,6 +55,7 @@ def score_checkpoint(
         normalize=normalize,
         unit=unit,
         seed=choice.seed,
+        team=team,
         progress=progress,
     )
     return replace(found, data=description)
@@ -65,6 +68,7 @@ def ablate_checkpoint(
     calibration: CalibrationChoice | None = None,
     blocks: str | None = None,
     device: str = "cpu",
+    team: Team | None = None,
     progress: Progress | None = None,
 ) -> AblationTable:
     """Ablation tables of a checkpoint, see `ablate`; drift by default, which needs no labels.
@@ -72,16 +76,16 @@ def ablate_checkpoint(
     Raises:
         HeadsError: see `load_source`, `load_data`, `load_labelled` and `ablate`.
     """
-    choice = replace(calibration or CalibrationChoice(), pack=False)
+    choice, team = replace(calibration or CalibrationChoice(), pack=False), team or Team()
     if progress:
         progress("loading", 0, 1)
-    model = load_source(source, device)
+    model = load_source(source, team.device(device))
     if metric in (None, "drift"):
-        batches = [] if choice.source == "none" else calibration_data(source, model, choice).batches
+        batches = [] if choice.source == "none" else shared_data(source, model, choice, team).batches
         metric = "drift"
     else:
         batches = labelled_batches(source, model, choice)
     decode = None
     if metric == "bleu":
         decode = partial(load_tokenizer(source.folder).batch_decode, skip_special_tokens=True)
-    return ablate(model, batches, metric=metric, blocks=blocks, decode=decode, progress=progress)
+    return ablate(model, batches, metric=metric, blocks=blocks, decode=decode, team=team, progress=progress)

@@ -17,6 +17,7 @@ from hf_heads.core.errors import HeadsError
 from hf_heads.core.vocabulary import CONSTANT_RULES, RULES, UNITS
 from hf_heads.jobs.scoring.scores import Head, HeadScores, fingerprint
 from hf_heads.jobs.scoring.sensitivity import Reference, ablations, gauss_newton, gradients, token_gradients
+from hf_heads.jobs.team import Team
 from hf_heads.methods.pruned import map_energy
 from hf_heads.methods.settings.pruned import spared
 from hf_heads.modeling.blocks import block_shape, read_block
@@ -34,6 +35,7 @@ def rank_heads(
     unit: str = "example",
     least: int = 0,
     seed: int = 0,
+    team: Team | None = None,
     progress: Progress | None = None,
 ) -> HeadScores:
     """Score the heads of a model and order them for removal.
@@ -53,6 +55,7 @@ def rank_heads(
             token, as the authors' code does.
         least: how many heads of each block go after all others.
         seed: of the random directions and of `random`.
+        team: the processes that share the work, all of which make this call and get the same scores.
         progress: called with (what, done, total).
 
     Raises:
@@ -81,7 +84,7 @@ def rank_heads(
     training = model.training
     model.eval()
     try:
-        how = _How(rule, normalize, unit, least, seed)
+        how = _How(rule, normalize, unit, least, seed, team or Team())
         scored = _order(model, how, batches, layout, steps, round(keep * len(layout)), progress)
     finally:
         model.train(training)
@@ -101,6 +104,7 @@ class _How(NamedTuple):
     unit: str
     least: int
     seed: int
+    team: Team
 
 
 def _order(
@@ -132,7 +136,7 @@ def _order(
             continue
         if rule == "gauss-newton":
             assert drift is not None
-            gradient, curvature = gauss_newton(model, drift, layout, mask)
+            gradient, curvature = gauss_newton(model, drift, layout, mask, how.team)
             scores = curvature.diagonal() / 2 - gradient
         else:
             curvature = None
@@ -186,9 +190,11 @@ def _plain_scores(
         return torch.rand(len(layout), dtype=torch.float64, generator=torch.Generator().manual_seed(how.seed))
     if rule == "gradient":
         measure = gradients if how.unit == "example" else token_gradients
-        return measure(model, batches, layout, mask)
+        own = [batches[index] for index in how.team.share(len(batches))]
+        total, count = how.team.sum(*measure(model, own, layout, mask))
+        return total / count.clamp_min(1)
     assert drift is not None
-    return ablations(model, drift, layout, mask)
+    return ablations(model, drift, layout, mask, how.team)
 
 
 def _normalized(scores: Tensor, layout: Sequence[Head]) -> Tensor:

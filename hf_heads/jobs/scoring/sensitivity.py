@@ -19,6 +19,7 @@ from hf_heads.core.batches import Batch, main_output, output_mask, thin
 from hf_heads.core.errors import HeadsError
 from hf_heads.jobs.scoring.masks import head_mask
 from hf_heads.jobs.scoring.scores import Head
+from hf_heads.jobs.team import Team
 from hf_heads.modeling.classes import is_causal_lm
 
 KEPT = 2**26  # numbers of a reference's outputs that stay in memory
@@ -34,8 +35,10 @@ def by_block(mask: Tensor, layout: Sequence[Head]) -> dict[str, Tensor]:
     return {name: mask[..., where] for name, where in columns.items()}
 
 
-def gradients(model: PreTrainedModel, batches: Sequence[Batch], layout: Sequence[Head], mask: Tensor) -> Tensor:
-    """E |dL/dxi| of every head: the absolute value is taken for every example, before the mean."""
+def gradients(
+    model: PreTrainedModel, batches: Sequence[Batch], layout: Sequence[Head], mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sums of |dL/dxi| of every head over examples, the absolute value taken of each, and how many these are."""
     total, count = torch.zeros(len(layout), dtype=torch.float64), 0
     for batch in batches:
         examples = len(batch["labels"])
@@ -50,7 +53,7 @@ def gradients(model: PreTrainedModel, batches: Sequence[Batch], layout: Sequence
         gradient = gradient.double() * (labels.sum() / labels.clamp_min(1))[:, None]
         total += gradient.abs().sum(0)
         count += examples
-    return total / count
+    return total, torch.tensor(count)
 
 
 def _check_loss(model: PreTrainedModel, loss: Tensor | None) -> None:
@@ -58,8 +61,10 @@ def _check_loss(model: PreTrainedModel, loss: Tensor | None) -> None:
         raise HeadsError(f"{type(model).__name__} gives no loss for labels; take gauss-newton, which needs none")
 
 
-def token_gradients(model: PreTrainedModel, batches: Sequence[Batch], layout: Sequence[Head], mask: Tensor) -> Tensor:
-    """The same with the absolute value taken of every token: E |Att_h(x)_t dL/dAtt_h(x)_t| over tokens.
+def token_gradients(
+    model: PreTrainedModel, batches: Sequence[Batch], layout: Sequence[Head], mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same with the absolute value taken of every token: |Att_h(x)_t dL/dAtt_h(x)_t| summed over tokens.
 
     Tokens that the loss does not depend on, padding above all, do not count.
     """
@@ -79,7 +84,7 @@ def token_gradients(model: PreTrainedModel, batches: Sequence[Batch], layout: Se
             found.append((inner * weight).abs().flatten(0, 1).sum(0))
             seen.append(gradient.any(-1).sum().double().cpu().expand(heads))
         total, count = total + torch.cat(found), count + torch.cat(seen)
-    return total / count.clamp_min(1)
+    return total, count
 
 
 @contextmanager
@@ -141,11 +146,16 @@ def probe_output(found: Tensor, weights: Tensor, logits: bool, generator: torch.
     """
     if logits:
         chances = found.detach().softmax(-1)
-        drawn = torch.multinomial(chances.flatten(0, 1).cpu(), 1, generator=generator).to(found.device)
+        drawn = _drawn(chances, generator).to(found.device)
         direction = chances.scatter_add(-1, drawn.view(*chances.shape[:2], 1), -torch.ones_like(chances[..., :1]))
     else:
         direction = torch.randn(found.shape, generator=generator).to(found)
     return (found * direction * weights.sqrt()[..., None]).sum()
+
+
+def _drawn(chances: Tensor, generator: torch.Generator) -> Tensor:
+    """A class for every position, (batch * positions, 1)."""
+    return torch.multinomial(chances.flatten(0, 1).cpu(), 1, generator=generator)
 
 
 class Reference:
@@ -167,17 +177,20 @@ class Reference:
         self.generator = torch.Generator().manual_seed(seed)
         self._kept: dict[int, Tensor] = {}
         self._room = KEPT
+        self._sizes: dict[int, tuple[torch.Size, bool]] = {}
 
     @torch.no_grad()
     def wanted(self, index: int) -> Tensor:
         """The output for a batch, see `measured_output`: as it was kept, or by a forward pass of the model as it is."""
-        if index in self._kept:
-            return self._kept[index]
-        found, _, _ = self.output(self.model, self.batches[index])
+        return self._kept[index] if index in self._kept else self._look(index)[0]
+
+    def _look(self, index: int) -> tuple[Tensor, bool]:
+        """The output for a batch, which is kept where there is room, and whether it is logits."""
+        found, _, logits = self.output(self.model, self.batches[index])
         if found.numel() <= self._room:
             self._room -= found.numel()
             self._kept[index] = found
-        return found
+        return found, logits
 
     def output(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor, bool]:
         """See `measured_output`."""
@@ -194,17 +207,43 @@ class Reference:
         """See `probe_output`."""
         return probe_output(found, weights, logits, self.generator)
 
+    @torch.no_grad()
+    def know_sizes(self, team: Team) -> None:
+        """Learn from the processes of a team what the outputs for all batches are like; before heads are masked."""
+        if team.size == 1 or self._sizes:
+            return
+        looks = {index: self._look(index) for index in team.share(len(self.batches))}
+        own = {index: (found.shape, logits) for index, (found, logits) in looks.items()}
+        self._sizes = {index: size for share in team.gather(own) for index, size in share.items()}
+
+    def pass_by(self, index: int) -> None:
+        """Draw what `probe` draws for a batch that another process runs, so that one process draws the same."""
+        shape, logits = self._sizes[index]
+        if logits:
+            _drawn(torch.ones(shape), self.generator)
+        else:
+            torch.randn(shape, generator=self.generator)
+
 
 def gauss_newton(
-    model: PreTrainedModel, reference: Reference, layout: Sequence[Head], mask: Tensor
+    model: PreTrainedModel, reference: Reference, layout: Sequence[Head], mask: Tensor, team: Team
 ) -> tuple[Tensor, Tensor]:
-    """Gradient (heads,) and Gauss-Newton matrix (heads, heads) of the mean drift by the masks, at a mask."""
+    """Gradient (heads,) and Gauss-Newton matrix (heads, heads) of the mean drift by the masks, at a mask.
+
+    Processes of a team share the batches.
+    """
     heads = len(layout)
     gradient = torch.zeros(heads, dtype=torch.float64)
     curvature = torch.zeros(heads, heads, dtype=torch.float64)
     count = 0
     moved = bool((mask != 1).any())  # else nothing has drifted yet
+    reference.know_sizes(team)
+    own = team.share(len(reference.batches))
     for index, batch in enumerate(reference.batches):
+        if index not in own:
+            for _ in range(_PROBES):
+                reference.pass_by(index)
+            continue
         wanted = reference.wanted(index) if moved else None
         xi = mask.expand(_examples(batch), -1).clone().requires_grad_()
         with head_mask(model, by_block(xi, layout)):
@@ -216,24 +255,27 @@ def gauss_newton(
             (each,) = torch.autograd.grad(reference.drift(found, wanted, weights, logits).sum(), xi)
             gradient += each.sum(0).double()
         count += len(xi)
-    return gradient / count, curvature / count
+    gradient, curvature, examples = team.sum(gradient, curvature, torch.tensor(count))
+    return gradient / examples, curvature / examples
 
 
 @torch.no_grad()
-def ablations(model: PreTrainedModel, reference: Reference, layout: Sequence[Head], mask: Tensor) -> Tensor:
-    """How much the drift grows with each head switched off, on a part of the data."""
+def ablations(model: PreTrainedModel, reference: Reference, layout: Sequence[Head], mask: Tensor, team: Team) -> Tensor:
+    """How much the drift grows with each head switched off, on a part of the data; a team's processes share heads."""
     every = _ABLATION_SHARE if sum(map(_examples, reference.batches)) >= 256 else 1
     left = mask.nonzero().flatten().tolist()
+    own = [left[index] for index in team.share(len(left))]
     scores, count = torch.zeros(len(layout), dtype=torch.float64), 0
     for place, batch in enumerate(reference.batches):
         part, wanted = (batch if every == 1 else thin(batch, every)), reference.wanted(place)[::every]
-        for index in left:
+        for index in own:
             without = mask.clone()
             without[index] = 0
             with head_mask(model, by_block(without, layout)):
                 found, weights, logits = reference.output(model, part)
             scores[index] += float(reference.drift(found, wanted, weights, logits).sum())
         count += len(wanted)
+    (scores,) = team.sum(scores)
     return scores / count
 
 

@@ -13,11 +13,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 import hf_heads
 from hf_heads import HeadsError, LowRankSpec
 from hf_heads.io.data import written
-from hf_heads.io.data.calibration import load_data
+from hf_heads.io.data.calibration import Data, load_data
 from hf_heads.io.data.choice import CalibrationChoice
 from hf_heads.io.data.written import written_examples
-from hf_heads.jobs.conversion.team import Team
 from hf_heads.jobs.distillation.data import load_healing
+from hf_heads.jobs.team import Team
 from tests.contract.test_hosts import HOSTS
 from tests.support.tokenizers import save_tokenizer
 from tests.support.twins import randomize
@@ -117,4 +117,5 @@ def test_one_of_several_processes_writes_for_all(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(Team, "agree", lambda self, word: told.append(word) or word)
     request = hf_heads.ConversionRequest(str(tmp_path / "model"), VALUE, calibration=RANDOM)
     report = hf_heads.convert_checkpoint(request, tmp_path / "out")
-    assert len(told) == 1 and "texts of the model's own" in told[0].description == report.calibration
+    (data,) = (word for word in told if isinstance(word, Data))
+    assert "texts of the model's own" in data.description == report.calibration

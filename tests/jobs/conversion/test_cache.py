@@ -26,7 +26,7 @@ from hf_heads.jobs.conversion import convert as conversions
 from hf_heads.jobs.conversion.checkpoint import convert_checkpoint
 from hf_heads.jobs.conversion.report import Report
 from hf_heads.jobs.conversion.request import ConversionRequest
-from hf_heads.jobs.conversion.team import Team
+from hf_heads.jobs.team import Team
 from tests.support.files import save_checkpoint
 from tests.support.kills import Command, digest, ended
 from tests.support.processes import forked
@@ -210,10 +210,13 @@ def test_killed_conversions_go_on_to_the_bit(kills: int, tmp_path: Path):
     assert found.total() == kills and not found["wrong"]
 
 
-@pytest.mark.parametrize("data", ["none", "random"])
-def test_two_processes_write_what_one_does(data: str, bert_folder: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("data", "method"),
+    [("none", "collab --rank 16"), ("random", "collab --rank 16"), ("random", "pruned --keep 0.5")],
+)
+def test_two_processes_write_what_one_does(data: str, method: str, bert_folder: Path, tmp_path: Path):
     def arguments(output: str) -> list[str]:
-        words = ["convert", str(bert_folder), "--to", "collab", "--rank", "16", "--calibration-samples", "32"]
+        words = ["convert", str(bert_folder), "--to", *method.split(), "--calibration-samples", "32"]
         return [*words, "--calibrate", data, "--inputs", "original", "--output", str(tmp_path / output)]
 
     assert main(arguments("one")) == 0

@@ -11,10 +11,10 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 import hf_heads
 from hf_heads import CollabSpec, HeadsError, HeadsSpec, LowRankSpec, MgkSpec, MheSpec, PrunedSpec
-from hf_heads.jobs.conversion.team import Team
 from hf_heads.jobs.export import converting
 from hf_heads.jobs.export.building import Wider
 from hf_heads.jobs.export.converting import check_native
+from hf_heads.jobs.team import Team
 from tests.support.cli import Run, check_refused, leftovers
 from tests.support.text_twins import TEXT_TWINS
 from tests.support.twins import TWINS, logits

@@ -19,6 +19,7 @@ from hf_heads.attention.hosts.reading import read_host
 from hf_heads.core.intervals import paired_interval
 from hf_heads.jobs.scoring import sensitivity
 from hf_heads.jobs.scoring.sensitivity import Reference, gauss_newton
+from hf_heads.jobs.team import Team
 from tests.support.twins import HEADS, LAYERS, TWINS, bert_config, randomize
 
 CAUSAL = "bert-decoder"
@@ -107,7 +108,7 @@ def test_gauss_newton_is_the_expected_product_of_jacobians(kind: str, monkeypatc
     monkeypatch.setattr(sensitivity, "_PROBES", 1500)
     layout = [(block.name, head) for block in find_blocks(model) for head in range(HEADS)]
     reference = Reference(model, [batch])
-    gradient, found = gauss_newton(model, reference, layout, torch.ones(heads))
+    gradient, found = gauss_newton(model, reference, layout, torch.ones(heads), Team())
     assert not gradient.any()  # nothing has drifted yet
     assert (found - wanted).norm() < 0.08 * wanted.norm()
 
@@ -129,7 +130,7 @@ def test_the_gradient_of_the_drift_is_its_difference_quotient(name: str):
             found, weights, logits = reference.output(model, batch)
         return float(reference.drift(found, reference.wanted(0), weights, logits).mean())
 
-    gradient, _ = gauss_newton(model, reference, layout, mask)
+    gradient, _ = gauss_newton(model, reference, layout, mask, Team())
     for index in range(0, len(layout), 3):
         step = torch.zeros(len(layout))
         step[index] = 1e-2

@@ -1,13 +1,21 @@
-"""Several processes at one conversion: who does what, and who waits."""
+"""Several processes at one job: who does what, and who waits."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_heads.core.vocabulary import RANDOM
+from hf_heads.io.checkpoints.sources import Source
+from hf_heads.io.data.calibration import Data, calibration_data
+from hf_heads.io.data.choice import CalibrationChoice
+from hf_heads.io.data.written import is_language_model
 
 
 @dataclass(frozen=True)
@@ -51,10 +59,16 @@ class Team:
         torch.distributed.all_gather_object(found, own)
         return found
 
-    @property
-    def device(self) -> str:
-        """The device of this process."""
-        return str(PartialState().device)
+    def sum(self, *own: Tensor) -> list[Tensor]:
+        """The sums of the tensors that all processes give, added in their order; on the CPU."""
+        if self.size == 1:
+            return list(own)
+        every = self.gather([one.cpu() for one in own])
+        return [torch.stack(parts).sum(0) for parts in zip(*every, strict=True)]
+
+    def device(self, wanted: str) -> str:
+        """The device of this process where all of them are to be on one kind."""
+        return str(PartialState().device) if self.size > 1 and wanted == "cuda" else wanted
 
 
 def launched(cpu: bool) -> Team:
@@ -67,3 +81,17 @@ def launched(cpu: bool) -> Team:
         return Team()
     state = PartialState(cpu=cpu)
     return Team(state.process_index, state.num_processes)
+
+
+def shared_data(
+    source: Source, model: PreTrainedModel, choice: CalibrationChoice, team: Team, enough: bool = False
+) -> Data:
+    """What all processes calibrate on; where the model draws it, one does, since others may round otherwise.
+
+    Raises:
+        HeadsError: see `calibration_data`.
+    """
+    if not (RANDOM in choice.sources and is_language_model(model)):
+        return calibration_data(source, model, choice, enough=enough)
+    found = calibration_data(source, model, choice, enough=enough) if team.main else None
+    return cast(Data, team.agree(found))
