@@ -37,14 +37,9 @@ SPECS: dict[str, HeadsSpec] = {
     "mhe 3": MheSpec(groups=3),
     "mhe 1": MheSpec(groups=1),
     "mgk merge": MgkSpec(merge=2, queries="shared"),
-    f"collab 96, {MADE}": CollabSpec(rank=96),
-    f"collab 96, {SHORT}": CollabSpec(rank=96),
-    f"collab 96, {AS_THEY_ARE}": CollabSpec(rank=96),
-    f"low-rank 96, {AS_THEY_ARE}": LowRankSpec(rank=96),
-    f"mhe 3, {AS_THEY_ARE}": MheSpec(groups=3),
-    f"mhe 1, {AS_THEY_ARE}": MheSpec(groups=1),
-    f"mgk merge, {AS_THEY_ARE}": MgkSpec(merge=2, queries="shared"),
 }
+SPECS |= {f"{label}, {AS_THEY_ARE}": spec for label, spec in SPECS.items()}
+SPECS |= {f"collab 96, {made}": CollabSpec(rank=96) for made in (MADE, SHORT)}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
