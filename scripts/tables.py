@@ -280,7 +280,9 @@ def healed(results: Row) -> list[str]:
     timed = f"generating {last['batch']} texts" if first["generation"] else f"{last['batch']} x {last['length']}"
     head += [f"speed, {timed}", "cosine", metric, "difference (95 %)"]
     limit = f"{results['steps']} steps" if "steps" in results else f"at most {results['minutes']:g} minutes"
-    where = f"Healed for {limit} each, without labels."
+    least, most = results.get("cpu_seconds", (0, 0))
+    seconds = f", {least} to {most} CPU seconds, in {results['precision']}" if most else ""
+    where = f"Healed for {limit} each{seconds}, without labels."
     return [*table(head, body), "", where]
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from hf_heads import CollabSpec, HeadsSpec, MgkSpec, MheSpec, PrunedSpec
 from hf_heads.io.checkpoints.sources import Source
@@ -16,7 +18,7 @@ from hf_heads.io.data.calibration import CalibrationChoice
 from hf_heads.jobs.conversion.checkpoint import convert_checkpoint
 from hf_heads.jobs.conversion.request import ConversionRequest
 from hf_heads.jobs.distillation.checkpoint import distill_checkpoint
-from hf_heads.jobs.distillation.settings import DistillSettings
+from hf_heads.jobs.distillation.settings import PRECISIONS, DistillSettings
 from hf_heads.jobs.evaluation.choices import Choices
 from hf_heads.jobs.evaluation.compare import compare_checkpoints
 from hf_heads.jobs.reporting.figures.curves import draw_curves
@@ -77,6 +79,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", choices=tuple(STUDIES))
     add_folders(parser, "data", "models", "work")
     parser.add_argument("--steps", type=int, default=200, help="of healing, each (default 200)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of healing (default float32)")
     parser.add_argument("--minutes", type=float, help="of healing, each, instead of so many steps")
     parser.add_argument("--again", action="store_true", help="convert and heal again what is in --work")
 
@@ -96,7 +99,8 @@ def checkpoints(source: Source, options: argparse.Namespace) -> list[Source]:
             continue
         if options.again or not healed.is_dir():
             by_time = {} if options.minutes is None else {"minutes": options.minutes, "epochs": 1000, "steps": None}
-            settings = DistillSettings(**{"steps": options.steps, **by_time})
+            settings = DistillSettings(**{"steps": options.steps, "precision": options.precision, **by_time})
+            begun = time.process_time()
             run = distill_checkpoint(
                 Source(str(shot), shot),
                 healed,
@@ -106,9 +110,16 @@ def checkpoints(source: Source, options: argparse.Namespace) -> list[Source]:
                 overwrite=True,
                 device=options.device,
             ).distillation
-            print(name, json.dumps(run["before"]), json.dumps(run["after"]), run["steps"])
+            seconds = round(time.process_time() - begun)
+            seconds_of(healed).write_text(str(seconds))
+            print(name, seconds, json.dumps(run["before"]), json.dumps(run["after"]), run["steps"])
         folders.append(Source(healed.name, healed))
     return folders
+
+
+def seconds_of(healed: Path) -> Path:
+    """The file that says how many CPU seconds healing took, the loading of both models included."""
+    return healed.with_suffix(".seconds")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -121,6 +132,8 @@ def run(options: argparse.Namespace) -> None:
     folders = checkpoints(source, options)
     comparison = compare_checkpoints(source, folders, choices, device=options.device).to_dict()
     limit = {"steps": options.steps} if options.minutes is None else {"minutes": options.minutes}
+    took = [int(seconds_of(one.folder).read_text()) for one in folders if seconds_of(one.folder).is_file()]
+    limit |= {"precision": options.precision, "cpu_seconds": [min(took), max(took)]}
     comparison = json.loads(json.dumps(comparison).replace(f"{source.folder.parent}/", ""))  # names, not places
     save(f"heal_{options.task}", {**limit, **comparison}, options)
     draw_curves(

@@ -41,7 +41,7 @@ class DistillSettings:
         train: `attention` (projections of the converted blocks, output projections included) or `all` parameters.
         optimizer: `muon` (matrices by orthogonalized momentum, the rest by AdamW) or `adamw`.
         learning_rate: the highest. None takes 1e-3 for attention alone and 1e-4 for all parameters, and the less the
-            nearer a model is to its original, see `rate_from_start`.
+            nearer a model is to its original and the shorter the run, see `rate_from_start`.
         batch_size: examples a process takes at once.
         accumulate: batches whose gradients are added up for a step.
         epochs: rounds over the data, unless `steps` says how many steps.
@@ -61,7 +61,7 @@ class DistillSettings:
     train: Train = "attention"
     optimizer: Optimizer = "muon"
     learning_rate: float | None = None
-    batch_size: int = 64
+    batch_size: int = 32
     accumulate: int = 1
     epochs: float = 5.0
     steps: int | None = None

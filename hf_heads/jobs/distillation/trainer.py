@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from hf_heads.modeling.classes import native_model
 from hf_heads.modeling.internals import unsaved_keys
 
 RATES: dict[Train, float] = {"attention": 1e-3, "all": 1e-4}
+_STEPS = 200  # of a run of some minutes, for its learning rate
 NEVER = 10**9  # steps between what a callback decides instead
 
 
@@ -197,12 +199,19 @@ class DistillTrainer(Trainer):
                     self.evaluate()
                 usual = RATES[self.settings.train]
                 if self.settings.learning_rate is None and self.args.learning_rate == usual:
-                    self.args.learning_rate = usual * rate_from_start(self.clock.curve[0]["drift"])
+                    self.args.learning_rate = usual * rate_from_start(self.clock.curve[0]["drift"], self._steps())
                 self.train(resume_from_checkpoint=resume)
             finally:
                 self.matching.close()
         self.student.eval()
         return self.clock.curve
+
+    def _steps(self) -> int:
+        """How many steps there are; where time alone ends the run, about as many as it may have."""
+        if self.settings.steps is not None:
+            return self.settings.steps
+        steps = math.ceil(self.settings.epochs * len(self.train_dataset) / self.step_examples)  # type: ignore[arg-type]
+        return steps if self.settings.minutes is None else min(steps, _STEPS)
 
     def compute_loss(
         self,
