@@ -63,7 +63,7 @@ COMMANDS = {
     "mgk": "mgk_stsb DATA --threads 1",
     "mgk_scratch": "mgk_scratch DATA --threads 1",
     "mgk_ways": "mgk_ways",
-    "heal_stsb": "heal stsb DATA MODELS WORK --threads 1 --steps 600 --precision bfloat16",
+    "heal_stsb": "heal stsb DATA MODELS WORK --threads 1 --steps 1000 --precision bfloat16",
     "heal_sst2": "heal sst2 DATA MODELS WORK --threads 1 --minutes 3",
     "heal_marian": "heal marian DATA MODELS WORK --threads 1 --minutes 3",
     "heal_vit": "heal vit DATA MODELS WORK --threads 1 --minutes 2",

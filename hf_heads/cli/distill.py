@@ -74,7 +74,7 @@ def _add_training(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--optimizer",
         choices=OPTIMIZERS,
-        help=f"matrices by orthogonalized momentum, or all by AdamW (default {default.optimizer})",
+        help=f"AdamW, or orthogonalized momentum for matrices (default {default.optimizer})",
     )
     command.add_argument(
         "--minutes",

@@ -15,8 +15,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
 
 _WARM_STEPS, _WARM_SHARE = 20, 0.1
-_FAR, _SHORT = 0.2, 60  # an error from which on the rate is the usual one in a run of so many steps
-_LEAST_RATE = 0.05  # share of the usual one
+_FAR, _LEAST_RATE = 0.2, 0.05  # an error from which on the rate is the usual one, and the least share of it
 _RETREATS, _RETREAT = (0.5, 0.75), 0.1  # how far a run is, and what is left of its learning rate
 
 
@@ -34,19 +33,17 @@ def rate_factor(step: int, done: float, warmup: int | None) -> float:
     return min(rise, 1.0) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def rate_from_start(drift: float, steps: int) -> float:
-    """What a run takes of the usual learning rate, by the squared error that it starts from and the time there is.
+def rate_from_start(drift: float) -> float:
+    """What a run takes of the usual learning rate, by the squared error that it starts from.
 
     A step of either optimizer is as large as the rate, whatever the gradient: at a rate that suits a model far from its
-    original one that is near gets worse first, and needs a longer run to come back. Of rates tried for 60 steps, 1e-3
-    did best from an error of .19 (a MiniLM with one shared head), 3e-4 from .063 (its collaborative heads of rank 48),
-    for which 6e-4 did better than 3e-4 in 200 steps.
+    original one that is near gets worse first, and needs a longer run to come back. Of rates tried, 1e-3 did best from
+    an error of .19 (a MiniLM with one shared head), 2e-4 and 5e-4 alike from .054 (its collaborative heads of rank 48).
 
     Args:
         drift: squared error of the outputs as a share of their variance, see `DistillTrainer`.
-        steps: of the run.
     """
-    return min(1.0, max(drift / _FAR * math.sqrt(steps / _SHORT), _LEAST_RATE))
+    return min(1.0, max(drift / _FAR, _LEAST_RATE))
 
 
 class LengthSampler(Sampler[int]):

@@ -39,9 +39,9 @@ class DistillSettings:
     Attributes:
         losses: weights by name, see `LOSSES`; what suits the models where empty, see `default_losses`.
         train: `attention` (projections of the converted blocks, output projections included) or `all` parameters.
-        optimizer: `muon` (matrices by orthogonalized momentum, the rest by AdamW) or `adamw`.
+        optimizer: `adamw`, or `muon` (matrices by orthogonalized momentum, the rest by AdamW), whose steps take longer.
         learning_rate: the highest. None takes 1e-3 for attention alone and 1e-4 for all parameters, and the less the
-            nearer a model is to its original and the shorter the run, see `rate_from_start`.
+            nearer a model is to its original, see `rate_from_start`.
         batch_size: examples a process takes at once.
         accumulate: batches whose gradients are added up for a step.
         epochs: rounds over the data, unless `steps` says how many steps.
@@ -59,7 +59,7 @@ class DistillSettings:
 
     losses: Mapping[str, float] = field(default_factory=dict)
     train: Train = "attention"
-    optimizer: Optimizer = "muon"
+    optimizer: Optimizer = "adamw"
     learning_rate: float | None = None
     batch_size: int = 32
     accumulate: int = 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,6 @@ from hf_heads.modeling.classes import native_model
 from hf_heads.modeling.internals import unsaved_keys
 
 RATES: dict[Train, float] = {"attention": 1e-3, "all": 1e-4}
-_STEPS = 200  # of a run of some minutes, for its learning rate
 NEVER = 10**9  # steps between what a callback decides instead
 
 
@@ -53,6 +51,7 @@ def training_arguments(settings: DistillSettings, folder: Path, **more: Any) -> 
         "seed": settings.seed,
         "learning_rate": settings.learning_rate or RATES[settings.train],
         "weight_decay": 0.0,
+        "adam_beta2": 0.98,
         "adam_epsilon": 1e-6,
         "max_grad_norm": 0.0,  # both optimizers take steps of the same size whatever the gradient's
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -199,19 +198,12 @@ class DistillTrainer(Trainer):
                     self.evaluate()
                 usual = RATES[self.settings.train]
                 if self.settings.learning_rate is None and self.args.learning_rate == usual:
-                    self.args.learning_rate = usual * rate_from_start(self.clock.curve[0]["drift"], self._steps())
+                    self.args.learning_rate = usual * rate_from_start(self.clock.curve[0]["drift"])
                 self.train(resume_from_checkpoint=resume)
             finally:
                 self.matching.close()
         self.student.eval()
         return self.clock.curve
-
-    def _steps(self) -> int:
-        """How many steps there are; where time alone ends the run, about as many as it may have."""
-        if self.settings.steps is not None:
-            return self.settings.steps
-        steps = math.ceil(self.settings.epochs * len(self.train_dataset) / self.step_examples)  # type: ignore[arg-type]
-        return steps if self.settings.minutes is None else min(steps, _STEPS)
 
     def compute_loss(
         self,

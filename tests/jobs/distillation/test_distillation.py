@@ -120,14 +120,17 @@ def test_healing_that_only_makes_it_worse_is_refused(run: Run, converted: Callab
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*out*"))
 
 
-def test_a_run_that_is_led_astray_goes_back_and_on_at_a_lower_rate(converted: Callable[..., Path], tmp_path: Path):
+@pytest.mark.parametrize(("optimizer", "rate", "retreats"), [("muon", 0.3, 1), ("adamw", 0.05, 2)])
+def test_a_run_that_is_led_astray_goes_back_and_on_at_a_lower_rate(
+    optimizer: Any, rate: float, retreats: int, converted: Callable[..., Path], tmp_path: Path
+):
     """The same bits whether it was interrupted on the way or not."""
     source = resolve_source(str(converted("bert", CollabSpec(rank=12))))
-    settings = DistillSettings(steps=16, batch_size=8, evaluations=8, learning_rate=0.3)
+    settings = DistillSettings(optimizer=optimizer, steps=16, batch_size=8, evaluations=8, learning_rate=rate)
     data = data_for("bert", tmp_path)
     whole = distill_checkpoint(source, tmp_path / "whole", settings, data, samples=64).distillation
     start, *points = whole["curve"]
-    assert whole["retreats"] == 1 and min(point["kl"] for point in points[:4]) > start["kl"]
+    assert whole["retreats"] == retreats and min(point["kl"] for point in points[:4]) > start["kl"]
     assert whole["after"]["kl"] < 0.99 * start["kl"]
     with pytest.raises(KeyboardInterrupt):
         distill_checkpoint(source, tmp_path / "parts", settings, data, samples=64, progress=interrupted(11))

@@ -32,6 +32,5 @@ def test_a_warmup_that_is_given_is_one_of_so_many_steps():
 
 
 def test_a_model_that_starts_near_its_original_takes_smaller_steps():
-    rates = [rate_from_start(drift, 60) for drift in (0.0, 0.02, 0.1, 0.2, 2.0)]
+    rates = [rate_from_start(drift) for drift in (0.0, 0.02, 0.1, 0.2, 2.0)]
     assert rates == pytest.approx([0.05, 0.1, 0.5, 1, 1])
-    assert [rate_from_start(0.05, steps) for steps in (60, 240, 10_000)] == pytest.approx([0.25, 0.5, 1])
