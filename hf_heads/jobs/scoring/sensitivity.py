@@ -212,8 +212,10 @@ class Reference:
         """Learn from the processes of a team what the outputs for all batches are like; before heads are masked."""
         if team.size == 1 or self._sizes:
             return
-        looks = {index: self._look(index) for index in team.share(len(self.batches))}
-        own = {index: (found.shape, logits) for index, (found, logits) in looks.items()}
+        own = {}
+        for index in team.share(len(self.batches)):
+            found, logits = self._look(index)  # not kept beyond its turn where there is no room
+            own[index] = found.shape, logits
         self._sizes = {index: size for share in team.gather(own) for index, size in share.items()}
 
     def pass_by(self, index: int) -> None:
