@@ -38,8 +38,7 @@ COMMANDS = {
     "recommend": "recommend DATA MODELS --threads 1 --max-drop 0.1",
     "scaling": "scaling --threads 1 --objectives scores",
     "precision": "precision DATA --threads 1",
-    "kept": "kept DATA --threads 1 --seeds 0 --labels 'collab 192' 'collab 96' 'collab 48' 'low-rank 96' "
-    "'mhe 3' 'mhe 1' 'mgk merge'",
+    "kept": "kept DATA --threads 1 --seeds 0",
     "export_native": "export DATA MODELS --threads 1",
     "architectures": "architectures DATA MODELS",
     "kernels": "kernels --seconds 30",
