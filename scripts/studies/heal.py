@@ -133,7 +133,8 @@ def run(options: argparse.Namespace) -> None:
     comparison = compare_checkpoints(source, folders, choices, device=options.device).to_dict()
     limit = {"steps": options.steps} if options.minutes is None else {"minutes": options.minutes}
     took = [int(seconds_of(one.folder).read_text()) for one in folders if seconds_of(one.folder).is_file()]
-    limit |= {"precision": options.precision, "cpu_seconds": [min(took), max(took)]}
+    if took:  # what an earlier version of this study healed says nothing of it
+        limit |= {"precision": options.precision, "cpu_seconds": [min(took), max(took)]}
     comparison = json.loads(json.dumps(comparison).replace(f"{source.folder.parent}/", ""))  # names, not places
     save(f"heal_{options.task}", {**limit, **comparison}, options)
     draw_curves(
