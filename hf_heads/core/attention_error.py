@@ -52,9 +52,14 @@ class AttentionSample:
         """
         scores = scores + self.mask
         logs = scores.log_softmax(-1)
-        noise = torch.rand(scores.shape, generator=generator).clamp_min(1e-20).log().neg().log()
+        noise = self.noise(scores.shape, generator).clamp_min(1e-20).log().neg().log()
         chosen = (logs.detach() - noise.to(logs)).argmax(-1, keepdim=True)
         return -(logs.gather(-1, chosen).squeeze(-1) * self.counts.sqrt()).sum()
+
+    @staticmethod
+    def noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """What `drawn` draws with for scores of a shape, uniform in [0, 1)."""
+        return torch.rand(shape, generator=generator)
 
 
 class _CrossEntropy(torch.autograd.Function):

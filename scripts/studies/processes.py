@@ -1,4 +1,4 @@
-"""Wall time of one conversion by one process and by several of one thread each, which write the same bytes.
+"""Wall time of one conversion by one process and by several of one thread each, and whether they write the same.
 
 A BERT of BERT-base's sizes with made weights becomes collaborative heads, from the weights alone and calibrated, and
 its heads are scored; the start of Python, loading and writing are in the time. Run it on a machine that has nothing
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from studies.shared.running import add_folders, save, shown
 CONVERT = ["convert", "--to", "collab", "--overwrite"]
 WAYS = {
     "`convert` from the weights alone": [*CONVERT, "--calibrate", "none"],
+    "`convert` calibrated": CONVERT,
     "`convert` calibrated, `--inputs original`": [*CONVERT, "--inputs", "original"],
     "`importance` by gauss-newton": ["importance", "--overwrite"],
 }
@@ -40,14 +42,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     folder = options.work / "processes"
-    source = folder / "source"
+    source = folder / f"source-{options.layers}-{options.width}"
     if not source.is_dir():
         make_model(source, options)
     rows = []
     for way, (name, *words) in WAYS.items():
         outputs, seconds = [], []
         for count in (1, options.processes):
-            outputs.append(folder / f"{list(WAYS).index(way)}-{count}")
+            outputs.append(folder / f"{re.sub('[^a-z-]+', '-', way)}-{count}")
             command = [name, source, *words, "--calibration-samples", options.samples, "--output", outputs[-1]]
             command += ["--device", "cpu", *(["--rank", options.rank] if name == "convert" else [])]
             seconds.append(timed(count, [str(word) for word in command]))
@@ -58,9 +60,11 @@ def run(options: argparse.Namespace) -> None:
 
 
 def found_the_same(one: Path, other: Path) -> str:
-    """What two outputs have in common: the bytes of their files, or of scores the order of heads; a dash if neither."""
+    """What two outputs have in common: the bytes of their files, or the drift that they report; of scores the order."""
     if one.is_dir():
-        return "bytes" if same_files(one, other) else "-"
+        drifts = [json.loads((folder / "heads_report.json").read_text())["drift"] for folder in (one, other)]
+        off = max(abs(drifts[0][name]["cosine"] - drifts[1][name]["cosine"]) for name in drifts[0])
+        return "bytes" if same_files(one, other) else f"cosine to {off:.0e}"
     orders = [json.loads(path.read_text())["order"] for path in (one, other)]
     return "order of heads" if orders[0] == orders[1] else "-"
 

@@ -10,7 +10,9 @@ that a study can be made in pieces.
 from __future__ import annotations
 
 import argparse
+import copy
 import datetime
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -248,6 +250,7 @@ def _ways(
 ) -> dict[str, Callable[[], PreTrainedModel]]:
     """What makes the model of each road."""
 
+    @functools.cache
     def after() -> PreTrainedModel:
         return task.convert(finetuned(), method, seed)
 
@@ -257,7 +260,7 @@ def _ways(
 
     made: Sequence[Callable[[], PreTrainedModel]] = (
         after,
-        lambda: task.train_on(after(), seed + 100, 1, task.rate / 2),
+        lambda: task.train_on(copy.deepcopy(after()), seed + 100, 1, task.rate / 2),
         on_the_way,
         lambda: task.train_on(task.convert(task.classifier(seed), method, seed), seed, epochs, task.rate),
     )

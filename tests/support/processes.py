@@ -65,7 +65,9 @@ def _run(rank: int, count: int, port: int, arguments: list[str], folder: Path) -
         for name, descriptor in (("out", 1), ("err", 2)):
             os.dup2(os.open(folder / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT), descriptor)
         sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", closefd=False) for descriptor in (1, 2))
-        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # else accelerate warns
+        torch.set_num_threads(1)  # a fork can start no threads, so that it gets none of the others' either
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": 1}
         address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
         os.environ |= {name: str(value) for name, value in (places | address).items()}
         for state in (AcceleratorState, GradientState, PartialState):  # each is made once in a process

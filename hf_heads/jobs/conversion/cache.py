@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -133,8 +133,24 @@ class FinishedBlocks:
         write_file(self.folder / f"{report.name}.safetensors", content)
         write_file(self.folder / f"{report.name}.json", json.dumps(entries))  # last: it says that the block is done
 
-    def restore(self, model: PreTrainedModel, name: str) -> BlockReport | None:
-        """Put a block into a model as it was kept; None where it was not."""
+    def restore(self, model: PreTrainedModel, name: str, team: Team | None = None) -> BlockReport | None:
+        """Put a block into a model as it was kept, for all processes of a team by the first; None where it was not."""
+        team = team or Team()
+        kept = team.agree(self._read(name) if team.main else None)
+        if kept is None:
+            return None
+        report, tensors = kept
+        before = block_called(model, name)
+        device = before.output.weight.device
+        replace_block(model, before, report.spec)
+        block = block_called(model, name)
+        for part, module in _parts(block).items():
+            own = {key: tensors[f"{part}.{key}"].to(device) for key in module.state_dict()}
+            module.load_state_dict(own, assign=True)
+        return cast(BlockReport, report)
+
+    def _read(self, name: str) -> tuple[BlockReport, dict[str, Tensor]] | None:
+        """A block as it was kept; None where it was not, or is damaged."""
         entries = self._entries(name)
         if entries is None or self.folder is None:
             return None
@@ -144,17 +160,9 @@ class FinishedBlocks:
                 return None
             tensors = load(content)
             spec = _spec(entries.pop("spec"))
-            report = BlockReport(spec=spec, **entries)
+            return BlockReport(spec=spec, **entries), tensors
         except (OSError, SafetensorError, HeadsError, KeyError, TypeError):
             return None
-        before = block_called(model, name)
-        device = before.output.weight.device
-        replace_block(model, before, spec)
-        block = block_called(model, name)
-        for part, module in _parts(block).items():
-            own = {key: tensors[f"{part}.{key}"].to(device) for key in module.state_dict()}
-            module.load_state_dict(own, assign=True)
-        return report
 
     def _entries(self, name: str) -> dict[str, Any] | None:
         """The content of a JSON file; None where there is none, or none that can be read."""
@@ -220,7 +228,8 @@ class Recorded:
                 if not path.is_file() or _hash_of(path) != wanted:
                     raise HeadsError(f"'{path}' is damaged or gone: remove '{folder}' and start again")
                 self._seen.add(path)
-            yield Stop(name, batch, torch.load(path, map_location=self.model.device, weights_only=True))
+            arguments = torch.load(path, map_location=self.model.device, weights_only=True)
+            yield Stop(name, batch, arguments, place=index)
 
     def _files(self, folder: Path) -> dict[str, str]:
         """The files of a folder, each with its hash."""

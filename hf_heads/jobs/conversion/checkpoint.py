@@ -49,8 +49,8 @@ def convert_checkpoint(
 ) -> Report:
     """Convert a checkpoint folder into another one.
 
-    Several processes (accelerate launch) share the blocks, where these do not depend on one another; the first one
-    writes. They share what is measured as well.
+    Several processes (accelerate launch) share the blocks, where these do not depend on one another, or the batches;
+    the first one writes. They share what is measured as well.
 
     Args:
         request: what to convert, and how.
@@ -60,8 +60,7 @@ def convert_checkpoint(
 
     Raises:
         HeadsError: see `resolve_source`, `load_source`, `load_data`, `convert`, `round_as_written` and
-            `write_checkpoint`; the outputs of what would be written are not finite; or several processes are to
-            convert blocks that depend on one another.
+            `write_checkpoint`; or the outputs of what would be written are not finite.
     """
     started = time.perf_counter()
     place = check_output(output, overwrite)
@@ -69,11 +68,6 @@ def convert_checkpoint(
     check_apart(output, source.folder, "source")
     check_cache(request.cache)  # before the data takes its time
     team = launched(device == "cpu")
-    if team.size > 1 and request.inputs == "converted" and request.calibration.source != NONE:
-        raise HeadsError(
-            f"{team.size} processes can share blocks only where these do not wait for one another: add --inputs "
-            "original or --calibrate none, or start one process"
-        )
     progress = progress if team.main else None
     if progress:
         progress("loading", 0, 1)
@@ -137,7 +131,7 @@ def _convert(
     inputs = _measured_on(source, original, data, choice)
     if progress:
         progress("measuring", 0, 1)
-    found = _shared(_measurements(converted, original, inputs, shelf), team)
+    found = _shared(_measurements(converted, original, inputs, shelf), _costs(inputs), team)
     report.drift = {name: value for (kind, name), value in found.items() if kind == "drift"}
     report.precision = _by_precision({name: value for (kind, name), value in found.items() if kind == BFLOAT16})
     report.jobs = found["jobs", ""]
@@ -216,14 +210,24 @@ def _by_precision(cosines: dict[str, float]) -> dict[str, dict[str, float]]:
     return {BFLOAT16: cosines} if cosines else {}
 
 
-def _shared(parts: Mapping[tuple[str, str], Callable[[], Any]], team: Team) -> dict[tuple[str, str], Any]:
-    """What all parts give, each of them done by one process of a team.
+def _costs(inputs: Mapping[str, Sequence[Batch]]) -> dict[tuple[str, str], int]:
+    """What measurements cost against one another: the numbers that come in, where a model has all of them to read."""
+    return {
+        ("drift", name): sum(value.numel() for batch in batches for value in batch.values())
+        for name, batches in inputs.items()
+    }
+
+
+def _shared(
+    parts: Mapping[tuple[str, str], Callable[[], Any]], costs: Mapping[tuple[str, str], int], team: Team
+) -> dict[tuple[str, str], Any]:
+    """What all parts give, each of them done by one process of a team; what no cost is known of costs least.
 
     Raises:
         HeadsError: a part does, in every process, so that none waits for another.
     """
     names, own = list(parts), {}
-    for index in team.share(len(names)):
+    for index in team.share_by([costs.get(name, 0) for name in names]):
         try:
             own[names[index]] = parts[names[index]]()
         except HeadsError as error:

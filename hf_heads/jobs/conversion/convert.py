@@ -101,8 +101,9 @@ def convert(
         compute: what the forward passes over the data are computed in, see `hf_heads.core.vocabulary.COMPUTE`.
         inplace: change `model` itself instead of a copy; an error on the way leaves it partly converted.
         shelf: where the model's weights are, if on one; each converted block goes there as well.
-        team: the processes that share the work, all of which make this call: each converts some of the blocks, which
-            must not depend on one another, so without data or with `inputs="original"`, and with a cache.
+        team: the processes that share the work, all of which make this call. Where blocks do not depend on one
+            another, without data or with `inputs="original"`, each converts some of them, and there must be a cache;
+            else they share the batches and convert every block together.
         progress: called with (what, done, total).
 
     Returns:
@@ -136,7 +137,7 @@ def convert(
     team = team or Team()
     ranking = partial(order_heads, original, batches, labelled, seed, team, progress)
     with keeper:
-        specs = finished.plan(team, lambda: plan_blocks(original, chosen, batches, ranking, progress, kept, how))
+        specs = finished.plan(team, lambda: plan_blocks(original, chosen, batches, ranking, progress, kept, how, team))
         repeats = None
         refinable = any(get_method(one.method).scores and one.refines() for one in specs.values())
         if objective == "attention" and refinable and batches is not None:
@@ -145,9 +146,12 @@ def convert(
             repeats = made_repeats(batches, model.config, special_ids(model), seed, pairs_sampled, room)
         # Now, since nothing may run the original while batches wait at its blocks.
         weights = _token_weights(original, batches or (), specs, seed) if refit else {}
-        way = _Way(converted, original, batches or (), repeats or (), refit, repeats is not None, weights, shelf)
-        with torch.no_grad(), _stops(way, list(chosen), inputs, folder, key, team, how) as (here, there):
-            report.blocks = _all_blocks(way, here, there, specs, list(chosen), finished, team, progress)
+        together = inputs == "converted" and batches is not None
+        sharing_batches, sharing_blocks = (team, Team()) if together else (Team(), team)
+        refined = repeats is not None
+        way = _Way(converted, original, batches or (), repeats or (), refit, refined, weights, shelf, sharing_batches)
+        with torch.no_grad(), _stops(way, list(chosen), inputs, folder, key, sharing_blocks, how) as (here, there):
+            report.blocks = _all_blocks(way, here, there, specs, list(chosen), finished, sharing_blocks, progress)
     set_specs(converted, {**block_specs(converted), **{block.name: block.spec for block in report.blocks}})
     converted.train(training)
     if progress:
@@ -181,6 +185,7 @@ class _Way:
         refined_to_maps: refine scores to the original's attention maps before that.
         token_weights: by block, what errors at each token count for, by the `id` of a batch; all alike where none are.
         shelf: where new weights go, if anywhere.
+        team: the processes that share the batches.
     """
 
     model: PreTrainedModel
@@ -191,6 +196,7 @@ class _Way:
     refined_to_maps: bool
     token_weights: Mapping[str, Mapping[int, Tensor]]
     shelf: Shelf | None
+    team: Team
 
 
 def _keeper(where: str, model: PreTrainedModel, shelf: Shelf | None) -> Activations:
@@ -222,8 +228,8 @@ def _stops(
     """What a block is converted on, and what it is refitted to."""
     if inputs == "converted":
         with (
-            Stepper(way.model, way.batches, names, way.repeats, how) as here,
-            Stepper(way.original, way.batches, names, how=how) as there,
+            Stepper(way.model, way.batches, names, way.repeats, how, way.team) as here,
+            Stepper(way.original, way.batches, names, how=how, team=way.team) as there,
         ):
             yield here, there
     elif cache is None or key is None:
@@ -298,10 +304,11 @@ def _done_block(
     finished: FinishedBlocks,
 ) -> BlockReport:
     """A block converted, or put into its place as a run before this one left it."""
-    report = finished.restore(way.model, name)
+    report = finished.restore(way.model, name, way.team)
     if report is None:
         report = _convert_block(way, here, there, name, spec)
-        finished.keep(report, block_called(way.model, name))
+        if way.team.main:
+            finished.keep(report, block_called(way.model, name))
     elif way.shelf is not None:
         block = block_called(way.model, name)
         way.shelf.put(block.module, block.output)
@@ -327,20 +334,22 @@ def _convert_block(
     statistics = (
         BlockStatistics.uninformed(dense.shape)
         if not way.batches or not spec.uses_data()
-        else statistics_of(block, dense, here.at(name))
+        else statistics_of(block, dense, here.at(name), way.team)
     )
     method = get_method(spec.method)
-    made = method.from_dense(dense, statistics, spec)
+    made = way.team.once(partial(method.from_dense, dense, statistics, spec))
     spec = made.spec or spec
     samples = None
     lossless = made.error is not None and made.error <= 1e-6
     if way.refined_to_maps and way.batches and method.scores and spec.refines() and not lossless:
-        samples = take_samples(block, dense, [partial(here.at, name), partial(here.at, name, more=True)])
+        kinds = [partial(here.at, name), partial(here.at, name, more=True)]
+        samples = take_samples(block, dense, kinds, way.team)
     block = install(model, name, spec, made.weights)
     gain: float | None = None
     divergences: tuple[float | None, float | None] = None, None
     if samples is not None:
-        refined = refine(cast(HeadsAttention, block.module), method.scores, samples, getattr(spec, "order", None))
+        order = getattr(spec, "order", None)
+        refined = refine(cast(HeadsAttention, block.module), method.scores, samples, order, team=way.team)
         if refined is not None:
             load_weights(block, refined.weights)
             divergences = refined.after, refined.before
@@ -357,11 +366,11 @@ def _refit(way: _Way, block: Block, here: Stepper | Recorded, there: Stepper | R
     """Fit shared values, then the output projection; returns the share of the error that both remove."""
     name, original, left = block.name, block_called(way.original, block.name), 1.0
     weights = way.token_weights.get(name)
-    values, gain = refit_values(block, partial(here.at, name), original, there.at(name), weights)
+    values, gain = refit_values(block, partial(here.at, name), original, there.at(name), weights, way.team)
     if values:
         load_weights(block, values)
         left -= gain
-    fitted = refit_output(block, here.at(name), original, there.at(name), weights)
+    fitted = refit_output(block, here.at(name), original, there.at(name), weights, way.team)
     if fitted is not None:
         found = {"output.weight": fitted.weight, "output.bias": fitted.bias}
         load_weights(block, {name: tensor for name, tensor in found.items() if tensor is not None})

@@ -132,11 +132,12 @@ def plan_blocks(
     progress: Progress | None,
     kept: Mapping[str, tuple[int, ...]] | None = None,
     how: Running = PLAIN,
+    team: Team | None = None,
 ) -> dict[str, HeadsSpec]:
     """Resolved settings of every block; settings that spread a total over blocks see all their blocks at once.
 
-    Heads of `kept` are removed last, and left exact where the method can. `how` is how
-    batches run.
+    Heads of `kept` are removed last, and left exact where the method can. `how` is how batches run, which the
+    processes of a team share.
     """
     kept = kept or {}
 
@@ -148,14 +149,14 @@ def plan_blocks(
     for spec, names in groups.items():
         profiles = {}
         wanted = calibration if calibration is not None and spec.needs_profiles() else ()
-        with Stepper(original, wanted, names, how=how) as stepper:
+        with Stepper(original, wanted, names, how=how, team=team) as stepper:
             for index, name in enumerate(names):
                 dense = read_block(blocks[name])
                 statistics, trial = BlockStatistics.uninformed(dense.shape), None
                 if wanted:
                     if progress:
                         progress(f"profiling {name}", index, len(names))
-                    statistics = statistics_of(blocks[name], dense, stepper.at(name))
+                    statistics = statistics_of(blocks[name], dense, stepper.at(name), team)
                     trial = partial(_trial, original, name, dense, statistics, wanted)
                 before = block_specs(original).get(name)
                 profiles[name] = BlockProfile(dense.shape, dense, statistics, before, trial)

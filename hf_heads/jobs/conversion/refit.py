@@ -14,6 +14,7 @@ from hf_heads.attention.hosts.blocks import Block
 from hf_heads.attention.module import HeadsAttention
 from hf_heads.core.batches import token_rows
 from hf_heads.jobs.conversion.stepping import Stop, call_block, real_queries
+from hf_heads.jobs.team import Team
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def refit_output(
     original_block: Block,
     original_stops: Iterable[Stop],
     token_weights: Mapping[int, Tensor] | None = None,
+    team: Team | None = None,
 ) -> Refit | None:
     """Refit the output projection of a converted block to what the original model's block puts out.
 
@@ -56,18 +58,19 @@ def refit_output(
         original_block: the same block of the model before conversion.
         original_stops: the same batches there.
         token_weights: what errors at each token count for, (batch, target), by the `id` of the batch; None: all alike.
+        team: the processes that share the batches.
 
     Returns:
         The new projection, or None where no refit does better on unseen data than the present one.
     """
-    linear, module = block.output, cast(HeadsAttention, block.module)
+    team, linear, module = team or Team(), block.output, cast(HeadsAttention, block.module)
     weight, bias = linear.weight.detach(), linear.bias
     shift = 0.0 if bias is None else bias.detach().double()
     width = linear.in_features + (bias is not None)
     grams = torch.zeros(_FOLDS, width, width, dtype=torch.float64)
     crosses = torch.zeros(_FOLDS, width, linear.out_features, dtype=torch.float64)
     errors, counts = (torch.zeros(_FOLDS, dtype=torch.float64) for _ in range(2))
-    size = 0.0
+    size = torch.zeros((), dtype=torch.float64)
     for stop, original_stop in zip(stops, original_stops, strict=True):
         real = real_queries(block, stop)
         target, wanted = target_of(stop, original_block, original_stop)
@@ -88,15 +91,22 @@ def refit_output(
             errors[fold] += missing.square().sum().cpu()
             counts[fold] += len(known)
         size += float(target.square().sum())
+    grams, crosses, errors, counts, size = team.sum(grams, crosses, errors, counts, size)
     if not (counts > 0).all():  # too few sequences to leave any out
         return None
+    return team.once(partial(_refitted, linear, grams, crosses, errors, float(size)))
+
+
+def _refitted(linear: nn.Linear, grams: Tensor, crosses: Tensor, errors: Tensor, size: float) -> Refit | None:
+    """The new projection on the CPU, by what `refit_output` has summed up by fold."""
     ridge, gain = _cross_validate(grams, crosses, errors, size)
     if ridge is None:
         return None
-    change = _ridge_solve(grams.sum(0), crosses.sum(0), ridge).to(weight.device, weight.dtype)
-    if bias is None:
+    weight = linear.weight.detach().cpu()
+    change = _ridge_solve(grams.sum(0), crosses.sum(0), ridge).to(weight.dtype)
+    if linear.bias is None:
         return Refit(weight + change.T, None, ridge, gain)
-    return Refit(weight + change[:-1].T, bias.detach() + change[-1], ridge, gain)
+    return Refit(weight + change[:-1].T, linear.bias.detach().cpu() + change[-1], ridge, gain)
 
 
 def target_of(stop: Stop, original_block: Block, original_stop: Stop) -> tuple[Tensor, tuple[Any, ...]]:

@@ -18,6 +18,7 @@ from hf_heads.core.dense import DenseAttention
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.statistics import BlockStatistics, Moments
 from hf_heads.jobs.conversion.stepping import Stepper, Stop, real_queries, received_mask
+from hf_heads.jobs.team import Team
 
 _PIECE = 2**20  # scores at a time: more than fit into a cache take longer
 
@@ -30,13 +31,16 @@ def collect_statistics(
         return statistics_of(block, dense, stepper.at(block.name))
 
 
-def statistics_of(block: Block, dense: DenseAttention, stops: Iterable[Stop]) -> BlockStatistics:
+def statistics_of(
+    block: Block, dense: DenseAttention, stops: Iterable[Stop], team: Team | None = None
+) -> BlockStatistics:
     """Moments of a block's inputs, how far each head's attention moves its output, and what heads have in common.
 
     Args:
         block: the block; its module must still be the one that `dense` describes.
         dense: the block's weights.
         stops: batches that wait at the block; earlier blocks are as they will be.
+        team: the processes that share the batches, whose sums are added.
 
     Raises:
         HeadsError: no batch reaches the block.
@@ -69,6 +73,10 @@ def statistics_of(block: Block, dense: DenseAttention, stops: Iterable[Stop]) ->
             cross += token_rows(hidden_states[rows], here).double().cpu().T @ logs
             flat = weights.flatten(2)
             alike += (flat @ flat.mT).sum(0).double().cpu()
+    if team is not None and team.size > 1:
+        sides = [query] if key is query else [query, key]
+        query, key = (added := [_added(one, team) for one in sides])[0], added[-1]
+        energy, sums, alike, cross = team.sum(energy, sums, alike, cross)
     if not query.weight:
         raise HeadsError(
             f"the calibration data never reaches {block.name}: leave it out (blocks '!{block.name}'), give data that "
@@ -77,6 +85,14 @@ def statistics_of(block: Block, dense: DenseAttention, stops: Iterable[Stop]) ->
     sums = sums / query.weight
     cross = cross / query.weight - torch.outer(query.mean, sums)
     return BlockStatistics(query, key, energy / query.weight, alike / query.weight, sums, cross)
+
+
+def _added(own: Moments, team: Team) -> Moments:
+    """The moments of what all processes have seen."""
+    found = Moments(own.width)
+    weight, found.total, found.outer = team.sum(torch.tensor(own.weight, dtype=torch.float64), own.total, own.outer)
+    found.weight = float(weight)
+    return found
 
 
 def _softmax(scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ from hf_heads.attention.hosts.reading import argument_names
 from hf_heads.attention.kernels import Conditions
 from hf_heads.attention.module import HeadsAttention
 from hf_heads.core.batches import Batch
+from hf_heads.jobs.team import Team
 from hf_heads.modeling.grafting import native_attention
 
 
@@ -39,6 +40,7 @@ class Stop:
         result: gives what the block makes of them; None: the block is to be called.
         resting: tensors of these that the keeper of activations knows, by `id`.
         held: bytes of them that it counts as in memory.
+        place: of the batch among those of its kind.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Stop:
     result: Callable[[], Any] | None = None
     resting: dict[int, Tensor] = field(default_factory=dict)
     held: int = 0
+    place: int = 0
 
     @property
     def hidden_states(self) -> Tensor:
@@ -148,6 +151,7 @@ class Stepper:
         names: of the blocks at which to stop, in the order in which they run.
         more: other batches, which are asked for apart.
         how: they run.
+        team: the processes that share the batches; each runs its own, and hands out no others.
     """
 
     def __init__(
@@ -157,8 +161,10 @@ class Stepper:
         names: Sequence[str],
         more: Sequence[Batch] = (),
         how: Running = PLAIN,
+        team: Team | None = None,
     ) -> None:
         self.model, self.batches, self.more, self.how, self.keeper = model, batches, more, how, how.keeper
+        self.team = team or Team()
         self.layers: dict[str, str] = {}
         self.order = {name: place for place, name in enumerate(names)}
         self.paths = {block.name: block.path for block in find_blocks(model) if block.name in self.order}
@@ -184,8 +190,9 @@ class Stepper:
 
         Blocks may be asked for again as long as none after them was.
         """
-        first = len(self.batches)
-        for index in range(first, len(self._runs)) if more else range(first):
+        first, count = (len(self.batches), len(self.more)) if more else (0, len(self.batches))
+        for place in self.team.share(count):
+            index = first + place
             run = self._runs[index]
             while not run.dead and (
                 self._stops[index] is None or self.order[self._stops[index].name] < self.order[name]  # type: ignore[union-attr]
@@ -211,7 +218,8 @@ class Stepper:
         residual = self._entered[index].get(self.layers.get(name, ""))
         if not self.how.precise:
             arguments, residual = _in_float32(arguments), _in_float32(residual)
-        stop = Stop(name, self._all[index], arguments, residual)
+        place = index if index < len(self.batches) else index - len(self.batches)
+        stop = Stop(name, self._all[index], arguments, residual, place=place)
         getcurrent().parent.switch(stop)
         if stop.result is not None:
             return stop.result()

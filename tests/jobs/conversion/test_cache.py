@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -15,21 +14,15 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 import hf_heads
 from hf_heads import CollabSpec, HeadsError, HeadsSpec, LowRankSpec, MgkSpec, MheSpec, PrunedSpec
-from hf_heads.cli import main
 from hf_heads.jobs.conversion import cache as caches
 from hf_heads.jobs.conversion import convert as conversions
-from hf_heads.jobs.conversion.checkpoint import convert_checkpoint
 from hf_heads.jobs.conversion.report import Report
-from hf_heads.jobs.conversion.request import ConversionRequest
-from hf_heads.jobs.team import Team
 from tests.support.files import save_checkpoint
 from tests.support.kills import Command, digest, ended
-from tests.support.processes import forked
 from tests.support.twins import TWINS
 
 PAIRS = {
@@ -113,10 +106,10 @@ def test_the_originals_inputs_are_what_blocks_are_converted_on(monkeypatch: pyte
     seen: dict[str, list[Tensor]] = {}
     statistics = conversions.statistics_of
 
-    def spy(block: Any, dense: Any, stops: Any) -> Any:
+    def spy(block: Any, dense: Any, stops: Any, team: Any) -> Any:
         kept = list(stops)
         seen.setdefault(block.name, []).append(kept[0].hidden_states)
-        return statistics(block, dense, kept)
+        return statistics(block, dense, kept, team)
 
     monkeypatch.setattr(conversions, "statistics_of", spy)
     _, first = convert("bert", CollabSpec(rank=4), inputs="original")
@@ -208,31 +201,3 @@ def test_killed_conversions_go_on_to_the_bit(kills: int, tmp_path: Path):
     found = try_kills(kills, tmp_path)
     print(dict(found))
     assert found.total() == kills and not found["wrong"]
-
-
-@pytest.mark.parametrize(
-    ("data", "method"),
-    [("none", "collab --rank 16"), ("random", "collab --rank 16"), ("random", "pruned --keep 0.5")],
-)
-def test_two_processes_write_what_one_does(data: str, method: str, bert_folder: Path, tmp_path: Path):
-    def arguments(output: str) -> list[str]:
-        words = ["convert", str(bert_folder), "--to", *method.split(), "--calibration-samples", "32"]
-        return [*words, "--calibrate", data, "--inputs", "original", "--output", str(tmp_path / output)]
-
-    assert main(arguments("one")) == 0
-    (tmp_path / "logs").mkdir()
-    forked(2, arguments("two"), tmp_path / "logs")
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    assert same(one, two)
-    reports = [json.loads((tmp_path / name / "heads_report.json").read_text()) for name in ("one", "two")]
-    assert {**reports[0], "seconds": 0} == {**reports[1], "seconds": 0}  # what is measured is shared too
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "one", bert_folder.name, "two"]
-
-
-def test_processes_are_refused_blocks_that_depend_on_one_another(
-    bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("hf_heads.jobs.conversion.checkpoint.launched", lambda _: Team(0, 2))
-    request = ConversionRequest(str(bert_folder), CollabSpec(rank=8))
-    with pytest.raises(HeadsError, match="2 processes can share blocks only where these do not wait for one another"):
-        convert_checkpoint(request, tmp_path / "out")
