@@ -57,9 +57,15 @@ def _times(row: Row, name: str) -> str:
 def processes(results: Row) -> list[str]:
     """One command by one process and by several."""
     body = (
-        [row["way"], *(f"{seconds:.0f} s" for seconds in row["seconds"]), f"{row['ratio']:.2f}", row["same"]]
+        [
+            row["title"] + (f", {row['samples']} sequences" if row["samples"] else ""),
+            *(f"{seconds:.0f} s" for seconds in row["seconds"]),
+            f"{row['ratio']:.2f}",
+            row["same"],
+            row["date"],
+        ]
         for row in results["rows"]
     )
     size = f"layers {results['layers']}, width {results['width']}, rank {results['rank']}"
     count = results["rows"][0]["processes"][1]
-    return table([f"{size}; one thread each", "1 process", f"{count} processes", "times as fast", "the same"], body)
+    return table([f"{size}; one thread each", "1 process", f"{count} processes", "times as fast", "the same", ""], body)

@@ -19,11 +19,9 @@ def kept(results: Row) -> list[str]:
         lowest = f" ({min(means):.4f} at least)" if len(own) > 1 else ""
         cells = [f"{fmean(drops):+.2f}{spread}", f"{fmean(means):.4f}{lowest}", f"{fmean(lows):.4f}"]
         parameters = f"{own[0]['attention_parameters'] / 1e6:.2f}"
-        body.append([label, parameters, *cells, f"{fmean(row['cpu_seconds'] for row in own):.0f}"])
-    seeds = sorted({row["seed"] for row in results["rows"]})
-    said = f"mean of seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else "one seed"
-    head = ["attention parameters, million", f"drop of Spearman, {said}", "cosine"]
-    return table(["conversion", *head, "its 5th percentile", "CPU s"], body)
+        body.append([label, str(len(own)), parameters, *cells, f"{fmean(row['cpu_seconds'] for row in own):.0f}"])
+    head = ["seeds", "attention parameters, million", "drop of Spearman", "cosine", "its 5th percentile", "CPU s"]
+    return table(["conversion", *head], body)
 
 
 def values(results: Row) -> list[str]:

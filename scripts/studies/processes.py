@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import time
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import BertConfig, BertModel
@@ -24,10 +25,10 @@ from studies.shared.running import add_folders, save, shown
 
 CONVERT = ["convert", "--to", "collab", "--overwrite"]
 WAYS = {
-    "`convert` from the weights alone": [*CONVERT, "--calibrate", "none"],
-    "`convert` calibrated": CONVERT,
-    "`convert` calibrated, `--inputs original`": [*CONVERT, "--inputs", "original"],
-    "`importance` by gauss-newton": ["importance", "--overwrite"],
+    "weights": ("`convert` from the weights alone", [*CONVERT, "--calibrate", "none"]),
+    "converted": ("`convert`", CONVERT),
+    "original": ("`convert --inputs original`", [*CONVERT, "--inputs", "original"]),
+    "importance": ("`importance` by gauss-newton", ["importance", "--overwrite"]),
 }
 
 
@@ -38,6 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, default=768, help="of the model, heads of 64 (default 768)")
     parser.add_argument("--rank", type=int, default=256, help="of the conversion (default 256)")
     parser.add_argument("--samples", type=int, default=128, help="made sequences where it is calibrated (default 128)")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="what is timed; others stay")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -45,18 +47,26 @@ def run(options: argparse.Namespace) -> None:
     source = folder / f"source-{options.layers}-{options.width}"
     if not source.is_dir():
         make_model(source, options)
-    rows = []
-    for way, (name, *words) in WAYS.items():
+    kept = options.results / "processes.json"
+    rows = {_place(row): row for row in (json.loads(kept.read_text())["rows"] if kept.is_file() else ())}
+    for way in options.ways:
+        title, (name, *words) = WAYS[way]
         outputs, seconds = [], []
         for count in (1, options.processes):
-            outputs.append(folder / f"{re.sub('[^a-z-]+', '-', way)}-{count}")
+            outputs.append(folder / f"{way}-{count}")
             command = [name, source, *words, "--calibration-samples", options.samples, "--output", outputs[-1]]
             command += ["--device", "cpu", *(["--rank", options.rank] if name == "convert" else [])]
             seconds.append(timed(count, [str(word) for word in command]))
-        row = {"way": way, "seconds": seconds, "processes": [1, options.processes], "ratio": seconds[0] / seconds[1]}
-        rows.append(shown({**row, "same": found_the_same(*outputs)}))
-    size = {name: getattr(options, name) for name in ("layers", "width", "rank", "samples")}
-    save("processes", {**size, "rows": rows}, options)
+        row = {"way": way, "title": title, "samples": 0 if way == "weights" else options.samples, "seconds": seconds}
+        row |= {"processes": [1, options.processes], "ratio": seconds[0] / seconds[1], "date": str(date.today())}
+        rows[_place(row)] = shown({**row, "same": found_the_same(*outputs)})
+    size = {name: getattr(options, name) for name in ("layers", "width", "rank")}
+    save("processes", {**size, "rows": [rows[place] for place in sorted(rows)]}, options)
+
+
+def _place(row: dict[str, Any]) -> tuple[int, int]:
+    """Where a row stands among all."""
+    return list(WAYS).index(row["way"]), row["samples"]
 
 
 def found_the_same(one: Path, other: Path) -> str:
