@@ -74,11 +74,13 @@ class Team:
         return found
 
     def sum(self, *own: Tensor) -> list[Tensor]:
-        """The sums of the tensors that all processes give, added in their order; on the CPU."""
+        """The sums of the tensors that all processes give, the same to the bit in each of them; on the CPU."""
         if self.size == 1:
             return list(own)
-        every = self.gather([one.cpu() for one in own])
-        return [torch.stack(parts).sum(0) for parts in zip(*every, strict=True)]
+        found = [one.detach().to(PartialState().device, copy=True).contiguous() for one in own]
+        for one in found:
+            torch.distributed.all_reduce(one)
+        return [one.cpu() for one in found]
 
     def once(self, make: Callable[[], _Made]) -> _Made:
         """What the main process makes, for all; meanwhile it has the threads of those on its machine, which wait.

@@ -94,16 +94,19 @@ def refit_output(
     grams, crosses, errors, counts, size = team.sum(grams, crosses, errors, counts, size)
     if not (counts > 0).all():  # too few sequences to leave any out
         return None
-    return team.once(partial(_refitted, linear, grams, crosses, errors, float(size)))
+    (lost,) = team.sum(_lost(grams, crosses, errors, team.share(_FOLDS)))
+    return team.once(partial(_refitted, linear, grams.sum(0), crosses.sum(0), lost, float(errors.sum()), float(size)))
 
 
-def _refitted(linear: nn.Linear, grams: Tensor, crosses: Tensor, errors: Tensor, size: float) -> Refit | None:
-    """The new projection on the CPU, by what `refit_output` has summed up by fold."""
-    ridge, gain = _cross_validate(grams, crosses, errors, size)
-    if ridge is None:
+def _refitted(linear: nn.Linear, gram: Tensor, cross: Tensor, lost: Tensor, error: float, size: float) -> Refit | None:
+    """The new projection on the CPU, by what `refit_output` has summed up; None where it gains nothing."""
+    gains = 1 - lost / max(error, 1e-300)
+    gain, ridge = float(gains.max()), _RIDGES[int(gains.argmax())]
+    # Below this the numbers are rounding: a lossless conversion has nothing to refit.
+    if not (gain > 1e-3 and error > 1e-12 * size):
         return None
     weight = linear.weight.detach().cpu()
-    change = _ridge_solve(grams.sum(0), crosses.sum(0), ridge).to(weight.dtype)
+    change = _ridge_solve(gram, cross, ridge).to(weight.dtype)
     if linear.bias is None:
         return Refit(weight + change.T, None, ridge, gain)
     return Refit(weight + change[:-1].T, linear.bias.detach().cpu() + change[-1], ridge, gain)
@@ -136,15 +139,15 @@ def _ridge_solve(gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
     return vectors @ ((vectors.T @ cross) / (values + ridge * values.mean())[:, None])
 
 
-def _cross_validate(grams: Tensor, crosses: Tensor, errors: Tensor, size: float) -> tuple[float | None, float]:
-    """The ridge with the least error on left-out folds, and the share of the error that it removes there.
+def _lost(grams: Tensor, crosses: Tensor, errors: Tensor, folds: Iterable[int]) -> Tensor:
+    """The error that each ridge leaves on these folds, left out in turn, summed.
 
     With G = V diag(g) V^T of the other folds the solution for a ridge is V diag(d) P, d = 1 / (g + ridge) and
     P = V^T C, which removes 2 sum_i d_i (P o V^T C_f 1)_i - d^T (V^T G_f V o P P^T) d of the left-out fold's error.
     """
     lost = torch.zeros(len(_RIDGES), dtype=torch.float64)
     gram, cross = grams.sum(0), crosses.sum(0)
-    for fold in range(_FOLDS):
+    for fold in folds:
         values, vectors = torch.linalg.eigh(gram - grams[fold])
         values = values.clamp_min(0)
         projected = vectors.T @ (cross - crosses[fold])
@@ -153,12 +156,7 @@ def _cross_validate(grams: Tensor, crosses: Tensor, errors: Tensor, size: float)
         for index, ridge in enumerate(_RIDGES):
             inverse = 1 / (values + ridge * values.mean())
             lost[index] += errors[fold] - 2 * inverse @ linear + inverse @ quadratic @ inverse
-    gains = 1 - lost / errors.sum().clamp_min(1e-300)
-    best = int(gains.argmax())
-    gain = float(gains[best])
-    # Below this the numbers are rounding: a lossless conversion has nothing to refit.
-    significant = gain > 1e-3 and float(errors.sum()) > 1e-12 * size
-    return (_RIDGES[best], gain) if significant else (None, 0.0)
+    return lost
 
 
 class _captured_output:
