@@ -227,7 +227,7 @@ def continue_texts(model: PreTrainedModel, batch: Batch) -> Tensor:
     length = batch["input_ids"].shape[1] + 8 if "input_ids" in batch else _SPOKEN
     length = min(length, longest - 1) if longest else length
     inputs = {name: value.to(model.device) for name, value in batch.items()}
-    return model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=length).cpu()  # type: ignore[operator]
+    return model.generate(**inputs, do_sample=False, num_beams=1, max_length=None, max_new_tokens=length).cpu()  # type: ignore[operator]
 
 
 def labelled_batches(source: Source, model: PreTrainedModel, choice: CalibrationChoice) -> list[Batch]:

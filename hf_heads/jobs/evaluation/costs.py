@@ -156,6 +156,7 @@ def measure_generation(models: Sequence[PreTrainedModel], batch: int, seconds: f
             do_sample=False,
             num_beams=1,
             min_new_tokens=count,
+            max_length=None,  # else transformers warns where the model has one of its own
             max_new_tokens=count,
         )
         runs.append(_synchronized(model, run))

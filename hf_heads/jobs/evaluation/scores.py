@@ -181,7 +181,7 @@ def _ngrams(batches: list[Batch], references: list[str], tokenizer: Any, beams: 
         inputs = {name: value.to(model.device) for name, value in batch.items() if name != "index"}
         wanted = 2 * inputs["input_ids"].shape[1] + 16
         longest = min(positions_of(model.config) or wanted + 1, wanted + 1) - 1
-        ids = model.generate(**inputs, do_sample=False, num_beams=beams, max_new_tokens=longest)  # type: ignore[operator]
+        ids = model.generate(**inputs, do_sample=False, num_beams=beams, max_length=None, max_new_tokens=longest)  # type: ignore[operator]
         for index, text in zip(
             batch["index"].tolist(), tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True
         ):

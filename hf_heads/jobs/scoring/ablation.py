@@ -293,7 +293,7 @@ def _translations(
                 }
                 longest = 2 * batch["labels"].shape[1] + 16
                 longest = min(longest, (positions_of(model.config) or longest + 1) - 1)
-                ids = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=longest)  # type: ignore[operator]
+                ids = model.generate(**inputs, do_sample=False, num_beams=1, max_length=None, max_new_tokens=longest)  # type: ignore[operator]
                 found += [ngram_counts(*pair) for pair in zip(decode(ids), references, strict=True)]
         return torch.stack(found)
 
