@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -93,7 +94,7 @@ def distill_checkpoint(
 
     Raises:
         HeadsError: the checkpoint is not converted, the teacher is no model of the same kind, nothing to resume from,
-            or see `load_source`, `load_healing`, `DistillTrainer` and `finished_folder`.
+            float16 without a GPU, or see `load_source`, `load_healing`, `DistillTrainer` and `finished_folder`.
     """
     place = check_output(output, overwrite)
     check_apart(output, source.folder, "source")
@@ -107,8 +108,12 @@ def distill_checkpoint(
     work = Work(place.path, asked)
     work.check_unused(overwrite or resume)
     last = work.resumed() if resume else None
+    # Said, since the Trainer takes bfloat16 for a GPU's otherwise.
+    on_cpu = device == "cpu" or not torch.accelerator.is_available()
+    if on_cpu and settings.precision == "float16":
+        raise HeadsError("float16 needs a GPU: take --precision bfloat16, or float32")
     # This also starts several processes.
-    training = training_arguments(settings, work.path, use_cpu=device == "cpu", **(arguments or {}))
+    training = training_arguments(settings, work.path, use_cpu=on_cpu, **(arguments or {}))
     main = PartialState().is_main_process
     with work.held() if main else nullcontext():
         pair = _load_pair(source, teacher)

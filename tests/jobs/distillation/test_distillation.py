@@ -226,6 +226,16 @@ def test_two_processes_equal_one_on_the_same_global_batch(
     assert moved > 5e-4  # so that the tolerance says something
 
 
+def test_half_precision_without_a_gpu(run: Run, converted: Callable[..., Path], sentences: Path, tmp_path: Path):
+    source = converted("bert", MheSpec())
+    words = ["distill", source, "--data", sentences, "--steps", 20, "--batch-size", 8, "--output", tmp_path / "out"]
+    found = run(*words, "--device", "cpu", "--precision", "float16")
+    assert found.code == 1 and "float16 needs a GPU: take --precision bfloat16, or float32" in found.err
+    assert not (tmp_path / "out").exists()
+    found = run(*words, "--precision", "bfloat16")
+    assert found.code == 0, found.err
+
+
 def test_time_budget_stops_a_run(converted: Callable[..., Path], tmp_path: Path):
     source = resolve_source(str(converted("bert", MheSpec())))
     settings = DistillSettings(minutes=0.02, epochs=1e6, batch_size=8, evaluations=3, learning_rate=3e-3)
