@@ -41,7 +41,7 @@ class DistillSettings:
         train: `attention` (projections of the converted blocks, output projections included) or `all` parameters.
         optimizer: `adamw`, or `muon` (matrices by orthogonalized momentum, the rest by AdamW), whose steps take longer.
         learning_rate: the highest. None takes 1e-3 for attention alone and 1e-4 for all parameters, and the less the
-            nearer a model is to its original, see `rate_from_start`.
+            nearer a model is to its original, down to three tenths of it, see `rate_from_start`.
         batch_size: examples a process takes at once.
         accumulate: batches whose gradients are added up for a step.
         epochs: rounds over the data, unless `steps` says how many steps.
