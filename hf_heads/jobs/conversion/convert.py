@@ -142,16 +142,13 @@ def convert(
         refinable = any(get_method(one.method).scores and one.refines() for one in specs.values())
         if objective == "attention" and refinable and batches is not None:
             report.objective = objective
-            room = ENTRIES // (2 * max(block_shape(block).heads for block, _ in chosen.values()) or 1)
-            repeats = made_repeats(batches, model.config, special_ids(model), seed, pairs_sampled, room)
+            repeats = _repeats(model, batches, chosen, seed)
         # Now, since nothing may run the original while batches wait at its blocks.
         weights = _token_weights(original, batches or (), specs, seed) if refit else {}
-        together = inputs == "converted" and batches is not None
-        sharing_batches, sharing_blocks = (team, Team()) if together else (Team(), team)
-        refined = repeats is not None
-        way = _Way(converted, original, batches or (), repeats or (), refit, refined, weights, shelf, sharing_batches)
-        with torch.no_grad(), _stops(way, list(chosen), inputs, folder, key, sharing_blocks, how) as (here, there):
-            report.blocks = _all_blocks(way, here, there, specs, list(chosen), finished, sharing_blocks, progress)
+        of_batches, of_blocks = (team, Team()) if inputs == "converted" and batches is not None else (Team(), team)
+        way = _Way(converted, original, batches or (), repeats, refit, weights, shelf, of_batches)
+        with torch.no_grad(), _stops(way, list(chosen), inputs, folder, key, of_blocks, how) as (here, there):
+            report.blocks = _all_blocks(way, here, there, specs, list(chosen), finished, of_blocks, progress)
     set_specs(converted, {**block_specs(converted), **{block.name: block.spec for block in report.blocks}})
     converted.train(training)
     if progress:
@@ -180,9 +177,8 @@ class _Way:
         model: to convert in place.
         original: the model as it was.
         batches: calibration data; empty for the weights alone.
-        repeats: more of it, to refine scores on.
+        repeats: more of it, where scores are refined to the original's attention maps; else None.
         refit: refit output projections.
-        refined_to_maps: refine scores to the original's attention maps before that.
         token_weights: by block, what errors at each token count for, by the `id` of a batch; all alike where none are.
         shelf: where new weights go, if anywhere.
         team: the processes that share the batches.
@@ -191,9 +187,8 @@ class _Way:
     model: PreTrainedModel
     original: PreTrainedModel
     batches: Sequence[Batch]
-    repeats: Sequence[Batch]
+    repeats: Sequence[Batch] | None
     refit: bool
-    refined_to_maps: bool
     token_weights: Mapping[str, Mapping[int, Tensor]]
     shelf: Shelf | None
     team: Team
@@ -208,6 +203,14 @@ def _keeper(where: str, model: PreTrainedModel, shelf: Shelf | None) -> Activati
     if where == "disk" and model.device.type != "cpu":
         raise HeadsError(f"activations of a model on {model.device} stay there: leave out --activations-on disk")
     return Activations(where, None if shelf is None else lambda: shelf.folder)
+
+
+def _repeats(
+    model: PreTrainedModel, batches: Sequence[Batch], chosen: Mapping[str, tuple[Block, HeadsSpec]], seed: int
+) -> list[Batch]:
+    """Inputs with tokens that repeat, as many as there is room for; none for models of no tokens."""
+    room = ENTRIES // (2 * max(block_shape(block).heads for block, _ in chosen.values()) or 1)
+    return made_repeats(batches, model.config, special_ids(model), seed, pairs_sampled, room)
 
 
 def _token_weights(
@@ -228,15 +231,15 @@ def _stops(
     """What a block is converted on, and what it is refitted to."""
     if inputs == "converted":
         with (
-            Stepper(way.model, way.batches, names, way.repeats, how, way.team) as here,
+            Stepper(way.model, way.batches, names, way.repeats or (), how, way.team) as here,
             Stepper(way.original, way.batches, names, how=how, team=way.team) as there,
         ):
             yield here, there
     elif cache is None or key is None:
-        with Stepper(way.original, way.batches, names, way.repeats, how) as there:
+        with Stepper(way.original, way.batches, names, way.repeats or (), how) as there:
             yield there, there
     else:
-        blocks = recorded(way.original, way.batches, way.repeats, names, cache, key, team, how)
+        blocks = recorded(way.original, way.batches, way.repeats or (), names, cache, key, team, how)
         yield blocks, blocks
 
 
@@ -341,7 +344,7 @@ def _convert_block(
     spec = made.spec or spec
     samples = None
     lossless = made.error is not None and made.error <= 1e-6
-    if way.refined_to_maps and way.batches and method.scores and spec.refines() and not lossless:
+    if way.repeats is not None and way.batches and method.scores and spec.refines() and not lossless:
         kinds = [partial(here.at, name), partial(here.at, name, more=True)]
         samples = take_samples(block, dense, kinds, way.team)
     block = install(model, name, spec, made.weights)

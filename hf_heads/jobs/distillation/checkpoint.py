@@ -60,6 +60,21 @@ class Healed:
         return self.record["distillation"]
 
 
+def _training(
+    settings: DistillSettings, folder: Path, device: str | None, arguments: dict[str, Any]
+) -> TrainingArguments:
+    """Settings of the run, on a processor where there is nothing else.
+
+    Raises:
+        HeadsError: float16 there.
+    """
+    on_cpu = device == "cpu" or not torch.accelerator.is_available()
+    if on_cpu and settings.precision == "float16":
+        raise HeadsError("float16 needs a GPU: take --precision bfloat16, or float32")
+    # Said, since bfloat16 is taken for a GPU's otherwise.
+    return training_arguments(settings, folder, use_cpu=on_cpu, **arguments)
+
+
 def distill_checkpoint(
     source: Source,
     output: Path,
@@ -108,12 +123,7 @@ def distill_checkpoint(
     work = Work(place.path, asked)
     work.check_unused(overwrite or resume)
     last = work.resumed() if resume else None
-    # Said, since the Trainer takes bfloat16 for a GPU's otherwise.
-    on_cpu = device == "cpu" or not torch.accelerator.is_available()
-    if on_cpu and settings.precision == "float16":
-        raise HeadsError("float16 needs a GPU: take --precision bfloat16, or float32")
-    # This also starts several processes.
-    training = training_arguments(settings, work.path, use_cpu=on_cpu, **(arguments or {}))
+    training = _training(settings, work.path, device, arguments or {})  # which also starts several processes
     main = PartialState().is_main_process
     with work.held() if main else nullcontext():
         pair = _load_pair(source, teacher)
