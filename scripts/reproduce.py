@@ -63,9 +63,9 @@ COMMANDS = {
     "mgk_scratch": "mgk_scratch DATA --threads 1",
     "mgk_ways": "mgk_ways",
     "heal_stsb": "heal stsb DATA MODELS WORK --threads 1 --steps 1000 --precision bfloat16",
-    "heal_sst2": "heal sst2 DATA MODELS WORK --threads 1 --minutes 3",
-    "heal_marian": "heal marian DATA MODELS WORK --threads 1 --minutes 3",
-    "heal_vit": "heal vit DATA MODELS WORK --threads 1 --minutes 2",
+    "heal_sst2": "heal sst2 DATA MODELS WORK --threads 1 --steps 300 --precision bfloat16",
+    "heal_marian": "heal marian DATA MODELS WORK --threads 1 --steps 300 --precision bfloat16",
+    "heal_vit": "heal vit DATA MODELS WORK --threads 1 --steps 400 --precision bfloat16",
 }
 # One study, several tables.
 TOGETHER = {"calibration": "methods", "export_onnx": "export_native", "export_int8": "export_native"}
