@@ -44,6 +44,7 @@ def add_distill(commands: object) -> None:
         "data to learn from, no labels needed: anything `datasets` loads, or `random` for made inputs",
         label="column with labels, for the loss `task`",
         required=True,
+        several=True,
         packs=True,
     )
     command.add_argument(

@@ -26,6 +26,7 @@ from hf_heads.io.data.written import cannot_write, is_language_model, written_ex
 
 HELD_OUT = 256
 _GENERATED = 64  # sources translated at a time
+_UNNAMED: dict[str, Any] = {"columns": None, "label": None}  # of made data, which has none
 SAMPLES = {
     "text": 20_000,
     "text-to-text": 20_000,
@@ -65,7 +66,7 @@ def load_healing(
     """Data to heal on.
 
     Args:
-        choice: what to read; `samples` counts the examples to learn from.
+        choice: what to read; `samples` counts the examples to learn from. Several sources give an equal share each.
         teacher: the original; where the data of a text-to-text model has no targets, it writes them.
         folder: where its tokenizer or image processor is.
         labels: read labels for the model's own loss, see `load_labelled`.
@@ -73,39 +74,77 @@ def load_healing(
         progress: called with (what, done, total).
 
     Raises:
-        HeadsError: the data cannot be read, or is none that anything can be learned from.
+        HeadsError: the data cannot be read, or is none that anything can be learned from; several sources with labels.
     """
     if choice.source == NONE:
         raise HeadsError("healing needs data; name it with --data SRC")
-    config, modality = teacher.config, adapter_of(teacher.config).modality
-    wanted = choice.count + held_out
-    if labels:
-        if RANDOM in choice.sources:
-            raise HeadsError("made data has no labels; name labelled data with --data SRC")
-        examples = labelled_examples(replace(choice, samples=wanted), teacher, folder)
-        (examples, held), used = _apart(examples, held_out, choice.count), "labelled"
-    elif choice.made:
-        examples, used = _made(choice, teacher, folder, wanted)
-        examples, held = _apart(examples, held_out, choice.count)
-    else:
-        examples, held, used = _read(choice, teacher, folder, held_out)
-    if modality in WRITES and "target_ids" not in examples[0]:
-        written = own_targets(teacher, [*examples, *held], progress)
-        examples, held = written[: len(examples)], written[len(examples) :]
-        used += ", targets by the original"
+    config = teacher.config
+    writes = adapter_of(config).modality in WRITES
+    if labels and RANDOM in choice.sources:
+        raise HeadsError("made data has no labels; name labelled data with --data SRC")
+    parts = _labelled(choice, teacher, folder, held_out) if labels else _parts(choice, teacher, folder, held_out)
+    if writes:
+        parts = [_with_targets(part, teacher, progress) for part in parts]
 
     def finish(batch: Batch) -> Batch:
         if labels:
             return finish_labelled(batch, teacher)
-        return with_targets(batch, config, None) if modality in WRITES else batch
+        return with_targets(batch, config, None) if writes else batch
 
-    name = "random inputs" if choice.made else Path(choice.single).name
+    said = "; ".join(f"{len(part.examples)} examples of {part.name} ({part.used})" for part in parts)
     return HealingData(
-        examples,
-        [finish(batch) for batch in make_batches(held, config)],
+        [one for part in parts for one in part.examples],
+        [finish(batch) for batch in make_batches([one for part in parts for one in part.held_out], config)],
         lambda group: finish(collate(group, pad_id(config))),
-        f"{len(examples)} examples of {name} ({used}), seed {choice.seed}",
+        f"{said}, seed {choice.seed}",
     )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one source gives: encoded examples and those held out, the name of the source, and what is read of it."""
+
+    examples: list[dict[str, Any]]
+    held_out: list[dict[str, Any]]
+    name: str
+    used: str
+
+
+def _labelled(choice: CalibrationChoice, teacher: PreTrainedModel, folder: Path, held_out: int) -> list[_Part]:
+    examples = labelled_examples(replace(choice, samples=choice.count + held_out), teacher, folder)
+    return [_Part(*_apart(examples, held_out, choice.count), Path(choice.single).name, "labelled")]
+
+
+def _parts(choice: CalibrationChoice, teacher: PreTrainedModel, folder: Path, held_out: int) -> list[_Part]:
+    """What each source gives, an equal share of the examples; what one has, none of those behind it gives again.
+
+    Raises:
+        HeadsError: see `load_healing`; no source has the columns, or one has nothing new.
+    """
+    share, held_share = (-(-count // len(choice.sources)) for count in (choice.count, held_out))
+    seen: set[Any] = set()
+    columns: set[str] = set()
+    parts = []
+    for source in choice.sources:
+        one = replace(choice, source=source, samples=share, **(_UNNAMED if source == RANDOM else {}))
+        if one.made:
+            examples, used = _made(one, teacher, folder, share + held_share)
+            parts.append(_Part(*_apart(examples, held_share, share), "random inputs", used))
+        else:
+            part, found = _read(one, teacher, folder, held_share, seen, optional=len(choice.sources) > 1)
+            parts.append(part)
+            columns |= set(found)
+    if choice.columns and not columns & set(choice.columns):
+        raise HeadsError(f"none of the data sets has the columns {', '.join(choice.columns)}")
+    return parts
+
+
+def _with_targets(part: _Part, teacher: PreTrainedModel, progress: Progress | None) -> _Part:
+    """The same, with what the original makes of the sources where it has no targets."""
+    if "target_ids" in part.examples[0]:
+        return part
+    written, count = own_targets(teacher, [*part.examples, *part.held_out], progress), len(part.examples)
+    return _Part(written[:count], written[count:], part.name, f"{part.used}, targets by the original")
 
 
 def _made(
@@ -136,28 +175,44 @@ def _apart(examples: list[Any], held_out: int, samples: int) -> tuple[list[Any],
 
 
 def _read(
-    choice: CalibrationChoice, teacher: PreTrainedModel, folder: Path, held_out: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], str]:
-    """Examples to learn from, those held out, both of mixed lengths where asked for; and the columns."""
+    choice: CalibrationChoice,
+    teacher: PreTrainedModel,
+    folder: Path,
+    held_out: int,
+    seen: set[Any],
+    *,
+    optional: bool,
+) -> tuple[_Part, list[str]]:
+    """What a data set gives, of mixed lengths where asked for, and its columns; texts that were seen are left out."""
     modality, pairing = adapter_of(teacher.config).modality, pairing_of(teacher, choice.pairs)
     wanted = choice.count + held_out
     raw, columns = read_examples(
-        choice.single, choice.columns, modality, wanted, choice.seed, choice.label, paired=pairing.of
+        choice.single,
+        choice.columns,
+        modality,
+        wanted,
+        choice.seed,
+        choice.label,
+        paired=pairing.of,
+        optional=optional,
     )
-    used = ", ".join(columns)
+    name, used = Path(choice.single).name, ", ".join(columns)
     if modality not in ("text", "text-to-text"):
-        examples, held = _apart(ENCODE[modality](raw, folder, None), held_out, choice.count)
-        return examples, held, used
-    raw = list(dict.fromkeys(raw))
+        return _Part(*_apart(ENCODE[modality](raw, folder, None), held_out, choice.count), name, used), columns
+    raw = [one for one in dict.fromkeys(raw) if one not in seen]
+    if not raw:
+        raise HeadsError(f"'{choice.single}' has no text that the data named before it has not: leave it out")
+    seen.update(raw)
     limit = text_limit(folder, choice.max_length, positions_of(teacher.config))
-    parts = []
-    for texts in _apart(raw, held_out, choice.count):
-        if choice.pack:
-            parts.append(mixed_examples(texts, len(texts), modality, folder, limit, choice.seed))
-        else:
-            parts.append(ENCODE[modality](texts, folder, limit))
+    examples, held = (
+        mixed_examples(texts, len(texts), modality, folder, limit, choice.seed)
+        if choice.pack
+        else ENCODE[modality](texts, folder, limit)
+        for texts in _apart(raw, held_out, choice.count)
+    )
     how = pairing.words(isinstance(raw[0], tuple), len(columns)) if modality == "text" else ""
-    return parts[0], parts[1], "; ".join(filter(None, [used, how, "mixed lengths" if choice.pack else ""]))
+    said = "; ".join(filter(None, [used, how, "mixed lengths" if choice.pack else ""]))
+    return _Part(examples, held, name, said), columns
 
 
 _SOURCES = ("input_ids", "input_features")
