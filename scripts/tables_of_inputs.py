@@ -9,6 +9,7 @@ def lengths(results: Row) -> list[str]:
     """Cosine to the original by length and on pairs, for each calibration and method."""
     named = {
         "texts": "texts of many lengths",
+        "healed": "texts of many lengths, healed",
         "enough": "more of them (default)",
         "made": "made data (default)",
         "pairs": "MRPC pairs",

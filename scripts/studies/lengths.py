@@ -1,24 +1,33 @@
 """MiniLM converted on texts of many lengths: cosine to the original by length, and on pairs, for every method.
 
 Texts and their lengths are packed as the command line does it. WikiText is cut in two by lines: its first half is
-calibrated on together with STS-B train, passages of its second half are measured on. Without labels. A row that is in
---work already is not measured again, so that a study can be made in pieces.
+calibrated on together with STS-B train, passages of its second half are measured on. Without labels. One method is
+healed as well, on the same texts in mixed lengths. A row that is in --work already is not measured again, so that a
+study can be made in pieces.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 import hf_heads
 from hf_heads import CalibrationChoice, CollabSpec, HeadsSpec, LowRankSpec, MgkSpec, MheSpec, PrunedSpec
 from hf_heads.core.batches import Batch, output_mask, token_rows
+from hf_heads.io.checkpoints.sources import Source
 from hf_heads.io.data.batching import make_batches
 from hf_heads.io.data.calibration import load_data
 from hf_heads.io.data.encoding import encode_text
+from hf_heads.jobs.conversion.checkpoint import convert_checkpoint
+from hf_heads.jobs.conversion.request import ConversionRequest
+from hf_heads.jobs.distillation.checkpoint import distill_checkpoint
+from hf_heads.jobs.distillation.settings import PRECISIONS, DistillSettings
 from hf_heads.jobs.evaluation.drift import measure_drift
 from studies.shared.inputs import TEXT, files, load, read_jsonl
 from studies.shared.running import Timer, add_folders, save, shown
@@ -33,6 +42,7 @@ METHODS: dict[str, HeadsSpec] = {
     "pruned half": PrunedSpec(keep=0.5),
 }
 TASKS = ("mrpc", "rte")
+KINDS = ("texts", "healed", "enough", "made", "pairs")
 PAIRS = 256
 
 
@@ -47,9 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="METHOD",
         help="methods that are also measured with the objective scores",
     )
-    parser.add_argument(
-        "--kinds", nargs="+", default=["texts", "enough", "made", "pairs"], help="what is calibrated on"
-    )
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, help="what is calibrated on")
     parser.add_argument("--samples", type=int, default=1024, help="texts to calibrate on (default 1024)")
     parser.add_argument(
         "--enough",
@@ -59,6 +67,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="METHOD",
         help="methods that are also calibrated on as many texts as `convert` reads where nothing is said",
     )
+    parser.add_argument(
+        "--healed", nargs="*", default=["pruned half"], choices=METHODS, metavar="METHOD", help="that are also healed"
+    )
+    parser.add_argument("--steps", type=int, default=300, help="of healing (default 300)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of healing (default float32)")
 
 
 class Inputs:
@@ -108,33 +121,47 @@ class Inputs:
 
 def run(options: argparse.Namespace) -> None:
     inputs = Inputs(options)
-    texts = (str(inputs.text), files("stsb", options).train)
-    choices = {
-        "texts": CalibrationChoice(texts, samples=options.samples, seed=options.seed),
-        "enough": CalibrationChoice(texts, seed=options.seed),
-        "made": CalibrationChoice(seed=options.seed),
-        "pairs": CalibrationChoice(
-            str(options.data / "glue" / "mrpc-train.jsonl"),
-            ("sentence1", "sentence2"),
-            samples=512,
-            seed=options.seed,
-            pairs=True,
-        ),
-    }
-    of_kind = {"texts": options.methods, "enough": options.enough}
-    rows = []
+    kept = options.results / "lengths.json"
+    rows = {_place(row): row for row in (json.loads(kept.read_text())["rows"] if kept.is_file() else ())}
     for kind in options.kinds:
-        data = load_data(choices[kind], inputs.model, inputs.source.folder, enough=True)
-        chosen = of_kind.get(kind, ["collab 96"])
-        scores = [] if kind == "enough" else [one for one in options.scores if one in chosen]
-        for objective, methods in (("attention", chosen), ("scores", scores)):
-            for method in methods:
-                name = f"{kind}-{method}-{objective}-{options.samples}.json"
-                kept = options.work / name.replace(" ", "-")
-                if not kept.is_file():
-                    kept.write_text(json.dumps(_row(inputs, data.batches, kind, method, objective)))
-                rows.append(shown(json.loads(kept.read_text())))
-                save("lengths", {"rows": rows}, options)
+        for name, make in _rows(kind, inputs):
+            done = options.work / f"{name}-{options.samples}.json".replace(" ", "-")
+            if not done.is_file():
+                done.write_text(json.dumps({**make(), "date": str(datetime.date.today())}))
+            row = shown(json.loads(done.read_text()))
+            rows[_place(row)] = row
+            save("lengths", {"rows": [rows[place] for place in sorted(rows)]}, options)
+
+
+def _place(row: dict[str, Any]) -> tuple[int, bool, int]:
+    """Where a row stands among all."""
+    return KINDS.index(row["calibration"]), row["objective"] == "scores", list(METHODS).index(row["method"])
+
+
+def _choice(kind: str, inputs: Inputs) -> CalibrationChoice:
+    """What a kind of rows is calibrated on."""
+    options, texts = inputs.options, (str(inputs.text), files("stsb", inputs.options).train)
+    if kind == "made":
+        return CalibrationChoice(seed=options.seed)
+    if kind == "pairs":
+        pairs = str(options.data / "glue" / "mrpc-train.jsonl")
+        return CalibrationChoice(pairs, ("sentence1", "sentence2"), samples=512, seed=options.seed, pairs=True)
+    return CalibrationChoice(texts, samples=None if kind == "enough" else options.samples, seed=options.seed)
+
+
+def _rows(kind: str, inputs: Inputs) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """A kind's rows: their names, and what measures them."""
+    options, choice = inputs.options, _choice(kind, inputs)
+    if kind == "healed":
+        for method in options.healed:
+            yield f"healed-{method}", partial(_healed, inputs, choice, method)
+        return
+    chosen = {"texts": options.methods, "enough": options.enough}.get(kind, ["collab 96"])
+    scores = [] if kind == "enough" else [one for one in options.scores if one in chosen]
+    data = load_data(choice, inputs.model, inputs.source.folder, enough=True)
+    for objective, methods in (("attention", chosen), ("scores", scores)):
+        for method in methods:
+            yield f"{kind}-{method}-{objective}", partial(_row, inputs, data.batches, kind, method, objective)
 
 
 def _row(inputs: Inputs, batches: list[Batch], kind: str, method: str, objective: str) -> dict[str, Any]:
@@ -145,4 +172,28 @@ def _row(inputs: Inputs, batches: list[Batch], kind: str, method: str, objective
         )
     count = sum(len(batch["input_ids"]) for batch in batches)
     row = {"calibration": kind, "samples": count, "method": method, "objective": report.objective}
+    return {**row, "seconds": timer.seconds, **inputs.score(model)}
+
+
+def _healed(inputs: Inputs, choice: CalibrationChoice, method: str) -> dict[str, Any]:
+    """A method converted on the texts of many lengths, healed on the same texts in mixed lengths, and measured."""
+    options = inputs.options
+    shot, healed = (options.work / f"{method}{end}".replace(" ", "-") for end in ("", "-healed"))
+    convert_checkpoint(
+        ConversionRequest(inputs.source, METHODS[method], calibration=choice, device=options.device),
+        shot,
+        overwrite=True,
+    )
+    with Timer() as timer:
+        run = distill_checkpoint(
+            Source(str(shot), shot),
+            healed,
+            DistillSettings(steps=options.steps, precision=options.precision),
+            choice,
+            teacher=str(inputs.source.given),
+            overwrite=True,
+            device=options.device,
+        ).distillation
+    model = AutoModel.from_pretrained(healed).eval()
+    row = {"calibration": "healed", "method": method, "objective": "attention", "steps": run["steps"]}
     return {**row, "seconds": timer.seconds, **inputs.score(model)}
