@@ -21,7 +21,7 @@ from hf_heads.cli.options import (
 )
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.numbers import EXAMPLES
-from hf_heads.core.vocabulary import LOSSES
+from hf_heads.core.vocabulary import LESSONS, LOSSES
 from hf_heads.io.checkpoints.files import check_output
 from hf_heads.io.checkpoints.sources import resolve_source
 from hf_heads.jobs.distillation.settings import NUMBERS, OPTIMIZERS, PRECISIONS, TRAIN, WEIGHT, DistillSettings
@@ -138,6 +138,12 @@ def _add_rounds(command: argparse.ArgumentParser, default: DistillSettings) -> N
         help=f"of the logits (default {default.temperature:g})",
     )
     command.add_argument("--precision", choices=PRECISIONS, help=f"mixed precision (default {default.precision})")
+    command.add_argument(
+        "--teacher-outputs",
+        choices=tuple(LESSONS),
+        help=f"where the teacher's outputs are until an example is seen again (default {default.teacher_outputs}: "
+        f"{LESSONS['auto']})",
+    )
     command.add_argument("--gradient-checkpointing", action="store_true", default=None, help="less memory, more time")
     command.add_argument("--report-to", metavar="NAME", default="none", help="a logging integration of the Trainer")
     command.add_argument("--device", choices=("auto", "cpu"), default="auto", help="where to compute (default auto)")

@@ -66,6 +66,12 @@ ACTIVATIONS = {
     "memory": "in memory",
     "disk": "on disk: in files without names, which are gone whatever ends the process",
 }
+LESSONS = {
+    "auto": "kept in memory where a run sees examples more than once and they take up to 2 GiB, else computed anew",
+    "memory": "kept in memory",
+    "disk": "kept on disk: in files without names, which are gone whatever ends the process",
+    "anew": "computed anew for every batch",
+}
 COMPUTE = {
     "float32": "as it is in the files, or more precisely",
     "bfloat16": "products in bfloat16, faster where the processor has such; statistics stay in float64",

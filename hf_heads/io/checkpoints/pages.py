@@ -10,11 +10,13 @@ import ctypes
 import mmap
 import re
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 _MAPS = Path("/proc/self/smaps")
@@ -77,6 +79,24 @@ def hand_back(tensor: Tensor) -> None:
     start = tensor.untyped_storage().data_ptr()
     if advise and start % mmap.PAGESIZE == 0:
         advise(start, tensor.untyped_storage().nbytes(), getattr(mmap, "MADV_DONTNEED", 4))
+
+
+def move_to_file(tensor: Tensor, path: Path) -> None:
+    """Give a tensor, which is all of its memory, the same numbers in a new file.
+
+    The file's name is gone at once, and the file with the tensor. Not written by the mapping: there a full disk would
+    end the process.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    storage = tensor.untyped_storage()
+    with path.open("wb") as file:
+        file.write(torch.empty(0, dtype=torch.uint8).set_(storage).numpy().data)
+    mapped: Any = torch.UntypedStorage.from_file(str(path), True, storage.nbytes())
+    with suppress(OSError):  # Windows: what is mapped keeps its name, and goes with the folder
+        path.unlink()
+    tensor.data = torch.empty(0, dtype=tensor.dtype).set_(mapped, 0, tensor.shape, tensor.stride())
 
 
 def trim_heap() -> None:

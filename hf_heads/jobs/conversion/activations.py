@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.vocabulary import ACTIVATIONS
-from hf_heads.io.checkpoints.pages import hand_back, trim_heap
+from hf_heads.io.checkpoints.pages import hand_back, move_to_file, trim_heap
 from hf_heads.jobs.conversion.stepping import Stop
 
 ROOM = 2**30  # bytes, of the original's activations and the converted model's together
@@ -83,24 +82,18 @@ class Activations:
         Raises:
             HeadsError: the disk is full or not writable.
         """
-        storage = tensor.untyped_storage()
+        size = tensor.untyped_storage().nbytes()
         self.moved += 1
         try:
             if self.moved == 1:
                 self._folder = self._find_folder()
-            path = self._folder / f"activations-{self.moved}"
-            with path.open("wb") as file:  # not by the mapping: there a full disk would end the process
-                file.write(torch.empty(0, dtype=torch.uint8).set_(storage).numpy().data)
-            mapped: Any = torch.UntypedStorage.from_file(str(path), True, storage.nbytes())
+            move_to_file(tensor, self._folder / f"activations-{self.moved}")
         except OSError as error:
             raise HeadsError(
                 f"cannot keep activations in '{self._folder}': {error.strerror}; take fewer or shorter examples, or "
                 "--activations-on memory"
             ) from None
-        with suppress(OSError):  # Windows: what is mapped keeps its name, and goes with the folder
-            path.unlink()
-        self._freed += storage.nbytes()
-        tensor.data = torch.empty(0, dtype=tensor.dtype).set_(mapped, 0, tensor.shape, tensor.stride())
+        self._freed += size
         if self._freed > _FREED:
             trim_heap()
             self._freed = 0

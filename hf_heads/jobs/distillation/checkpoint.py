@@ -257,6 +257,7 @@ def _record(pair: _Pair, trainer: DistillTrainer, data: HealingData, curve: list
             "learning_rate": trainer.args.learning_rate,
             "retreats": trainer.clock.retreats,
             "batch_size": trainer.step_examples,
+            "teacher_outputs": trainer.lessons.where,
             "steps": trainer.state.global_step,
             "seconds": round(trainer.clock.seconds, 1),
             "best_step": trainer.state.best_global_step,

@@ -20,11 +20,11 @@ from hf_heads.core.errors import HeadsError
 from hf_heads.jobs.distillation.settings import check_losses
 from hf_heads.modeling.blocks import block_shape, block_specs
 
-_STATES = (
-    ("hidden_states", "attention_mask"),
-    ("encoder_hidden_states", "attention_mask"),
-    ("decoder_hidden_states", "decoder_attention_mask"),
-)
+_STATES = {
+    "hidden_states": "attention_mask",
+    "encoder_hidden_states": "attention_mask",
+    "decoder_hidden_states": "decoder_attention_mask",
+}
 
 
 class Recorder:
@@ -85,6 +85,26 @@ class Scales:
         return max(self.squares[name] / count - float(mean.square().sum()), 1e-12)
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What a teacher does with a batch.
+
+    Attributes:
+        output: logits, (batch, classes) or (batch, length, classes), or the last hidden states, (batch, length, width).
+        logits: which of the two.
+        states: hidden states after every layer by name, (batch, length, width); the last of them are the output where
+            that is no logits.
+        blocks: outputs of the attention blocks by name, (batch, target, width).
+        maps: attention weights by block, (batch, heads, target, source); eager attention only.
+    """
+
+    output: Tensor
+    logits: bool
+    states: dict[str, Tensor]
+    blocks: dict[str, Tensor]
+    maps: dict[str, Tensor]
+
+
 class Matching:
     """The losses between a student and its teacher.
 
@@ -111,7 +131,7 @@ class Matching:
         self.weights = {name: float(weight) for name, weight in weights.items() if weight}
         self.temperature = temperature
         self.student, self.teacher = student, teacher
-        self.masks = {block.name: block.site.query_mask for block in find_blocks(teacher)}
+        self._masks = {block.name: block.site.query_mask for block in find_blocks(teacher)}
         self.kept = _kept_heads(student, teacher) if "attention" in self.weights else {}
         if "attention" in self.weights:
             for model in (student, teacher):
@@ -130,39 +150,46 @@ class Matching:
             record.close()
 
     @torch.no_grad()
-    def teach(self, batch: Batch) -> Any:
-        """The teacher's forward; its blocks' outputs are recorded."""
-        return self.teacher(**_inputs(batch), output_hidden_states=True)
+    def teach(self, batch: Batch) -> Lesson:
+        """The teacher's forward."""
+        found = self.teacher(**_inputs(batch), output_hidden_states=True)
+        logits = "logits" in found
+        record = self.records[1]
+        output = found["logits"] if logits else found[0]
+        return Lesson(output, logits, _states(found), dict(record.outputs), dict(record.maps))
+
+    def mask_of(self, name: str) -> str:
+        """The name of the mask of a state's or a block's positions."""
+        return _STATES.get(name.partition(".")[0]) or self._masks[name]
 
     def _measure(self, batch: Batch) -> None:
-        found = self.teach({name: value.to(self.teacher.device) for name, value in batch.items()})
-        for name, states, weights in _states(found, batch):
-            self.scales.update(name, states, weights)
-        if "logits" not in found:
-            self.scales.update("output", found[0], _output_weights(batch, found[0]))
-        for name, states in self.records[1].outputs.items():
-            self.scales.update(name, states, _weights(batch, self.masks[name], states))
+        there = self.teach({name: value.to(self.teacher.device) for name, value in batch.items()})
+        for name, states in {**there.states, **there.blocks}.items():
+            self.scales.update(name, states, _weights(batch, self.mask_of(name), states))
+        if not there.logits:
+            self.scales.update("output", there.output, _output_weights(batch, there.output))
 
-    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
+    def __call__(self, model: nn.Module, batch: Batch, there: Lesson | None = None) -> tuple[Tensor, Any]:
         """The weighted sum of the losses on a batch, and the student's output.
 
         Args:
             model: the student, possibly wrapped for training in several processes.
             batch: keyword arguments of the forward; `labels` reach the student only where the task counts.
+            there: what the teacher does with it; the teacher runs where it is None.
         """
-        there = self.teach(batch)
+        there = there or self.teach(batch)
         inputs = dict(batch) if "task" in self.weights else _inputs(batch)
         here = model(**inputs, output_hidden_states=True)
-        total = torch.zeros((), device=there[0].device)
+        total = torch.zeros((), device=there.output.device)
         for name, weight in self.weights.items():
             total = total + weight * getattr(self, f"_{name}")(here, there, batch)
         return total, here
 
-    def _output(self, here: Any, there: Any, batch: Batch) -> Tensor:
-        if "logits" not in there:
-            weights = _output_weights(batch, there[0])
-            return _mean((here[0] - there[0]).square().sum(-1), weights) / self.scales["output"]
-        logits, wanted = here["logits"].float(), there["logits"].float()
+    def _output(self, here: Any, there: Lesson, batch: Batch) -> Tensor:
+        if not there.logits:
+            weights = _output_weights(batch, there.output)
+            return _mean((here[0] - there.output).square().sum(-1), weights) / self.scales["output"]
+        logits, wanted = here["logits"].float(), there.output.float()
         if wanted.shape[-1] == 1:
             return (logits - wanted).square().mean()
         heat = self.temperature
@@ -173,43 +200,42 @@ class Matching:
             return heat**2 * distances.mean()
         return heat**2 * _mean(distances, _output_weights(batch, wanted))
 
-    def _embedding(self, here: Any, there: Any, batch: Batch) -> Tensor:
-        weights = _output_weights(batch, there[0])
-        one, other = (_pool(found[0], weights) for found in (here, there))
+    def _embedding(self, here: Any, there: Lesson, batch: Batch) -> Tensor:
+        weights = _output_weights(batch, there.output)
+        one, other = (_pool(states, weights) for states in (here[0], there.output))
         return (1 - torch.cosine_similarity(one, other, dim=-1)).mean()
 
-    def _hidden(self, here: Any, there: Any, batch: Batch) -> Tensor:
-        wanted = _states(there, batch)
-        if "logits" not in there:  # the last states are the output
+    def _hidden(self, here: Any, there: Lesson, batch: Batch) -> Tensor:
+        wanted = list(there.states.items())
+        if not there.logits:  # the last states are the output
             wanted = wanted[:-1]
-        found = {name: states for name, states, _ in _states(here, batch)}
-        losses = [
-            _mean((found[name] - states).square().sum(-1), weights) / self.scales[name]
-            for name, states, weights in wanted
-        ]
-        return torch.stack(losses).mean() if losses else there[0].new_zeros(())
+        losses = self._errors(_states(here), wanted, batch)
+        return torch.stack(losses).mean() if losses else there.output.new_zeros(())
 
-    def _blocks(self, here: Any, there: Any, batch: Batch) -> Tensor:
-        losses = [
-            _mean((self.records[0].outputs[name] - states).square().sum(-1), _weights(batch, self.masks[name], states))
+    def _blocks(self, here: Any, there: Lesson, batch: Batch) -> Tensor:
+        return torch.stack(self._errors(self.records[0].outputs, there.blocks.items(), batch)).mean()
+
+    def _errors(self, found: Mapping[str, Tensor], wanted: Iterable[tuple[str, Tensor]], batch: Batch) -> list[Tensor]:
+        """Squared errors of some states as shares of their variance."""
+        return [
+            _mean((found[name] - states).square().sum(-1), _weights(batch, self.mask_of(name), states))
             / self.scales[name]
-            for name, states in self.records[1].outputs.items()
+            for name, states in wanted
         ]
-        return torch.stack(losses).mean()
 
-    def _attention(self, here: Any, there: Any, batch: Batch) -> Tensor:
+    def _attention(self, here: Any, there: Lesson, batch: Batch) -> Tensor:
         losses = []
-        for name, maps in self.records[1].maps.items():
+        for name, maps in there.maps.items():
             kept = self.kept[name]
             if not kept:
                 continue
             found, wanted = self.records[0].maps[name].float(), maps[:, kept].float()
             tiny = torch.finfo(torch.float32).tiny
             distances = (wanted * (wanted.clamp_min(tiny).log() - found.clamp_min(tiny).log())).sum(-1).mean(1)
-            losses.append(_mean(distances, _weights(batch, self.masks[name], distances)))
-        return torch.stack(losses).mean() if losses else there[0].new_zeros(())
+            losses.append(_mean(distances, _weights(batch, self.mask_of(name), distances)))
+        return torch.stack(losses).mean() if losses else there.output.new_zeros(())
 
-    def _task(self, here: Any, there: Any, batch: Batch) -> Tensor:
+    def _task(self, here: Any, there: Lesson, batch: Batch) -> Tensor:
         return here["loss"]
 
 
@@ -233,13 +259,9 @@ def _inputs(batch: Batch) -> dict[str, Tensor]:
     return {name: value for name, value in batch.items() if name != "labels"}
 
 
-def _states(found: Any, batch: Batch) -> list[tuple[str, Tensor, Tensor]]:
-    """Hidden states after every layer, each with a name and the weights (batch, length) of its positions."""
-    states = []
-    for name, mask in _STATES:
-        for index, layer in enumerate((found.get(name) or ())[1:]):
-            states.append((f"{name}.{index}", layer, _weights(batch, mask, layer)))
-    return states
+def _states(found: Any) -> dict[str, Tensor]:
+    """Hidden states after every layer by name."""
+    return {f"{name}.{index}": layer for name in _STATES for index, layer in enumerate((found.get(name) or ())[1:])}
 
 
 def _output_weights(batch: Batch, output: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.numbers import SEED, Number, shown
-from hf_heads.core.vocabulary import LOSSES
+from hf_heads.core.vocabulary import LESSONS, LOSSES
 
 Train = Literal["attention", "all"]
 Optimizer = Literal["muon", "adamw"]
@@ -53,6 +53,8 @@ class DistillSettings:
             run, whichever is over sooner.
         temperature: of the softmax of logits.
         precision: `float32`, or `bfloat16` or `float16` mixed.
+        teacher_outputs: where what the teacher says of an example is until it is seen again, one of `LESSONS`: keeping
+            it saves all of the teacher's forward passes after the first round. Results are the same but for rounding.
         gradient_checkpointing: store less, compute more.
         seed: of the order of the data.
     """
@@ -71,13 +73,20 @@ class DistillSettings:
     warmup: int | None = None
     temperature: float = 1.0
     precision: Precision = "float32"
+    teacher_outputs: str = "auto"
     gradient_checkpointing: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.losses:
             check_losses(self.losses)
-        for name, choices in (("train", TRAIN), ("optimizer", OPTIMIZERS), ("precision", PRECISIONS)):
+        allowed_words = {
+            "train": TRAIN,
+            "optimizer": OPTIMIZERS,
+            "precision": PRECISIONS,
+            "teacher_outputs": tuple(LESSONS),
+        }
+        for name, choices in allowed_words.items():
             if getattr(self, name) not in choices:
                 raise HeadsError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(choices)}")
         for name, allowed in NUMBERS.items():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerState
 
@@ -17,6 +17,7 @@ from hf_heads.attention.hosts.blocks import find_blocks
 from hf_heads.attention.hosts.table import adapter_of
 from hf_heads.core.batches import Batch
 from hf_heads.core.errors import HeadsError
+from hf_heads.jobs.distillation.lessons import Lessons
 from hf_heads.jobs.distillation.losses import Matching
 from hf_heads.jobs.distillation.muon import Muon
 from hf_heads.jobs.distillation.schedule import (
@@ -35,6 +36,7 @@ from hf_heads.modeling.classes import native_model
 from hf_heads.modeling.internals import unsaved_keys
 
 RATES: dict[Train, float] = {"attention": 1e-3, "all": 1e-4}
+_NUMBERS = "example_numbers"  # of a batch
 NEVER = 10**9  # steps between what a callback decides instead
 
 
@@ -160,11 +162,12 @@ class DistillTrainer(Trainer):
         if settings.patience is not None:
             callbacks.append(Patience(settings.patience, f"eval_{self.metric}"))
         trained_parameters(model, settings.train)
+        self.examples = train_dataset
         super().__init__(
             model,
             args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
+            data_collator=_Numbering(data_collator),
+            train_dataset=_Numbered(train_dataset),
             eval_dataset=list(held_out),
             callbacks=callbacks,
         )
@@ -175,6 +178,17 @@ class DistillTrainer(Trainer):
             )
         self.step_examples = step
         self.matching = Matching(model, self.teacher, losses, self.held_out[:8], settings.temperature)
+        steps = args.max_steps if args.max_steps > 0 else args.num_train_epochs * (len(train_dataset) // step)
+        self.lessons = Lessons(
+            self.matching,
+            train_dataset,
+            data_collator,
+            list(self._get_train_sampler()),
+            args.train_batch_size,
+            where=settings.teacher_outputs,
+            rounds=steps * step / len(train_dataset),
+            folder=Path(args.output_dir or folder),
+        )
         # The losses are means over a batch, whatever the model would do with labels.
         self.model_accepts_loss_kwargs = False
 
@@ -213,7 +227,10 @@ class DistillTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The weighted losses of `Matching`."""
-        loss, outputs = self.matching(model, inputs)
+        inputs = dict(inputs)
+        numbers = inputs.pop(_NUMBERS, None)
+        there = None if numbers is None else self.lessons(numbers.tolist(), inputs)
+        loss, outputs = self.matching(model, inputs, there)
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
@@ -273,8 +290,7 @@ class DistillTrainer(Trainer):
         return self.lr_scheduler
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        examples: Any = self.train_dataset if train_dataset is None else train_dataset
-        lengths = [len(examples[index].get("input_ids", ())) for index in range(len(examples))]
+        lengths = [len(self.examples[index].get("input_ids", ())) for index in range(len(self.examples))]
         return LengthSampler(lengths, self.step_examples, self.args.seed)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -287,6 +303,30 @@ class DistillTrainer(Trainer):
         """Load weights by the names that `from_pretrained` knows; the Trainer's own way passes renamed ones over."""
         saved = type(self.student).from_pretrained(folder, dtype=self.student.dtype, use_safetensors=True)
         self.student.load_state_dict(saved.state_dict())
+
+
+class _Numbered(Dataset[Any]):
+    """Examples with their numbers, (number, example)."""
+
+    def __init__(self, examples: Sequence[Any]) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, number: int) -> tuple[int, Any]:
+        return number, self.examples[number]
+
+
+class _Numbering:
+    """A collator of examples with their numbers, which it adds to the batch."""
+
+    def __init__(self, collate: Any) -> None:
+        self.collate = collate
+
+    def __call__(self, numbered: Sequence[tuple[int, Any]]) -> dict[str, Any]:
+        batch = self.collate([example for _, example in numbered])
+        return {**batch, _NUMBERS: torch.tensor([number for number, _ in numbered])}
 
 
 def _point(entry: Mapping[str, float]) -> dict[str, float]:
