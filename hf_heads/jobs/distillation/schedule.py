@@ -16,7 +16,8 @@ from transformers.trainer_callback import ExportableState, TrainerControl, Train
 
 _WARM_STEPS, _WARM_SHARE = 20, 0.1
 _FAR, _LEAST_RATE = 0.2, 0.3  # an error from which on the rate is the usual one, and the least share of it
-_RETREATS, _RETREAT = (0.5, 0.75), 0.1  # how far a run is, and what is left of its learning rate
+_RETREATS, _RETREAT = ((0.2, 0.5), (0.5, 0.75)), 0.1  # how far a run is, lost or not, and what is left of its rate
+_LOST = 1.3  # times the error at the start
 
 
 def rate_factor(step: int, done: float, warmup: int | None) -> float:
@@ -40,8 +41,8 @@ def rate_from_start(drift: float) -> float:
     original one that is near gets worse first, and needs a longer run to come back. Of rates tried, 1e-3 did best from
     an error of .19 (a MiniLM with one shared head), 2e-4 and 5e-4 alike from .054 (its collaborative heads of rank 48).
     How near a model may be and still gain by a rate of 3e-4 depends on its task: a ViT does so from .007, and a
-    classifier of sentences at .014 gets worse at 1e-4 as well, goes back to its start half-way and ends better by a
-    tenth of 3e-4. So no rate is less than that.
+    classifier of sentences at .014 gets worse at 1e-4 as well, goes back to its start and ends better by a tenth of
+    3e-4. So no rate is less than that.
 
     Args:
         drift: squared error of the outputs as a share of their variance, see `DistillTrainer`.
@@ -102,10 +103,12 @@ class RunClock(TrainerCallback, ExportableState):
         self.retreats = 0  # how often the run went back to its start, to go on at a lower learning rate
 
     def should_retreat(self, metric: str) -> bool:
-        """Whether the run has come far, and no evaluation of this metric found it better than at its start."""
+        """Whether the run has come far, sooner if it got lost, and nothing by this metric was better than its start."""
         start, *points = (point[metric] for point in self.curve)
-        due = self.retreats < len(_RETREATS) and _RETREATS[self.retreats] <= self.done < 1
-        return due and not any(point < start for point in points)
+        if self.retreats == len(_RETREATS) or any(point < start for point in points):
+            return False
+        lost, straying = _RETREATS[self.retreats]
+        return (lost if points[-1] > _LOST * start else straying) <= self.done < 1
 
     @property
     def share(self) -> float:

@@ -120,7 +120,7 @@ def test_healing_that_only_makes_it_worse_is_refused(run: Run, converted: Callab
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*out*"))
 
 
-@pytest.mark.parametrize(("optimizer", "rate", "retreats"), [("muon", 0.3, 1), ("adamw", 0.05, 2)])
+@pytest.mark.parametrize(("optimizer", "rate", "retreats"), [("muon", 0.1, 1), ("adamw", 0.02, 2)])
 def test_a_run_that_is_led_astray_goes_back_and_on_at_a_lower_rate(
     optimizer: Any, rate: float, retreats: int, converted: Callable[..., Path], tmp_path: Path
 ):
