@@ -7,6 +7,8 @@ in --work already is not repeated, so that a study can be made in pieces.
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -34,9 +36,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_folders(parser, "data", "work")
     parser.add_argument("--models", nargs="+", default=["original", "96"], metavar="R", help="original, or a rank")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="of training converted models")
-    parser.add_argument("--rates", nargs="+", type=float, default=[3e-5, 1e-4, 3e-4])
+    parser.add_argument("--rates", nargs="+", type=float, default=[1e-4, 3e-5, 3e-4])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the new classifier and of the order")
     parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="(default float32)")
 
 
 class Pairs:
@@ -61,6 +64,7 @@ class Pairs:
         rows.sort(key=lambda row: len(row["input_ids"]))
         return [dict(self.collate(rows[begin : begin + 32])) for begin in range(0, count, 32)]
 
+    @functools.cache  # noqa: B019 - there is one of this class
     def classifier(self, model: str, seed: int) -> PreTrainedModel:
         """The original or a converted MiniLM with a new classifier, which is the same for both."""
         set_seed(seed)
@@ -100,6 +104,7 @@ def train(pairs: Pairs, model: PreTrainedModel, way: str, rate: float, seed: int
         learning_rate=rate,
         train_sampling_strategy="group_by_length",  # a third of the time goes into padding otherwise
         seed=seed,
+        bf16=options.precision == "bfloat16",
         save_strategy="no",
         logging_strategy="no",
         report_to="none",
@@ -123,11 +128,12 @@ def run(options: argparse.Namespace) -> None:
                 for way in ("plain",) if name == "original" else options.ways:
                     kept = options.work / f"finetune-{name}-{way}-{rate:g}-{seed}.json"
                     if not kept.is_file():
-                        model = pairs.classifier(name, seed)
+                        model = copy.deepcopy(pairs.classifier(name, seed))
                         with Timer() as timer:
                             trainer = train(pairs, model, way, rate, seed, options)
                         logits = torch.as_tensor(trainer.predict(pairs.dev).predictions)
                         row = {"model": name, "way": way, "rate": rate, "seed": seed, **pairs.scores(logits)}
                         kept.write_text(json.dumps({**row, "seconds": timer.seconds}))
                     rows.append(shown(json.loads(kept.read_text())))
-    save("finetune_rates", {"examples": len(pairs.dev), "epochs": options.epochs, "rows": rows}, options)
+                    how = {"examples": len(pairs.dev), "epochs": options.epochs, "precision": options.precision}
+                    save("finetune_rates", {**how, "rows": rows}, options)
