@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hf_heads.jobs.conversion.request import ConversionRequest
     from hf_heads.jobs.distillation.checkpoint import distill_checkpoint
     from hf_heads.jobs.distillation.settings import DistillSettings
+    from hf_heads.jobs.distillation.several import distill_checkpoints
     from hf_heads.jobs.distillation.trainer import DistillTrainer
     from hf_heads.jobs.evaluation.choices import Choices
     from hf_heads.jobs.evaluation.compare import compare_checkpoints
@@ -66,6 +67,7 @@ _PLACES = {
     "convert": "jobs.conversion.convert",
     "convert_checkpoint": "jobs.conversion.checkpoint",
     "distill_checkpoint": "jobs.distillation.checkpoint",
+    "distill_checkpoints": "jobs.distillation.several",
     "find_blocks": "attention.hosts.blocks",
     "freeze_factors": "jobs.finetuning.factors",
     "head_mask": "jobs.scoring.masks",
@@ -103,6 +105,7 @@ __all__ = [
     "convert",
     "convert_checkpoint",
     "distill_checkpoint",
+    "distill_checkpoints",
     "extend",
     "find_blocks",
     "freeze_factors",

@@ -36,7 +36,12 @@ def add_distill(commands: object) -> None:
     command.epilog = "what can be matched (--losses):\n" + "\n".join(
         f"  {name:10} {text}" for name, text in LOSSES.items()
     )
-    command.add_argument("source", metavar="CONVERTED", help="the converted checkpoint, a folder or a hub id")
+    command.add_argument(
+        "sources",
+        metavar="CONVERTED",
+        nargs="+",
+        help="the converted checkpoint, a folder or a hub id; several of one original are healed one after the other",
+    )
     command.add_argument("--teacher", metavar="ORIGINAL", help=f"{SOURCE} (default: what CONVERTED was made from)")
     add_data(
         command,
@@ -50,7 +55,9 @@ def add_distill(commands: object) -> None:
     command.add_argument(
         "--samples", metavar="N", type=number(EXAMPLES), help="examples at most (default 20000; 5000 images)"
     )
-    command.add_argument("--output", metavar="DIR", required=True, help="folder to write")
+    command.add_argument(
+        "--output", metavar="DIR", required=True, help="folder to write; of several, the one in which theirs are made"
+    )
     command.add_argument("--overwrite", action="store_true", help="replace the output folder if it exists")
     command.add_argument(
         "--resume", action="store_true", help="go on where an interrupted run into the same folder left off"
@@ -163,7 +170,11 @@ def _losses(text: str) -> dict[str, float]:
 
 def _distill(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     output = Path(options.output)
-    check_output(output, options.overwrite)
+    several = len(options.sources) > 1
+    if several and options.push_to_hub is not None:
+        parser.error("--push-to-hub uploads one checkpoint: give one, or upload the folders later")
+    if not several:
+        check_output(output, options.overwrite)
     check_push(options, parser)
     if options.label is not None and "task" not in (options.losses or {}):
         raise HeadsError("--label is for the loss 'task'; name it, as in --losses output=1,hidden=1,task=1")
@@ -175,26 +186,30 @@ def _distill(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
 
     quiet()
     from hf_heads.jobs.distillation.checkpoint import distill_checkpoint  # takes seconds to import
+    from hf_heads.jobs.distillation.several import distill_checkpoints
 
+    sources = [resolve_source(given) for given in options.sources]
     with progress_bar(not options.json) as progress:
-        found = distill_checkpoint(
-            resolve_source(options.source),
-            output,
-            settings,
-            data,
-            teacher=options.teacher,
-            samples=options.samples,
-            overwrite=options.overwrite,
-            resume=options.resume,
-            device=options.device,
-            arguments={"report_to": options.report_to},
-            progress=progress,
-        )
-    if not found.main:
+        how = {
+            "teacher": options.teacher,
+            "samples": options.samples,
+            "overwrite": options.overwrite,
+            "resume": options.resume,
+            "device": options.device,
+            "arguments": {"report_to": options.report_to},
+            "progress": progress,
+        }
+        if several:
+            healed = distill_checkpoints(sources, output, settings, data, **how)
+        else:
+            healed = {output: distill_checkpoint(sources[0], output, settings, data, **how)}
+    if not all(found.main for found in healed.values()):
         return 0
     if not options.json:
-        print_healed(found.record, output)
+        for place, found in healed.items():
+            print_healed(found.record, place)
     pushed = push(options, output)
     if options.json:
-        print_json({"output": str(output), **pushed, **found.record})
+        records = [{"output": str(place), **pushed, **found.record} for place, found in healed.items()]
+        print_json({"models": records} if several else records[0])
     return 0

@@ -31,6 +31,7 @@ from hf_heads.io.checkpoints.writing import write_checkpoint
 from hf_heads.io.data.calibration import probes, probes_by_length
 from hf_heads.io.data.choice import CalibrationChoice
 from hf_heads.jobs.distillation.data import SAMPLES, HealingData, load_healing
+from hf_heads.jobs.distillation.lessons import Lessons
 from hf_heads.jobs.distillation.settings import DistillSettings
 from hf_heads.jobs.distillation.trainer import DistillTrainer, training_arguments
 from hf_heads.jobs.distillation.work import Work
@@ -40,6 +41,10 @@ from hf_heads.modeling.classes import native_model
 from hf_heads.modeling.configuration import HeadsConfig
 
 _OF_WEIGHTS = ("scores", "measured")  # what a report may say of the weights that are healed, and no longer of the new
+
+
+class OnlyWorse(HeadsError):
+    """No evaluation of a run was better than its start."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ def distill_checkpoint(
     device: str | None = None,
     arguments: dict[str, Any] | None = None,
     progress: Progress | None = None,
+    common: Common | None = None,
 ) -> Healed:
     """Heal a converted checkpoint folder into another one.
 
@@ -106,6 +112,7 @@ def distill_checkpoint(
         device: `cpu` keeps the run off accelerators; None and anything else leave the choice to accelerate.
         arguments: more `TrainingArguments`.
         progress: called with (what, done, total).
+        common: what runs that differ in `source` and `output` alone have in common; of this one where it is None.
 
     Raises:
         HeadsError: the checkpoint is not converted, the teacher is no model of the same kind, nothing to resume from,
@@ -125,38 +132,65 @@ def distill_checkpoint(
     last = work.resumed() if resume else None
     training = _training(settings, work.path, device, arguments or {})  # which also starts several processes
     main = PartialState().is_main_process
+    common = common or Common()
     with work.held() if main else nullcontext():
-        pair = _load_pair(source, teacher)
+        pair = load_pair(source, teacher, common)
         check_apart(output, pair.original.folder, "teacher")
         weights = Weights(source.folder)
         names = tensor_names(pair.student, weights)
-        choice = replace(data, samples=samples or SAMPLES[adapter_of(pair.teacher.config).modality])
-        found = load_healing(
-            choice, pair.teacher, pair.original.folder, labels="task" in settings.losses, progress=progress
-        )
+        if common.data is None:
+            choice = replace(data, samples=samples or SAMPLES[adapter_of(pair.teacher.config).modality])
+            common.data = load_healing(
+                choice, pair.teacher, pair.original.folder, labels="task" in settings.losses, progress=progress
+            )
         if main and not resume:
             work.start()
-        trainer = _make_trainer(pair, settings, training, found, progress if main else None)
+        trainer = _make_trainer(pair, settings, training, common, progress if main else None)
         PartialState().wait_for_everyone()
         curve = _heal(trainer, work, last)
-        record = _record(pair, trainer, found, curve)
+        record = _record(pair, trainer, common.data, curve)
         for one in (pair.student, pair.teacher):
             one.to("cpu")  # type: ignore[arg-type]
         if main:
-            inputs: dict[str, Sequence[Batch]] = {RANDOM: probes(pair.original, pair.teacher)}
-            longer = probes_by_length(pair.original, pair.teacher)
-            inputs |= {of_length(RANDOM, length): batches for length, batches in longer.items()}
-            inputs["held-out"] = trainer.unlabelled
             whole = settings.train == "all"
             round_as_written(pair.student, names, weights, whole=whole)
-            record["drift"] = {}
-            for name, batches in inputs.items():
-                drift = measure_drift(pair.student, pair.teacher, batches)
-                drift.check_finite("the healed model")
-                record["drift"][name] = drift.to_dict()
+            record["drift"] = _drifts(pair, trainer.unlabelled)
             write_checkpoint(place, source, pair.student, names, record, original=pair.original, whole=whole)
         PartialState().wait_for_everyone()
     return Healed(record, main)
+
+
+def _drifts(pair: _Pair, held_out: Sequence[Batch]) -> dict[str, Any]:
+    """How far a healed model is from its original, by inputs."""
+    inputs: dict[str, Sequence[Batch]] = {RANDOM: probes(pair.original, pair.teacher)}
+    longer = probes_by_length(pair.original, pair.teacher)
+    inputs |= {of_length(RANDOM, length): batches for length, batches in longer.items()}
+    inputs["held-out"] = held_out
+    found = {}
+    for name, batches in inputs.items():
+        drift = measure_drift(pair.student, pair.teacher, batches)
+        drift.check_finite("the healed model")
+        found[name] = drift.to_dict()
+    return found
+
+
+@dataclass
+class Common:
+    """What runs of several converted models against one original have in common, as far as it is there.
+
+    Attributes:
+        runs: how many there are to be.
+        original: where the teacher comes from.
+        teacher: the model that they were made from.
+        data: what they are healed on.
+        lessons: what the teacher said in the run before.
+    """
+
+    runs: int = 1
+    original: Source | None = None
+    teacher: PreTrainedModel | None = None
+    data: HealingData | None = None
+    lessons: Lessons | None = None
 
 
 @dataclass(frozen=True)
@@ -175,12 +209,23 @@ class _Pair:
     before: dict[str, Any]
 
 
-def _load_pair(source: Source, teacher: str | None) -> _Pair:
-    """Load both models; refuses what cannot be healed, before any data is read."""
+def load_pair(source: Source, teacher: str | None, common: Common) -> _Pair:
+    """Load both models; refuses what cannot be healed, before any data is read.
+
+    Raises:
+        HeadsError: see `distill_checkpoint`; or the original is another one than that of other runs.
+    """
     before = read_record(source.folder)
     given = teacher or recorded_source(source.folder, before, "--teacher")
     original = resolve_source(given, None if teacher else before.get("revision"))
-    pair = _Pair(load_source(source), load_source(original), original, before)
+    if common.original is None or common.teacher is None:
+        common.original, common.teacher = original, load_source(original)
+    elif common.original.folder.resolve() != original.folder.resolve():
+        raise HeadsError(
+            f"'{source.given}' was made from '{original.given}', others from '{common.original.given}': heal them one "
+            "by one, or name one original with --teacher"
+        )
+    pair = _Pair(load_source(source), common.teacher, common.original, before)
     _check_pair(source, pair)
     if not before:
         return replace(pair, before=_facts(source, pair))
@@ -200,19 +245,23 @@ def _make_trainer(
     pair: _Pair,
     settings: DistillSettings,
     training: TrainingArguments,
-    data: HealingData,
+    common: Common,
     progress: Progress | None,
 ) -> DistillTrainer:
+    assert common.data is not None
     trainer = DistillTrainer(
         pair.student,
         pair.teacher,
         settings,
         args=training,
-        train_dataset=data.examples,
-        data_collator=data.collate,
-        held_out=data.held_out,
+        train_dataset=common.data.examples,
+        data_collator=common.data.collate,
+        held_out=common.data.held_out,
         report=progress,
+        lessons=common.lessons,
+        runs=common.runs,
     )
+    common.lessons = trainer.lessons
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -221,14 +270,14 @@ def _heal(trainer: DistillTrainer, work: Work, last: Path | None) -> list[dict[s
     """Train, from the checkpoint `last` on if there is one; returns the curve.
 
     Raises:
-        HeadsError: no evaluation was better than the start.
+        OnlyWorse: no evaluation was better than the start.
     """
     curve = trainer.heal(None if last is None else str(last))
     start, best = curve[0][trainer.metric], _best(trainer, curve)[trainer.metric]
     if not best < start:
         remove(work.path)
         least = min(point[trainer.metric] for point in curve[1:])
-        raise HeadsError(
+        raise OnlyWorse(
             f"healing only made it worse: {trainer.metric} {start:.4f} at the start, {least:.4f} at best; lower "
             "--learning-rate, or give more data"
         )

@@ -52,6 +52,7 @@ class Lessons:
         where: one of `LESSONS`.
         rounds: how often the run is to see an example.
         folder: for files.
+        known: those of an earlier run of the same teacher over the same examples in the same order.
 
     Raises:
         HeadsError: lessons are to be kept that cannot be: of the loss `attention`, of a model that also decodes.
@@ -68,6 +69,7 @@ class Lessons:
         where: str,
         rounds: float,
         folder: Path,
+        known: Lessons | None = None,
     ) -> None:
         self.matching, self.examples, self.collate, self.folder = matching, examples, collate, folder
         modality = adapter_of(matching.teacher.config).modality
@@ -85,6 +87,9 @@ class Lessons:
         }
         self._kept: dict[int, dict[str, _Part]] = {}
         self._logits, self._blocks = False, frozenset[str]()
+        if known is not None:
+            self.where, self._decided = known.where, known._decided
+            self._kept, self._logits, self._blocks = known._kept, known._logits, known._blocks
 
     def __call__(self, indices: Sequence[int], batch: Batch) -> Lesson:
         """What the teacher says of a batch of these examples.

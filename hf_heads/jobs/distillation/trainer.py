@@ -125,6 +125,8 @@ class DistillTrainer(Trainer):
         held_out: batches as the collator makes them.
         folder: where checkpoints go, if `args` is None.
         report: called with (what, done, total).
+        lessons: those of an earlier trainer with the same teacher, data and settings.
+        runs: how many trainers there are to be with these.
 
     Raises:
         HeadsError: no held-out batches, too few examples for one step, or see `Matching`.
@@ -142,6 +144,8 @@ class DistillTrainer(Trainer):
         args: TrainingArguments | None = None,
         folder: Path | str = "distillation",
         report: Any = None,
+        lessons: Lessons | None = None,
+        runs: int = 1,
     ) -> None:
         if not held_out:
             raise HeadsError("healing needs examples to hold out, by which it knows when to stop; give more data")
@@ -178,19 +182,25 @@ class DistillTrainer(Trainer):
             )
         self.step_examples = step
         self.matching = Matching(model, self.teacher, losses, self.held_out[:8], settings.temperature)
-        steps = args.max_steps if args.max_steps > 0 else args.num_train_epochs * (len(train_dataset) // step)
-        self.lessons = Lessons(
-            self.matching,
-            train_dataset,
-            data_collator,
-            list(self._get_train_sampler()),
-            args.train_batch_size,
-            where=settings.teacher_outputs,
-            rounds=steps * step / len(train_dataset),
-            folder=Path(args.output_dir or folder),
-        )
+        self.lessons = self._make_lessons(data_collator, Path(args.output_dir or folder), lessons, runs)
         # The losses are means over a batch, whatever the model would do with labels.
         self.model_accepts_loss_kwargs = False
+
+    def _make_lessons(self, collate: Any, folder: Path, known: Lessons | None, runs: int) -> Lessons:
+        """What the teacher says of the examples, where runs that follow one another share it."""
+        args, step = self.args, self.step_examples
+        steps = args.max_steps if args.max_steps > 0 else args.num_train_epochs * (len(self.examples) // step)
+        return Lessons(
+            self.matching,
+            self.examples,
+            collate,
+            list(self._get_train_sampler()),
+            args.train_batch_size,
+            where=self.settings.teacher_outputs,
+            rounds=runs * steps * step / len(self.examples),
+            folder=folder,
+            known=known,
+        )
 
     def heal(self, resume: str | None = None) -> list[dict[str, float]]:
         """Train, and leave the model of the best evaluation; returns the curve.
