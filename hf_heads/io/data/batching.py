@@ -104,7 +104,6 @@ def with_targets(batch: Batch, config: Any, generate: Callable[[Batch], Tensor] 
         ends = (decoder_ids[:, 1:] == padding).cumsum(1) > 0
         mask = torch.cat([torch.ones_like(decoder_ids[:, :1]), (~ends).long()], 1)
     else:
-        assert mask is not None
+        assert mask is not None  # of what each position is to say, so that none behind the end token counts
         decoder_ids = torch.cat([torch.full_like(ids[:, :1], start), ids[:, :-1]], 1)
-        mask = torch.cat([torch.ones_like(mask[:, :1]), mask[:, :-1]], 1)
     return {**batch, "decoder_input_ids": decoder_ids, "decoder_attention_mask": mask}

@@ -58,8 +58,7 @@ def _for_model(batch: dict[str, Tensor], model: PreTrainedModel) -> dict[str, Te
     if not getattr(model.config, "is_encoder_decoder", False) or labels is None or "decoder_input_ids" in batch:
         return batch
     shifted: Any = model
-    mask = torch.ones_like(labels)
-    mask[:, 1:] = labels[:, :-1] != -100
+    mask = (labels != -100).flip(1).cumsum(1).flip(1).clamp_max(1)  # up to the last that is to be said
     return {
         **batch,
         "decoder_input_ids": shifted.prepare_decoder_input_ids_from_labels(labels),

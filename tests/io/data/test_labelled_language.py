@@ -105,7 +105,7 @@ def test_translation_models_learn_the_targets(write: Write, tmp_path: Path):
         assert labels[row, length - 1] == model.config.eos_token_id and (labels[row, length:] == -100).all()
         assert inputs[row, 0] == model.config.decoder_start_token_id
         assert torch.equal(inputs[row, 1:length], labels[row, : length - 1])
-        assert mask[row, :length].all() and not mask[row, length + 1 :].any()
+        assert mask[row, :length].all() and not mask[row, length:].any()
     check_loss(model, batches)
     named = load_labelled(source, model, tmp_path, columns=("en", "de"))
     check_same(named, batches)

@@ -272,7 +272,7 @@ def test_an_encoder_decoder_gets_decoder_inputs_from_its_labels():
     model = marian()
     (one,) = drawn_batches(torch.utils.data.DataLoader(rows, batch_size=4), model, 1, 0)
     assert one["decoder_input_ids"][0].tolist() == [98, 8, 9]
-    assert one["decoder_attention_mask"][0].tolist() == [1, 1, 1]
+    assert one["decoder_attention_mask"][0].tolist() == [1, 1, 0]
     hf_heads.convert(model, LowRankSpec(rank=16), calibration=[one])
 
 
