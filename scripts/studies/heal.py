@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import time
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class Study:
         columns: of the data.
         label: of the dev data.
         samples: dev examples to score.
+        mixed: whether texts are packed and cut to many lengths for healing.
         lossless: names of settings that leave nothing to heal; `hf-heads distill` refuses to make them worse.
         about: in the figure's title.
     """
@@ -44,6 +46,7 @@ class Study:
     columns: tuple[str, ...] | None = None
     label: str | None = None
     samples: int = 3000
+    mixed: bool = False
     lossless: tuple[str, ...] = ()
 
 
@@ -64,6 +67,7 @@ STUDIES = {
         "MiniLM fine-tuned on SST-2",
         columns=("sentence",),
         label="label",
+        mixed=True,
     ),
     "marian": Study(specs(0.6, 48), "Marian, Multi30k English to German", columns=("en", "de"), samples=1000),
     "vit": Study(specs(0.6, 32, 16), "ViT, CIFAR-10", label="label", lossless=("collab-32",)),
@@ -105,7 +109,7 @@ def checkpoints(source: Source, options: argparse.Namespace) -> list[Source]:
                 Source(str(shot), shot),
                 healed,
                 settings,
-                data,
+                dataclasses.replace(data, pack=study.mixed),
                 teacher=str(source.given),
                 overwrite=True,
                 device=options.device,
