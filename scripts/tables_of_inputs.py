@@ -104,6 +104,25 @@ def roads(results: Row) -> list[str]:
     return table(head, [[*cells, *[""] * (6 - len(cells))] for cells in lines])
 
 
+def domains(results: Row) -> list[str]:
+    """Mean cosine and its 5th percentile on texts of each kind, by what was calibrated on: means over seeds."""
+    kinds = list(results["rows"][0]["scores"])
+    found: dict[tuple[str, int], list[Row]] = {}
+    for row in results["rows"]:
+        found.setdefault((row["kind"], row["samples"]), []).append(row)
+    body = []
+    for (kind, samples), rows in found.items():
+        cells = []
+        for measured in kinds:
+            each = [row["scores"][measured] for row in rows]
+            mean, low = (sum(one[name] for one in each) / len(each) for name in ("cosine", "low"))
+            cells.append(f"{mean:.4f} ({min(one['cosine'] for one in each):.4f}) / {low:.3f}")
+        seconds = sum(row["cpu_seconds"] for row in rows) / len(rows)
+        body.append([f"{samples:,} {kind} ({len(rows)})", *cells, f"{seconds:.0f}"])
+    head = ["calibrated on (seeds)", *kinds, "CPU s"]
+    return table(head, body)
+
+
 def finetune_rates(results: Row) -> list[str]:
     """Accuracy of the original and of a model that was converted first, by rate and way of training: means of seeds."""
     said = {"plain": "a plain Trainer", "groups": "`parameter_groups`", "frozen": "`freeze_factors`"}
