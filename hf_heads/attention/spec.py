@@ -138,6 +138,10 @@ class HeadsSpec:
         if self.heads not in (None, shape.heads):
             raise HeadsError(f"{self.method} keeps the number of heads, which is {shape.heads} in {where}")
 
+    def doubt(self, error: float) -> str | None:
+        """What a user should be told of a block that lost so much in its conversion with data; None: nothing."""
+        return None
+
     def plan(self, blocks: Mapping[str, BlockProfile], rank_heads: RankHeads) -> dict[str, HeadsSpec]:
         """Settings for every block of a model, for methods that spread a total over the blocks.
 

@@ -153,8 +153,8 @@ def convert(
     converted.train(training)
     if progress:
         progress("converted", len(chosen), len(chosen))
-    report.model_parameters = _count(converted)
-    report.seconds = time.perf_counter() - started
+    report.model_parameters, report.seconds = _count(converted), time.perf_counter() - started
+    report.warn(informed=team.main and batches is not None)
     return converted, report
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 from hf_heads.attention.spec import HeadsSpec
+from hf_heads.core.errors import HeadsWarning
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,13 @@ class Report:
     jobs: list[dict[str, Any]] = field(default_factory=list)
     kept_heads: dict[str, tuple[int, ...]] = field(default_factory=dict)
     main: bool = True  # of several processes, the one that measures and writes
+
+    def warn(self, *, informed: bool) -> None:
+        """Say what errors of blocks make doubtful, if data were there to measure them; a line for each thing."""
+        said = Counter(block.spec.doubt(block.error) for block in self.blocks if informed and block.error is not None)
+        for text, count in said.items():
+            if text is not None:
+                warnings.warn(f"in {count} of {len(self.blocks)} blocks {text}", HeadsWarning, stacklevel=3)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON and the model card."""

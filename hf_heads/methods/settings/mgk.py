@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from hf_heads.core.dense import AttentionShape
 
 
+_APART = 0.5  # of the attention of merged heads: more in every block of a ViT that lost by it, less in all of texts
+
+
 @dataclass(frozen=True)
 class MgkSpec(HeadsSpec):
     """A mixture of Gaussian keys.
@@ -148,6 +151,13 @@ class ResolvedMgk(MgkSpec):
     def reshape(self, shape: AttentionShape) -> AttentionShape:
         widened = self.merge if self.values == "full" else 1
         return dataclasses.replace(shape, heads=self.heads, value_dim=shape.value_dim * widened)
+
+    def doubt(self, error: float) -> str | None:
+        shared = (self.queries == "shared") + (self.values == "shared")
+        # The error is the root mean square of what sharing costs and of how far apart the attention of merged heads is.
+        if self.merge == 1 or error * (1 + shared) ** 0.5 <= _APART:
+            return None
+        return "the heads that were merged attend to different places: expect a loss that other methods do not have"
 
     @property
     def query_count(self) -> int:
