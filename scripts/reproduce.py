@@ -62,6 +62,7 @@ COMMANDS = {
     "mhe_latency": "mhe_latency DATA MODELS",
     "mhe_scratch": "mhe_scratch DATA WORK --threads 1",
     "mgk": "mgk_stsb DATA --threads 1",
+    "merge": "merge DATA MODELS --threads 1",
     "mgk_scratch": "mgk_scratch DATA --threads 1",
     "mgk_ways": "mgk_ways",
     "heal_stsb": "heal stsb DATA MODELS WORK --threads 1 --steps 1000 --precision bfloat16",

@@ -38,7 +38,7 @@ from tables_of_papers import (
     squad,
 )
 from tables_of_speed import kernels, latency, processes, ways
-from tables_of_values import grouped, kept, values
+from tables_of_values import grouped, kept, merge, values
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -337,6 +337,7 @@ TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "mhe_latency": ("mhe_latency", mhe_latency),
     "mhe_scratch": ("mhe_scratch", mhe_scratch),
     "mgk": ("mgk_stsb", mgk),
+    "merge": ("merge", merge),
     "mgk_scratch": ("mgk_scratch", mgk_scratch),
     "mgk_ways": ("mgk_ways", mgk_ways),
     **{f"heal_{task}": (f"heal_{task}", healed) for task in ("stsb", "sst2", "marian", "vit")},

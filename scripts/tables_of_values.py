@@ -50,3 +50,19 @@ def grouped(results: Row) -> list[str]:
         body.append([*named, f"{row['perplexity']:,.1f}", f"{row['cache']:,}", heads])
     head = ["3 key-value heads to 1 by", "of", "KL", f"KL after {results['steps']} steps", "perplexity", "cache"]
     return table([*head, "heads, key-value heads of the native model"], body)
+
+
+def merge(results: Row) -> list[str]:
+    """What merged heads have in common, and what it costs, by model."""
+    names = {"minilm": "MiniLM, STS-B", "marian": "Marian, Multi30k", "vit": "ViT, CIFAR-10"}
+    shared = list(dict.fromkeys(row["shared"] for row in results["rows"]))
+    found = {(row["model"], row["shared"]): row for row in results["rows"]}
+    body = []
+    for model, said in names.items():
+        cells = []
+        for one in shared:
+            row = found[model, one]
+            cells.append(f"{row['cosine']:.4f}" + (f" / {row['kl']:.4f}" if row["kl"] is not None else ""))
+        apart = found[model, shared[0]]["apart"]
+        body.append([said, *cells, f"{min(apart):.2f} to {max(apart):.2f}"])
+    return table(["cosine / KL; in common:", *shared, "maps apart, by block"], body)

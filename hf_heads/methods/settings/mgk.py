@@ -153,9 +153,9 @@ class ResolvedMgk(MgkSpec):
         return dataclasses.replace(shape, heads=self.heads, value_dim=shape.value_dim * widened)
 
     def doubt(self, error: float) -> str | None:
-        shared = (self.queries == "shared") + (self.values == "shared")
-        # The error is the root mean square of what sharing costs and of how far apart the attention of merged heads is.
-        if self.merge == 1 or error * (1 + shared) ** 0.5 <= _APART:
+        # The root mean square of how far apart the maps of merged heads are and of what shared projections lose, which
+        # for queries is less, and for values more, so that the error tells nothing of the maps.
+        if self.merge == 1 or self.values == "shared" or error * (1 + (self.queries == "shared")) ** 0.5 <= _APART:
             return None
         return "the heads that were merged attend to different places: expect a loss that other methods do not have"
 
