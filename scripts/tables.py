@@ -15,8 +15,6 @@ from tables_of_families import grouped_made, rotary_collab, speech
 from tables_of_inputs import (
     attention_error,
     attention_rank,
-    domains,
-    finetune_rates,
     joined,
     lengths,
     memory,
@@ -295,8 +293,6 @@ TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "calibration": ("stsb", calibration),
     "lengths": ("lengths", lengths),
     "roads": ("roads", roads),
-    "finetune_rates": ("finetune_rates", finetune_rates),
-    "domains": ("domains", domains),
     "joined": ("joined", joined),
     "memory": ("memory", memory),
     "recommend": ("recommend", recommend),

@@ -105,6 +105,7 @@ def train(pairs: Pairs, model: PreTrainedModel, way: str, rate: float, seed: int
         train_sampling_strategy="group_by_length",  # a third of the time goes into padding otherwise
         seed=seed,
         bf16=options.precision == "bfloat16",
+        use_cpu=options.device == "cpu",
         save_strategy="no",
         logging_strategy="no",
         report_to="none",
