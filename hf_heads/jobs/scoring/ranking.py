@@ -12,15 +12,24 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_heads.attention.hosts.blocks import find_blocks
-from hf_heads.core.batches import Batch, Progress
+from hf_heads.core.batches import Batch, Progress, thin
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.vocabulary import CONSTANT_RULES, RULES, UNITS
 from hf_heads.jobs.scoring.scores import Head, HeadScores, fingerprint
-from hf_heads.jobs.scoring.sensitivity import Reference, ablations, gauss_newton, gradients, token_gradients
+from hf_heads.jobs.scoring.sensitivity import (
+    Reference,
+    ablations,
+    examples_of,
+    gauss_newton,
+    gradients,
+    token_gradients,
+)
 from hf_heads.jobs.team import Team
 from hf_heads.methods.pruned import map_energy
 from hf_heads.methods.settings.pruned import spared
 from hf_heads.modeling.blocks import block_shape, read_block
+
+_MANY, _SHARE = 1024, 4  # examples of which Gauss-Newton takes one in so many: a quarter of them chose as well as all
 
 
 def rank_heads(
@@ -44,8 +53,8 @@ def rank_heads(
         model: a model of an architecture with an adapter, native or converted; it is left as it is.
         rule: `gradient` is the mean over examples of |dL/dxi| (arXiv 1905.10650). `gauss-newton` needs no labels: it
             predicts the drift of the output from E[J^T J], J the output's derivative by all masks, with the
-            interactions of heads, and removes greedily. `ablation` measures the drift with each head switched off.
-            `weights` is |W_V O| of each head. `random` is the control.
+            interactions of heads, and removes greedily; of 1,024 examples or more it takes every fourth. `ablation`
+            measures the drift with each head switched off. `weights` is |W_V O| of each head. `random` is the control.
         batches: keyword arguments of the model's forward; with `labels` for `gradient`.
         blocks: names of the blocks whose heads may go, or a pattern as in `hf_heads.convert`; None takes all.
         steps: rounds. After each, scores are measured anew with what has gone masked.
@@ -127,6 +136,8 @@ def _order(
         places = {head: index for index, head in enumerate(layout)}
         order = spared([layout[index] for index in scores.argsort(stable=True).tolist()], how.least)
         return scores, [places[head] for head in order]
+    if rule == "gauss-newton" and examples_of(batches) >= _MANY:
+        batches = [thin(batch, _SHARE) for batch in batches]
     drift = Reference(model, batches, how.seed) if rule in ("gauss-newton", "ablation") else None
     for step in range(1, steps + 1):
         if progress:

@@ -264,7 +264,7 @@ def gauss_newton(
 @torch.no_grad()
 def ablations(model: PreTrainedModel, reference: Reference, layout: Sequence[Head], mask: Tensor, team: Team) -> Tensor:
     """How much the drift grows with each head switched off, on a part of the data; a team's processes share heads."""
-    every = _ABLATION_SHARE if sum(map(_examples, reference.batches)) >= 256 else 1
+    every = _ABLATION_SHARE if examples_of(reference.batches) >= 256 else 1
     left = mask.nonzero().flatten().tolist()
     own = [left[index] for index in team.share(len(left))]
     scores, count = torch.zeros(len(layout), dtype=torch.float64), 0
@@ -279,6 +279,11 @@ def ablations(model: PreTrainedModel, reference: Reference, layout: Sequence[Hea
         count += len(wanted)
     (scores,) = team.sum(scores)
     return scores / count
+
+
+def examples_of(batches: Sequence[Batch]) -> int:
+    """How many examples some batches have."""
+    return sum(map(_examples, batches))
 
 
 def _examples(batch: Batch) -> int:

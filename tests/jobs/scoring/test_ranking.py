@@ -16,8 +16,9 @@ import hf_heads
 from hf_heads import HeadsError, PrunedSpec, head_mask, load_scores, rank_heads
 from hf_heads.attention.hosts.blocks import find_blocks
 from hf_heads.attention.hosts.reading import read_host
+from hf_heads.core.batches import thin
 from hf_heads.core.intervals import paired_interval
-from hf_heads.jobs.scoring import sensitivity
+from hf_heads.jobs.scoring import ranking, sensitivity
 from hf_heads.jobs.scoring.sensitivity import Reference, gauss_newton
 from hf_heads.jobs.team import Team
 from tests.support.twins import HEADS, LAYERS, TWINS, bert_config, randomize
@@ -136,6 +137,16 @@ def test_the_gradient_of_the_drift_is_its_difference_quotient(name: str):
         step[index] = 1e-2
         quotient = (drift(mask + step) - drift(mask - step)) / 2e-2
         assert quotient == pytest.approx(float(gradient[index]), rel=0.02, abs=2e-5)
+
+
+def test_gauss_newton_takes_every_fourth_of_many_examples(monkeypatch: pytest.MonkeyPatch):
+    model = TWINS["bert"].model()
+    batches = [{key: value.repeat(4, *[1] * (value.ndim - 1)) for key, value in TWINS["bert"].inputs().items()}] * 2
+    count = sum(len(batch["input_ids"]) for batch in batches)
+    whole, quarter = (rank_heads(model, batches=each) for each in (batches, [thin(one, 4) for one in batches]))
+    assert whole.importance != quarter.importance
+    monkeypatch.setattr(ranking, "_MANY", count)
+    assert rank_heads(model, batches=batches).importance == quarter.importance
 
 
 def test_gauss_newton_counts_the_interactions_of_heads():
