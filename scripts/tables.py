@@ -15,6 +15,7 @@ from tables_of_families import grouped_made, rotary_collab, speech
 from tables_of_inputs import (
     attention_error,
     attention_rank,
+    domains,
     joined,
     lengths,
     memory,
@@ -293,6 +294,7 @@ TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "calibration": ("stsb", calibration),
     "lengths": ("lengths", lengths),
     "roads": ("roads", roads),
+    "domains": ("domains", domains),
     "joined": ("joined", joined),
     "memory": ("memory", memory),
     "recommend": ("recommend", recommend),

@@ -19,9 +19,6 @@ from hf_heads.core.whitening import score_factors
 from hf_heads.methods.base import Converted
 from hf_heads.methods.settings.mgk import ResolvedMgk
 
-# Of what shared queries take back: all of it does still better on a ViT, and worse than none on a Marian.
-_SHARED_BALANCE = 0.5
-
 
 def from_dense(dense: DenseAttention, statistics: BlockStatistics, spec: ResolvedMgk) -> Converted:
     """The exact start: beta 0, equal priors, components that start as the host's key; or heads merged into one."""
@@ -120,9 +117,8 @@ def _merged(
     output_bias, errors = double.output_bias.cpu(), []
     if spec.queries == "shared":
         query, query_bias, key, error = _shared_queries(double, statistics, groups)
+        key_bias, priors = torch.zeros_like(key_bias), torch.zeros(len(order), dtype=torch.float64)
         errors.append(error)
-        each, each_bias = (one.repeat_interleave(spec.merge, 0) for one in (query, query_bias))
-        key_bias, priors = _balancing_bias(statistics, order, each, each_bias, dense.scale, share=_SHARED_BALANCE)
     else:
         key_bias, priors = _balancing_bias(statistics, order, query, query_bias, dense.scale)
     if (energies := statistics.head_weights) is not None:
@@ -177,18 +173,12 @@ def _balance(
 
 
 def _balancing_bias(
-    statistics: BlockStatistics,
-    order: Sequence[int],
-    query: Tensor,
-    query_bias: Tensor,
-    scale: float,
-    share: float = 1.0,
+    statistics: BlockStatistics, order: Sequence[int], query: Tensor, query_bias: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Key biases and log priors (heads,) that give every head of a group about the same say in the merged attention.
 
-    Softmax's denominators differ from head to head and from query to query. A share of what of their logarithm is
-    linear in the query is taken back by the key's bias, which a head of its own would not feel, and its mean by the
-    prior.
+    Softmax's denominators differ from head to head and from query to query. What of their logarithm is linear in the
+    query is taken back by the key's bias, which a head of its own would not feel, and its mean by the prior.
     """
     priors = torch.zeros(len(order), dtype=torch.float64)
     if statistics.log_sums is None or statistics.log_sum_cross is None:
@@ -198,7 +188,7 @@ def _balancing_bias(
     ridge = 1e-3 * inner.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
     inner = inner + ridge[:, None, None] * torch.eye(inner.shape[-1], dtype=torch.float64)
     wanted = -torch.einsum("hdw,dh->hw", query, statistics.log_sum_cross[:, list(order)])
-    bias = share * torch.linalg.solve(inner, wanted)
+    bias = torch.linalg.solve(inner, wanted)
     mean = torch.einsum("d,hdw->hw", statistics.query.mean, query) + query_bias
     priors = -statistics.log_sums[list(order)] - (mean * bias).sum(-1)
     return bias / scale, priors
