@@ -64,7 +64,7 @@ COMMANDS = {
     "merge": "merge DATA MODELS --threads 1",
     "mgk_scratch": "mgk_scratch DATA --threads 1",
     "mgk_ways": "mgk_ways",
-    "heal_stsb": "heal stsb DATA MODELS WORK --threads 1 --steps 1000 --precision bfloat16",
+    "heal_stsb": "heal stsb DATA MODELS WORK --threads 1 --steps 1300 --precision bfloat16",
     "heal_sst2": "heal sst2 DATA MODELS WORK --threads 1 --steps 300 --precision bfloat16",
     "heal_marian": "heal marian DATA MODELS WORK --threads 1 --steps 300 --precision bfloat16",
     "heal_vit": "heal vit DATA MODELS WORK --threads 1 --steps 400 --precision bfloat16",
