@@ -76,12 +76,9 @@ def roads(results: Row) -> list[str]:
             cells = []
             for way in ways:
                 rows = found.get((task, method, way), {})
-                # Rows that were kept from another machine hold the score of the original that was fine-tuned there.
-                wholes = {seed: row.get("original", originals[task][seed]["score"]) for seed, row in rows.items()}
-                paired = [row["score"] - wholes[seed] for seed, row in rows.items()]
+                paired = [row["score"] - originals[task][seed]["score"] for seed, row in rows.items()]
                 changes[task, method, way] = paired
-                old = "" if all("date" in row for row in rows.values()) else "†"
-                cells.append(_mean(paired, "+.2f") + old if paired else "")
+                cells.append(_mean(paired, "+.2f") if paired else "")
             if any(cells):
                 lines.append([method, "", *cells])
     texts = [task for task in tasks if task != "cifar10"]
@@ -121,21 +118,6 @@ def domains(results: Row) -> list[str]:
         body.append([f"{samples:,} {kind} ({len(rows)})", *cells, f"{seconds:.0f}"])
     head = ["calibrated on (seeds)", *kinds, "CPU s"]
     return table(head, body)
-
-
-def finetune_rates(results: Row) -> list[str]:
-    """Accuracy of the original and of a model that was converted first, by rate and way of training: means of seeds."""
-    said = {"plain": "a plain Trainer", "groups": "`parameter_groups`", "frozen": "`freeze_factors`"}
-    rates = sorted({row["rate"] for row in results["rows"]})
-    found: dict[str, dict[float, list[float]]] = {}
-    for row in results["rows"]:
-        way = "" if row["model"] == "original" else f", {said[row['way']]}"
-        name = row["model"] if row["model"] == "original" else f"collab {row['model']}"
-        found.setdefault(name + way, {}).setdefault(row["rate"], []).append(row["accuracy"])
-    body = (
-        [name, *(_mean(each[rate], ".2f") if rate in each else "" for rate in rates)] for name, each in found.items()
-    )
-    return table(["accuracy (seeds)", *(f"{rate:g}" for rate in rates)], body)
 
 
 def _mean(numbers: list[float], form: str) -> str:
