@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hf_heads.cli.options import (
     SOURCE,
@@ -25,6 +26,9 @@ from hf_heads.core.vocabulary import LESSONS, LOSSES
 from hf_heads.io.checkpoints.files import check_output
 from hf_heads.io.checkpoints.sources import resolve_source
 from hf_heads.jobs.distillation.settings import NUMBERS, OPTIMIZERS, PRECISIONS, TRAIN, WEIGHT, DistillSettings
+
+if TYPE_CHECKING:
+    from hf_heads.jobs.distillation.checkpoint import Healed
 
 
 def add_distill(commands: object) -> None:
@@ -182,12 +186,13 @@ def _distill(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     settings = DistillSettings(**{name: value for name, value in given.items() if value is not None})
     data = calibration_choice(options)
     # rich, torch and transformers take seconds to import: only who runs the command waits for them.
-    from hf_heads.cli.console import print_healed, progress_bar, quiet
+    from hf_heads.cli.console import progress_bar, quiet
 
     quiet()
     from hf_heads.jobs.distillation.checkpoint import distill_checkpoint  # takes seconds to import
-    from hf_heads.jobs.distillation.several import distill_checkpoints
+    from hf_heads.jobs.distillation.several import SomeOnlyWorse, distill_checkpoints
 
+    failed: SomeOnlyWorse | None = None
     sources = [resolve_source(given) for given in options.sources]
     with progress_bar(not options.json) as progress:
         how = {
@@ -200,11 +205,23 @@ def _distill(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
             "progress": progress,
         }
         if several:
-            healed = distill_checkpoints(sources, output, settings, data, **how)
+            try:
+                healed = distill_checkpoints(sources, output, settings, data, **how)
+            except SomeOnlyWorse as error:
+                healed, failed = error.healed, error
         else:
             healed = {output: distill_checkpoint(sources[0], output, settings, data, **how)}
-    if not all(found.main for found in healed.values()):
-        return 0
+    if all(found.main for found in healed.values()):
+        _show(healed, options, output, several)
+    if failed:
+        raise failed
+    return 0
+
+
+def _show(healed: dict[Path, Healed], options: argparse.Namespace, output: Path, several: bool) -> None:
+    """Print what was done, and upload it where that was asked for."""
+    from hf_heads.cli.console import print_healed  # takes seconds to import
+
     if not options.json:
         for place, found in healed.items():
             print_healed(found.record, place)
@@ -212,4 +229,3 @@ def _distill(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     if options.json:
         records = [{"output": str(place), **pushed, **found.record} for place, found in healed.items()]
         print_json({"models": records} if several else records[0])
-    return 0

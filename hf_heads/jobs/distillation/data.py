@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_heads.attention.hosts.sites import WRITES
@@ -183,7 +185,7 @@ def _read(
     *,
     optional: bool,
 ) -> tuple[_Part, list[str]]:
-    """What a data set gives, of mixed lengths where asked for, and its columns; texts that were seen are left out."""
+    """What a data set gives, of mixed lengths where asked for, and its columns; what was seen is left out."""
     modality, pairing = adapter_of(teacher.config).modality, pairing_of(teacher, choice.pairs)
     wanted = choice.count + held_out
     raw, columns = read_examples(
@@ -198,11 +200,9 @@ def _read(
     )
     name, used = Path(choice.single).name, ", ".join(columns)
     if modality not in ("text", "text-to-text"):
-        return _Part(*_apart(ENCODE[modality](raw, folder, None), held_out, choice.count), name, used), columns
-    raw = [one for one in dict.fromkeys(raw) if one not in seen]
-    if not raw:
-        raise HeadsError(f"'{choice.single}' has no text that the data named before it has not: leave it out")
-    seen.update(raw)
+        new = _new(((_digest(one), one) for one in ENCODE[modality](raw, folder, None)), seen, choice.single)
+        return _Part(*_apart(new, held_out, choice.count), name, used), columns
+    raw = _new(((one, one) for one in raw), seen, choice.single)
     limit = text_limit(folder, choice.max_length, positions_of(teacher.config))
     examples, held = (
         mixed_examples(texts, len(texts), modality, folder, limit, choice.seed)
@@ -213,6 +213,28 @@ def _read(
     how = pairing.words(isinstance(raw[0], tuple), len(columns)) if modality == "text" else ""
     said = "; ".join(filter(None, [used, how, "mixed lengths" if choice.pack else ""]))
     return _Part(examples, held, name, said), columns
+
+
+def _new(found: Iterable[tuple[Any, Any]], seen: set[Any], source: str) -> list[Any]:
+    """Examples of (what tells them apart, example) that nobody has seen, each once; from now on they are seen.
+
+    Raises:
+        HeadsError: there are none.
+    """
+    new = {key: one for key, one in found if key not in seen}
+    if not new:
+        raise HeadsError(f"'{source}' has nothing that the data named before it has not: leave it out")
+    seen.update(new)
+    return list(new.values())
+
+
+def _digest(example: dict[str, Any]) -> bytes:
+    """What tells an encoded example from others in few bytes: images and sounds are large."""
+    found = hashlib.sha256()
+    for name, value in sorted(example.items()):
+        found.update(f"{name} {getattr(value, 'shape', '')}".encode())
+        found.update(value.contiguous().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode())
+    return found.digest()
 
 
 _SOURCES = ("input_ids", "input_features")

@@ -55,7 +55,8 @@ class Lessons:
         known: those of an earlier run of the same teacher over the same examples in the same order.
 
     Raises:
-        HeadsError: lessons are to be kept that cannot be: of the loss `attention`, of a model that also decodes.
+        HeadsError: lessons are to be kept that cannot be: of the loss `attention`, of a model that also decodes; and
+            when the first is there, of outputs whose positions no mask tells.
     """
 
     def __init__(
@@ -120,6 +121,11 @@ class Lessons:
         for name, tensor in self._needed(lesson):
             mask = self._mask_of(name, tensor, batch)
             if tensor.ndim > 3 or (mask is None and tensor.ndim == 3 and not self._images):
+                if self._decided:
+                    raise HeadsError(
+                        f"the teacher's outputs '{name}' cannot be told apart by example, without a mask of their "
+                        "positions: take --teacher-outputs anew"
+                    )
                 self.where = "anew"  # how many positions there are may depend on the batch
                 return
             parts[name] = _part(tensor, mask, batch)

@@ -14,6 +14,19 @@ from hf_heads.io.data.choice import CalibrationChoice
 from hf_heads.jobs.distillation.checkpoint import Common, Healed, OnlyWorse, distill_checkpoint, load_pair
 from hf_heads.jobs.distillation.settings import DistillSettings
 from hf_heads.jobs.distillation.work import Work
+from hf_heads.jobs.team import launched
+
+
+class SomeOnlyWorse(HeadsError):
+    """Of several models some only got worse.
+
+    Attributes:
+        healed: what was done of the others, by folder.
+    """
+
+    def __init__(self, said: str, healed: dict[Path, Healed]) -> None:
+        super().__init__(said)
+        self.healed = healed
 
 
 def distill_checkpoints(
@@ -44,8 +57,9 @@ def distill_checkpoints(
         What was done, by folder.
 
     Raises:
-        HeadsError: two have one name, or they were made from different originals, before anything is done; some could
-            not be healed, when all others are; or see `distill_checkpoint`.
+        HeadsError: two have one name, or they were made from different originals, before anything is done; or see
+            `distill_checkpoint`.
+        SomeOnlyWorse: some could not be healed, when all others are.
     """
     places = {output / source.name: source for source in sources}
     for place, source in places.items():
@@ -62,9 +76,10 @@ def distill_checkpoints(
             check_apart(place, source.folder, "source")
             load_pair(source, teacher, common)
     found, failed = dict[Path, Healed](), list[str]()
+    main = not done or launched(how.get("device") == "cpu").main
     for place, source in places.items():
         if place in done:
-            found[place] = Healed(read_record(place))
+            found[place] = Healed(read_record(place), main)
             continue
         options: dict[str, Any] = {
             "teacher": teacher,
@@ -77,5 +92,6 @@ def distill_checkpoints(
         except OnlyWorse as error:
             failed.append(f"'{source.given}': {error}")
     if failed:
-        raise HeadsError(f"{len(failed)} of {len(places)} not healed, the others are: {'; '.join(failed)}")
+        others = "the others are" if found else "none is"
+        raise SomeOnlyWorse(f"{len(failed)} of {len(places)} not healed, {others}: {'; '.join(failed)}", found)
     return found

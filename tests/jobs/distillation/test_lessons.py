@@ -100,6 +100,16 @@ def test_nothing_is_kept_where_it_would_take_too_much_or_is_not_seen_again(
     assert trainer.lessons.where == "anew" and runs == list(range(13))
 
 
+def test_positions_that_no_mask_tells_are_asked_for_anew_and_keeping_them_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(lessons.Lessons, "_mask_of", lambda *_: None)
+    _, runs, trainer = healed(bare(), texts(), tmp_path)
+    assert trainer.lessons.where == "anew" and runs == list(range(13))
+    with pytest.raises(HeadsError, match="without a mask of their positions: take --teacher-outputs anew"):
+        healed(bare(), texts(), tmp_path, teacher_outputs="memory")
+
+
 def test_a_run_that_begins_in_a_later_round_asks_in_the_groups_of_the_first(tmp_path: Path):
     """So that what the teacher says is the same to the bit, in batches of other padding too."""
     teacher, examples = bare(), texts()

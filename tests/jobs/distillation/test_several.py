@@ -18,10 +18,12 @@ from hf_heads.io.checkpoints.sources import resolve_source
 from hf_heads.io.data.choice import CalibrationChoice
 from hf_heads.jobs.conversion.checkpoint import convert_checkpoint
 from hf_heads.jobs.conversion.request import ConversionRequest
+from hf_heads.jobs.distillation import several
 from hf_heads.jobs.distillation.checkpoint import distill_checkpoint
 from hf_heads.jobs.distillation.losses import Matching
 from hf_heads.jobs.distillation.settings import DistillSettings
 from hf_heads.jobs.distillation.several import distill_checkpoints
+from hf_heads.jobs.team import Team
 from tests.support.cli import Run
 from tests.support.files import save_checkpoint
 from tests.support.twins import TWINS
@@ -127,8 +129,6 @@ def test_one_that_only_gets_worse_does_not_keep_the_others_from_being_healed(
     assert found.code == 0, found.err
     models = json.loads(found.out)["models"]
     assert [Path(one["output"]).name for one in models] == ["one", "two"]
-    from hf_heads.jobs.distillation import several
-
     healing = several.distill_checkpoint
 
     def worse(source: Any, *args: Any, **how: Any) -> Any:
@@ -140,3 +140,15 @@ def test_one_that_only_gets_worse_does_not_keep_the_others_from_being_healed(
     found = run(*command, "--steps", 12, "--learning-rate", 1e-3, "--output", folders / "out")
     assert found.code == 1 and "1 of 2 not healed, the others are" in found.err and "only made it worse" in found.err
     assert not (folders / "out" / "one").exists() and same(folders / "out" / "two", folders / "good" / "two")
+    assert str(folders / "out" / "two") in found.out.replace("\n", "")
+    again = run(*command, "--steps", 12, "--learning-rate", 1e-3, "--output", folders / "out", "--resume", "--json")
+    assert again.code == 1 and [Path(one["output"]).name for one in json.loads(again.out)["models"]] == ["two"]
+
+
+def test_what_was_done_already_is_shown_by_the_first_of_several_processes_alone(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+):
+    together(folders)
+    for rank in (0, 1):
+        monkeypatch.setattr(several, "launched", lambda cpu, rank=rank: Team(rank, 2))
+        assert {one.main for one in together(folders, resume=True).values()} == {rank == 0}
