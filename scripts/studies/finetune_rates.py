@@ -23,6 +23,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer_utils import PredictionOutput
 
 import hf_heads
 from hf_heads.io.checkpoints.sources import Source
@@ -73,9 +74,10 @@ class Pairs:
             return made
         return hf_heads.convert(made, hf_heads.CollabSpec(rank=int(model)), calibration=self.calibration())[0]
 
-    def scores(self, logits: torch.Tensor) -> dict[str, float]:
+    @staticmethod
+    def scores(found: PredictionOutput) -> dict[str, float]:
         """Accuracy, Matthews correlation and area under the curve, all in percent."""
-        labels = torch.tensor([row["labels"] for row in self.dev])
+        logits, labels = torch.as_tensor(found.predictions), torch.as_tensor(found.label_ids)
         guess, margin = logits.argmax(1), (logits[:, 1] - logits[:, 0]).double()
         both = torch.stack([guess, labels]).double()
         ranks = margin.argsort().argsort().double() + 1
@@ -132,8 +134,8 @@ def run(options: argparse.Namespace) -> None:
                         model = copy.deepcopy(pairs.classifier(name, seed))
                         with Timer() as timer:
                             trainer = train(pairs, model, way, rate, seed, options)
-                        logits = torch.as_tensor(trainer.predict(pairs.dev).predictions)
-                        row = {"model": name, "way": way, "rate": rate, "seed": seed, **pairs.scores(logits)}
+                        found = trainer.predict(pairs.dev)  # in an order of its own, where batches are grouped
+                        row = {"model": name, "way": way, "rate": rate, "seed": seed, **pairs.scores(found)}
                         kept.write_text(json.dumps({**row, "seconds": timer.seconds}))
                     rows.append(shown(json.loads(kept.read_text())))
                     how = {"examples": len(pairs.dev), "epochs": options.epochs, "precision": options.precision}
