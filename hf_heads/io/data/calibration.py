@@ -130,10 +130,16 @@ def _made(
 ) -> _Part:
     pairs = (pairing.usual or None) if choice.pairs is None else choice.pairs
     count = choice.count + HELD_OUT
-    if choice.pack or choice.pairs:
-        examples = made_examples(config, folder, count, choice.seed, pairs=pairs, max_length=choice.max_length)
-    else:
-        examples = probe_examples(config, folder, count, choice.seed)
+    mixed = choice.pack or bool(choice.pairs)
+    examples = made_examples(
+        config,
+        folder,
+        count,
+        choice.seed,
+        pairs=pairs if mixed else False,
+        max_length=choice.max_length if mixed else None,
+        mixed=mixed,
+    )
     held_out, examples = examples[choice.count :], examples[: choice.count]
     words = [f"{choice.count} {MADE[adapter_of(config).modality]}{reason}"]
     if adapter_of(config).modality == "text" and any("token_type_ids" in example for example in examples):

@@ -1,8 +1,10 @@
-"""Data made from nothing: random tokens, images with the spectrum of natural ones."""
+"""Data made from nothing: random words, frequent ones more often, and images with the spectrum of natural ones."""
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,12 @@ from hf_heads.io.data.encoding import load_tokenizer, longest
 from hf_heads.io.data.lengths import spread
 
 MADE = {
-    "text": "sequences of random token ids",
-    "text-to-text": "sequences of random token ids with the model's own continuations",
+    "text": "sequences of random tokens",
+    "text-to-text": "sequences of random tokens with the model's own continuations",
     "image": "random images with the spectrum of natural ones",
     "audio": "random sounds with the spectrum of natural ones",
     "audio-to-text": "random sounds, as spectra, with the model's own words",
-    "text-image": "sequences of random token ids, each with a random image with the spectrum of natural ones",
+    "text-image": "sequences of random tokens, each with a random image with the spectrum of natural ones",
 }
 
 
@@ -33,24 +35,34 @@ def made_examples(
     *,
     pairs: bool | None = None,
     max_length: int | None = None,
+    mixed: bool = True,
 ) -> list[dict[str, Any]]:
     """Examples made from nothing, by the model's modality; see `MADE`.
 
-    Texts have 4 to 32 tokens, some of them 64 to `max_length`. Where the model tells segments apart, every second one
-    has two, and half of the second segment's tokens are of the first; all or none has two where `pairs` says so.
+    Texts have 4 to 32 tokens, as frequent as `frequencies` says, and some of them 64 to `max_length`. Where the model
+    tells segments apart, every second one has two, and half of the second segment's tokens are of the first.
+
+    Args:
+        config: the model's.
+        folder: where its tokenizer is.
+        count: how many.
+        seed: of all that is random.
+        pairs: all texts have two segments, or none has.
+        max_length: the most tokens of a text.
+        mixed: else all texts are short.
 
     Raises:
         HeadsError: more tokens are asked for than the model takes.
     """
     adapter = adapter_of(config)
     generator = torch.Generator().manual_seed(seed)
-    if (made := _one_length(config, folder, count, generator)) is not None:
+    if (made := _one_length(config, folder, count, generator, frequent=True)) is not None:
         return made
-    maker = TokenMaker(config, folder, generator, max_length)
+    maker = TokenMaker(config, folder, generator, max_length, frequent=True)
     longest = maker.limit if adapter.modality == "text" else min(maker.limit, _LONGEST_TRANSLATED)
     two = maker.segments and adapter.modality == "text" and pairs is not False
     examples = []
-    for index, length in enumerate(made_lengths(count, longest)):
+    for index, length in enumerate(made_lengths(count, longest) if mixed else [None] * count):
         examples.append(maker.make(length, two and (pairs is True or index % 2 == 1)))
     order = torch.randperm(count, generator=generator).tolist()  # so that those held out are of all lengths
     return [examples[index] for index in order]
@@ -74,7 +86,10 @@ def made_of_length(
 
 
 def probe_examples(config: Any, folder: Path | str | None, count: int, seed: int) -> list[dict[str, Any]]:
-    """Short single texts, images or sounds: what figures called `random` are measured on, the same for ever."""
+    """Short single texts, images or sounds: what figures called `random` are measured on, the same for ever.
+
+    All tokens alike, so that no calibration on made data has seen quite the same.
+    """
     generator = torch.Generator().manual_seed(seed)
     if (made := _one_length(config, folder, count, generator)) is not None:
         return made
@@ -83,7 +98,7 @@ def probe_examples(config: Any, folder: Path | str | None, count: int, seed: int
 
 
 def _one_length(
-    config: Any, folder: Path | str | None, count: int, generator: torch.Generator
+    config: Any, folder: Path | str | None, count: int, generator: torch.Generator, *, frequent: bool = False
 ) -> list[dict[str, Any]] | None:
     """Examples of a modality whose inputs are of one size; None where they are texts."""
     modality = adapter_of(config).modality
@@ -95,7 +110,7 @@ def _one_length(
         return [{"input_features": spectrum} for spectrum in _random_spectra(config, count, generator)]
     if modality == "text-image":
         pixels = _random_images(config.vision_config, count, generator)
-        maker = TokenMaker(config.text_config, folder, generator, None)
+        maker = TokenMaker(config.text_config, folder, generator, None, frequent=frequent)
         return [{**maker.make(None, False), "pixel_values": one} for one in pixels]
     return None
 
@@ -104,20 +119,61 @@ _SHORT = (4, 32)  # tokens of a text of no length in particular, without the spe
 _LONGEST_TRANSLATED = 64  # of sources to which the model writes the targets, token by token
 
 
+_RARE = 100  # how many of the most frequent words are about equally so
+_STOPS = 0.1  # the share of full stops and commas
+_MARKS = re.compile(r"^(##|▁|Ġ)+|(</w>|@@)$")  # of tokenizers, where a word begins, goes on or ends
+
+
+def frequencies(tokens: Sequence[str | None]) -> Tensor | None:
+    """How often to draw each of a vocabulary's tokens, given in its order, (count,); None where all alike.
+
+    Vocabularies are in the order of frequency, as the trainers of WordPiece, BPE and unigram tokenizers write them, and
+    the word of rank r makes a share of about 1 / r of a language's texts (Zipf 1949; Mandelbrot 1953 for the first).
+    Words are tokens of two characters or more. Full stops and commas are a tenth of all; other characters are as
+    frequent as the rarest word, since vocabularies begin with whole alphabets, and what is in brackets is never drawn.
+    Where less than half are words, as of Chinese, the order says nothing.
+    """
+    plain = [_MARKS.sub("", token or "") for token in tokens]
+    bracketed = torch.tensor([not one or (len(one) > 2 and one[0] + one[-1] in ("[]", "<>")) for one in plain])
+    words = torch.tensor([len(one) > 1 for one in plain]) & ~bracketed
+    if 2 * int(words.sum()) < len(tokens):
+        return None
+    rank = torch.where(words, words.cumsum(0), words.sum())
+    found = torch.where(bracketed, 0.0, 1 / (rank + _RARE))
+    stops = torch.tensor([one in (".", ",") for one in plain])
+    if stops.any():
+        found[stops] = float(found[~stops].sum()) * _STOPS / (1 - _STOPS) / int(stops.sum())
+    return found
+
+
 class TokenMaker:
-    """Uniformly random ordinary tokens inside the special tokens that the tokenizer puts around a text, or a pair.
+    """Random ordinary tokens inside the special tokens that the tokenizer puts around a text, or a pair.
+
+    Args:
+        config: the model's.
+        folder: where its tokenizer is.
+        generator: of all that is random.
+        max_length: the most tokens of an example, where that is less than the model takes.
+        frequent: draw tokens as often as `frequencies` says, else all alike.
 
     Attributes:
         around: the special tokens before a text, and those after it.
         ordinary: (count,), all others.
+        weights: (count,), how often each of them is drawn; None where all alike.
         limit: the most tokens of an example, the special ones included.
         segments: whether model and tokenizer tell two segments apart.
     """
 
     def __init__(
-        self, config: Any, folder: Path | str | None, generator: torch.Generator, max_length: int | None
+        self,
+        config: Any,
+        folder: Path | str | None,
+        generator: torch.Generator,
+        max_length: int | None,
+        *,
+        frequent: bool = False,
     ) -> None:
-        self.generator, self.segments = generator, False
+        self.generator, self.segments, tokenizer = generator, False, None
         self.around: list[list[int]] = [[], []]
         positions = positions_of(config) or MAX_LENGTH
         try:
@@ -136,6 +192,9 @@ class TokenMaker:
             if (getattr(config, "type_vocab_size", None) or 0) > 1:
                 self._read_template(tokenizer)
         self.ordinary = torch.tensor([token for token in range(config.vocab_size) if token not in special])
+        self.weights: Tensor | None = None
+        if frequent and tokenizer is not None:
+            self.weights = frequencies(tokenizer.convert_ids_to_tokens(self.ordinary.tolist()))
 
     def _read_template(self, tokenizer: Any) -> None:
         """What stands before, between and after two segments, and the types of it all, from a pair of one word each."""
@@ -165,10 +224,16 @@ class TokenMaker:
             free = length - around
         return max(min(free, self.limit - around), 1)
 
+    def _drawn(self, count: int) -> Tensor:
+        """Indices of so many ordinary tokens."""
+        if self.weights is None:
+            return torch.randint(len(self.ordinary), (count,), generator=self.generator)
+        return torch.multinomial(self.weights, count, replacement=True, generator=self.generator)
+
     def make(self, length: int | None, two: bool) -> dict[str, Any]:
         """An example of so many tokens, or of a random few, with one segment or two."""
         free = self.free(length, two)
-        ids = self.ordinary[torch.randint(len(self.ordinary), (free,), generator=self.generator)]
+        ids = self.ordinary[self._drawn(free)]
         if not two or free < 2:
             return {"input_ids": [*self.around[0], *ids.tolist(), *self.around[1]]}
         # Half of the second segment's tokens are of the first, anywhere in it: attention may look for them.

@@ -91,7 +91,7 @@ def test_conversions_take_them_by_default_and_say_what_they_cost(tmp_path: Path)
     for one, other in zip(data.batches, again.batches, strict=True):
         assert torch.equal(one["input_ids"], other["input_ids"])
     random = load_data(RANDOM, model, tmp_path, writes=False)
-    assert "64 sequences of random token ids, " in random.description
+    assert "64 sequences of random tokens, " in random.description
     short = load_data(replace(RANDOM, pack=False), model, tmp_path)
     assert max(batch["input_ids"].shape[1] for batch in short.batches) <= 34
     with pytest.raises(HeadsError, match="the model takes 40; lower --max-length"):
@@ -104,7 +104,7 @@ def test_conversions_take_them_by_default_and_say_what_they_cost(tmp_path: Path)
 
 def test_what_cannot_write_gets_random_tokens_and_says_why(monkeypatch: pytest.MonkeyPatch):
     bare = LlamaModel(llama().config).eval()
-    assert "random token ids (LlamaModel has no head that writes), 4 to" in load_data(RANDOM, bare, None).description
+    assert "random tokens (LlamaModel has no head that writes), 4 to" in load_data(RANDOM, bare, None).description
     monkeypatch.setattr(written, "WEIGHTS", 1000)
     said = load_data(RANDOM, llama(), None).description
     assert "GiB of weights are too many to write with on a processor)" in said

@@ -29,7 +29,7 @@ def test_made_data_is_the_default_and_texts_files_and_batches_are_taken(model: P
     file.write_text("\n".join(texts))
     batches = [{"input_ids": torch.randint(5, 90, (8, 6)), "attention_mask": torch.ones(8, 6, dtype=torch.long)}] * 3
     wanted: dict[str, Any] = {
-        "512 sequences of random token ids, 6 to 40 tokens, seed 0": "random",
+        "512 sequences of random tokens, 6 to 40 tokens, seed 0": "random",
         "none, weights only": "none",
         "60 given texts": texts,
         "45 examples of texts.txt (text), 5 to 40 tokens, seed 0": str(file),

@@ -132,7 +132,7 @@ def test_compare_an_embedder(run: Run, embedder: Path, pairs: Path, tmp_path: Pa
     assert [one["name"] for one in record["models"][:3]] == ["embedder", "half", "whole"]
     assert (original["methods"], pruned["methods"], same["methods"]) == ([], ["pruned"], ["collab"])
     assert same["settings"] == f"collab rank {WIDTH} cp, {HEADS} heads" and "pruned" in pruned["settings"]
-    assert "random token ids" in pruned["calibration"] and pruned["healed"] is None
+    assert "random tokens" in pruned["calibration"] and pruned["healed"] is None
     assert original["drift"] is None and original["blocks"][0]["drift"] is None
     assert same["drift"]["cosine"] == pytest.approx(1) and same["drift"]["neighbours"] == 1
     assert "kl" not in same["drift"] and same["drift"]["attention_distance"] < 1e-4
