@@ -1,10 +1,10 @@
 """Fine-tuning and converting in either order: MiniLM on MRPC, RTE, SST-2 and STS-B, a ViT on images; seed by seed.
 
 Fine-tuned, then converted by the command line's defaults on training examples without labels; the same with one more
-epoch; converted at two thirds of the run by the callback; and converted first, on the same examples, then fine-tuned by
-a plain Trainer. The ViT, which tells ten classes apart, learns them joined two by two in their order. A row that is in
---work already is not measured again, and rows of the results that are not measured this time stay with their dates, so
-that a study can be made in pieces.
+epoch; converted at two thirds of the run by the callback; and the pretrained checkpoint converted first, as it is and on
+the same examples, then fine-tuned with a new head by a plain Trainer. The ViT, which tells ten classes apart, learns
+them joined two by two in their order. A row that is in --work already is not measured again, and rows of the results
+that are not measured this time stay with their dates, so that a study can be made in pieces.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import copy
 import datetime
 import functools
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from transformers import (
 import hf_heads
 from hf_heads import CalibrationChoice, CollabSpec, ConvertCallback, HeadsSpec, MgkSpec, MheSpec, PrunedSpec
 from hf_heads.core.batches import Batch
+from hf_heads.io.checkpoints.loading import load_source
+from hf_heads.io.checkpoints.sources import Source
 from hf_heads.io.data.calibration import load_data
 from hf_heads.jobs.evaluation.metrics import spearman
 from studies.shared.inputs import example, files, read_jsonl, source_of
@@ -71,6 +74,7 @@ class Task:
     """What a model is fine-tuned to, and how: rows to train and to measure on, a fresh model, a plain Trainer."""
 
     batch, rate = 32, 1e-4
+    source: Source
     train: list[dict[str, Any]]
     dev: list[dict[str, Any]]
     order: str
@@ -80,8 +84,8 @@ class Task:
     def __init__(self, name: str, options: argparse.Namespace) -> None:
         self.name, self.options = name, options
 
-    def classifier(self, seed: int) -> PreTrainedModel:
-        """The pretrained model with a new head."""
+    def classifier(self, seed: int, folder: Path | None = None) -> PreTrainedModel:
+        """The pretrained model, or what is in a folder, with a new head."""
         raise NotImplementedError
 
     def calibration(self, model: PreTrainedModel, seed: int) -> list[Batch]:
@@ -158,15 +162,15 @@ class Texts(Task):
             for row in read_jsonl(str(path))
         ]
 
-    def classifier(self, seed: int) -> PreTrainedModel:
+    def classifier(self, seed: int, folder: Path | None = None) -> PreTrainedModel:
         """With a classifier, or one number for a regression."""
         set_seed(seed)
         labels = 1 if self.regression else 2
-        return AutoModelForSequenceClassification.from_pretrained(self.source.folder, num_labels=labels)
+        return AutoModelForSequenceClassification.from_pretrained(folder or self.source.folder, num_labels=labels)
 
     def calibration(self, model: PreTrainedModel, seed: int) -> list[Batch]:
         """As many examples as the command line reads, pairs where the task has them."""
-        choice = CalibrationChoice(str(self.paths[0]), self.columns, seed=seed)
+        choice = CalibrationChoice(str(self.paths[0]), self.columns, seed=seed, pairs=len(self.columns) > 1)
         return load_data(choice, model, self.source.folder, enough=True).batches
 
 
@@ -184,11 +188,11 @@ class Images(Task):
             [_image(row, processor) for row in rows] for rows in example("classify_images_vit").read(*self.paths)
         )
 
-    def classifier(self, seed: int) -> PreTrainedModel:
+    def classifier(self, seed: int, folder: Path | None = None) -> PreTrainedModel:
         """For five classes."""
         set_seed(seed)
         return AutoModelForImageClassification.from_pretrained(
-            self.source.folder, num_labels=5, ignore_mismatched_sizes=True
+            folder or self.source.folder, num_labels=5, ignore_mismatched_sizes=True
         )
 
     def calibration(self, model: PreTrainedModel, seed: int) -> list[Batch]:
@@ -258,10 +262,15 @@ def _ways(
         model = task.classifier(seed)
         return task.train_on(model, seed, epochs, task.rate, ConvertCallback(task.spec(model, method), at=2 / 3))
 
+    def before() -> PreTrainedModel:
+        with tempfile.TemporaryDirectory() as folder:
+            task.convert(load_source(task.source), method, seed).save_pretrained(folder)
+            return task.train_on(task.classifier(seed, Path(folder)), seed, epochs, task.rate)
+
     made: Sequence[Callable[[], PreTrainedModel]] = (
         after,
         lambda: task.train_on(copy.deepcopy(after()), seed + 100, 1, task.rate / 2),
         on_the_way,
-        lambda: task.train_on(task.convert(task.classifier(seed), method, seed), seed, epochs, task.rate),
+        before,
     )
     return dict(zip(ROADS, made, strict=True))
