@@ -120,6 +120,21 @@ def domains(results: Row) -> list[str]:
     return table(head, body)
 
 
+def finetune_rates(results: Row) -> list[str]:
+    """Accuracy of the original and of a model that was converted first, by rate and way of training: means of seeds."""
+    said = {"plain": "a plain Trainer", "groups": "`parameter_groups`", "frozen": "`freeze_factors`"}
+    rates = sorted({row["rate"] for row in results["rows"]})
+    found: dict[str, dict[float, list[float]]] = {}
+    for row in results["rows"]:
+        way = "" if row["model"] == "original" else f", {said[row['way']]}"
+        name = row["model"] if row["model"] == "original" else f"collab {row['model']}"
+        found.setdefault(name + way, {}).setdefault(row["rate"], []).append(row["accuracy"])
+    body = (
+        [name, *(_mean(each[rate], ".2f") if rate in each else "" for rate in rates)] for name, each in found.items()
+    )
+    return table(["accuracy (seeds)", *(f"{rate:g}" for rate in rates)], body)
+
+
 def _mean(numbers: list[float], form: str) -> str:
     """With how many there are."""
     return f"{sum(numbers) / len(numbers):{form}} ({len(numbers)})"

@@ -10,11 +10,13 @@ import argparse
 import copy
 import functools
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
@@ -68,11 +70,18 @@ class Pairs:
     @functools.cache  # noqa: B019 - there is one of this class
     def classifier(self, model: str, seed: int) -> PreTrainedModel:
         """The original or a converted MiniLM with a new classifier, which is the same for both."""
-        set_seed(seed)
-        made = AutoModelForSequenceClassification.from_pretrained(self.source.folder, num_labels=2, dtype="float32")
         if model == "original":
-            return made
-        return hf_heads.convert(made, hf_heads.CollabSpec(rank=int(model)), calibration=self.calibration())[0]
+            return self._with_head(self.source.folder, seed)
+        spec = hf_heads.CollabSpec(rank=int(model))
+        with tempfile.TemporaryDirectory() as folder:
+            base = AutoModel.from_pretrained(self.source.folder, dtype="float32")
+            hf_heads.convert(base, spec, calibration=self.calibration())[0].save_pretrained(folder)
+            return self._with_head(folder, seed)
+
+    @staticmethod
+    def _with_head(folder: Path | str, seed: int) -> PreTrainedModel:
+        set_seed(seed)
+        return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2, dtype="float32")
 
     @staticmethod
     def scores(found: PredictionOutput) -> dict[str, float]:

@@ -1,10 +1,10 @@
 """Fine-tuning and converting in either order: MiniLM on MRPC, RTE, SST-2 and STS-B, a ViT on images; seed by seed.
 
 Fine-tuned, then converted by the command line's defaults on training examples without labels; the same with one more
-epoch; converted at two thirds of the run by the callback; and the pretrained checkpoint converted first, as it is and on
-the same examples, then fine-tuned with a new head by a plain Trainer. The ViT, which tells ten classes apart, learns
-them joined two by two in their order. A row that is in --work already is not measured again, and rows of the results
-that are not measured this time stay with their dates, so that a study can be made in pieces.
+epoch; converted at two thirds of the run by the callback; and the pretrained checkpoint converted as it is on the same
+examples, then fine-tuned with a new head by a plain Trainer. The ViT, which tells ten classes apart, learns them joined
+two by two in their order. A row that is in --work already is not measured again, and rows of the results that are not
+measured this time stay with their dates, so that a study can be made in pieces.
 """
 
 from __future__ import annotations
