@@ -66,7 +66,7 @@ def roads(results: Row) -> list[str]:
     found: dict[tuple[str, str, str], dict[int, Row]] = {}
     for row in results["rows"]:
         found.setdefault((row["task"], row["method"], row["road"]), {})[row["seed"]] = row
-    ways = ("after", "after, one epoch more", "on the way", "before")
+    ways = ("after", "after, one epoch more", "on the way", "before", "before its head")
     tasks, methods = (list(dict.fromkeys(row[name] for row in results["rows"])) for name in ("task", "method"))
     originals = {task: found[task, "original", "fine-tuned"] for task in tasks}
     lines, changes = [], {}
@@ -97,8 +97,9 @@ def roads(results: Row) -> list[str]:
         "one more epoch",
         "converted on the way",
         "before",
+        "before it had its head",
     ]
-    return table(head, [[*cells, *[""] * (6 - len(cells))] for cells in lines])
+    return table(head, [[*cells, *[""] * (len(head) - len(cells))] for cells in lines])
 
 
 def domains(results: Row) -> list[str]:
