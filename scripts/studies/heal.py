@@ -103,7 +103,8 @@ def checkpoints(source: Source, options: argparse.Namespace) -> list[Source]:
             continue
         if options.again or not healed.is_dir():
             by_time = {} if options.minutes is None else {"minutes": options.minutes, "epochs": 1000, "steps": None}
-            settings = DistillSettings(**{"steps": options.steps, "precision": options.precision, **by_time})
+            how = {"steps": options.steps, "precision": options.precision, "seed": options.seed}
+            settings = DistillSettings(**{**how, **by_time})
             begun = time.process_time()
             run = distill_checkpoint(
                 Source(str(shot), shot),
