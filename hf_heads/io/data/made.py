@@ -117,8 +117,6 @@ def _one_length(
 
 _SHORT = (4, 32)  # tokens of a text of no length in particular, without the special ones
 _LONGEST_TRANSLATED = 64  # of sources to which the model writes the targets, token by token
-
-
 _RARE = 100  # how many of the most frequent words are about equally so
 _STOPS = 0.1  # the share of full stops and commas
 _MARKS = re.compile(r"^(##|▁|Ġ)+|(</w>|@@)$")  # of tokenizers, where a word begins, goes on or ends
@@ -126,6 +124,8 @@ _MARKS = re.compile(r"^(##|▁|Ġ)+|(</w>|@@)$")  # of tokenizers, where a word 
 
 def frequencies(tokens: Sequence[str | None]) -> Tensor | None:
     """How often to draw each of a vocabulary's tokens, given in its order, (count,); None where all alike.
+
+    What is None is no token, and never drawn.
 
     Vocabularies are in the order of frequency, as the trainers of WordPiece, BPE and unigram tokenizers write them, and
     the word of rank r makes a share of about 1 / r of a language's texts (Zipf 1949; Mandelbrot 1953 for the first).
@@ -136,7 +136,7 @@ def frequencies(tokens: Sequence[str | None]) -> Tensor | None:
     plain = [_MARKS.sub("", token or "") for token in tokens]
     bracketed = torch.tensor([not one or (len(one) > 2 and one[0] + one[-1] in ("[]", "<>")) for one in plain])
     words = torch.tensor([len(one) > 1 for one in plain]) & ~bracketed
-    if 2 * int(words.sum()) < len(tokens):
+    if 2 * int(words.sum()) <= sum(token is not None for token in tokens):
         return None
     rank = torch.where(words, words.cumsum(0), words.sum())
     found = torch.where(bracketed, 0.0, 1 / (rank + _RARE))
@@ -194,7 +194,9 @@ class TokenMaker:
         self.ordinary = torch.tensor([token for token in range(config.vocab_size) if token not in special])
         self.weights: Tensor | None = None
         if frequent and tokenizer is not None:
-            self.weights = frequencies(tokenizer.convert_ids_to_tokens(self.ordinary.tolist()))
+            known = self.ordinary[self.ordinary < len(tokenizer)]  # embeddings may have more rows
+            tokens = tokenizer.convert_ids_to_tokens(known.tolist())
+            self.weights = frequencies([*tokens, *[None] * (len(self.ordinary) - len(known))])
 
     def _read_template(self, tokenizer: Any) -> None:
         """What stands before, between and after two segments, and the types of it all, from a pair of one word each."""
