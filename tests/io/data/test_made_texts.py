@@ -49,4 +49,4 @@ def test_made_texts_follow_the_vocabulary_and_probes_do_not(tmp_path: Path):
         assert int(ids.min()) >= 5 and (int(ids.max()) < 5 + len(WORDS)) == (make is made_examples)
         ids = ids[ids < 5 + len(WORDS)]
         shares.append(float((ids - 5 < half).double().mean()))
-    assert shares == [pytest.approx(sum(weights[:half]) / sum(weights), abs=0.01), pytest.approx(0.5, abs=0.01)]
+    assert shares == [pytest.approx(sum(weights[:half]) / sum(weights), abs=0.01), pytest.approx(0.5, abs=0.03)]
