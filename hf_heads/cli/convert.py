@@ -68,8 +68,8 @@ def add_convert(commands: Any, methods: bool) -> None:
     command.add_argument(
         "--keep-heads",
         metavar="LIST",
-        help="heads to leave exact, as encoder.layer.1:7,encoder.layer.2:9 (`inspect --heads` shows which have a job) "
-        "[collab, pruned]",
+        help="heads to leave exact, as encoder.layer.1:7,encoder.layer.2:9, or those with a job, as matching "
+        "(`inspect --heads` shows them) [collab, pruned]",
     )
     _add_ways(command)
     command.add_argument(

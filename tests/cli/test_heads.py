@@ -43,6 +43,8 @@ def test_kept_heads_and_the_objective_stand_in_the_report(run: Run, bert_folder:
         (("--to", "collab", "--rank", 8, "--keep-heads", "encoder.layer.9:1"), "encoder.layer.9"),
         (("--to", "collab", "--rank", 8, "--keep-heads", "encoder.layer.0:7"), "7"),
         (("--to", "collab", "--rank", 4, "--keep-heads", "encoder.layer.0:1"), "rank"),
+        (("--to", "collab", "--rank", 8, "--keep-heads", "watching"), "Jobs: matching, same"),
+        (("--to", "collab", "--rank", 8, "--keep-heads", "next"), "no head of the blocks to be converted has the job"),
     ],
 )
 def test_heads_that_cannot_be_kept(run: Run, bert_folder: Path, tmp_path: Path, more: tuple[str, ...], message: str):

@@ -86,7 +86,8 @@ def convert(
         seed: of everything random besides the data.
         blocks: comma-separated shell patterns of the blocks to convert; a leading `!` leaves out. None takes all.
         refit: refit output projections to the original's outputs, where cross-validation says that it helps.
-        keep_heads: heads to leave exact, as `encoder.layer.1:7,encoder.layer.2:9` or a mapping from blocks to heads.
+        keep_heads: heads to leave exact, as `encoder.layer.1:7,encoder.layer.2:9` or a mapping from blocks to heads; a
+            job, as `matching`, stands for all heads that have it, see `hf_heads.jobs.scoring.probe`.
             Collab gives each its own part of the rank, pruned never removes them, other methods refuse.
         objective: what errors of scores are weighed by, see `hf_heads.core.vocabulary.OBJECTIVES`: `attention`, which
             keeps more on all that was measured (docs/heads.md), or `scores`, which takes less time. Without data it is
@@ -122,10 +123,10 @@ def convert(
     report = Report(model_parameters_before=_count(model), inputs=inputs, compute=compute)
     folder = check_cache(cache)
     chosen = choose_blocks(model, spec, blocks)
-    report.kept_heads = kept = kept_heads(keep_heads, {name: block for name, (block, _) in chosen.items()})
     _check_finite(chosen, shelf)
+    original = share_weights(model).eval()
+    report.kept_heads = kept = kept_heads(keep_heads, {name: block for name, (block, _) in chosen.items()}, original)
     batches, labelled, report.calibration = _data(model, calibration, labelled, chosen, seed)
-    original = share_weights(model)
     converted = model if inplace else copy.deepcopy(model)
     training = converted.training
     adopt(converted)

@@ -1,30 +1,39 @@
-"""Heads that a conversion leaves exact, by name."""
+"""Heads that a conversion leaves exact, by name or by the job that they have."""
 
 from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
 
+from transformers import PreTrainedModel
+
 from hf_heads.attention.hosts.blocks import Block
 from hf_heads.core.errors import HeadsError
+from hf_heads.core.vocabulary import JOBS, SINKS
+from hf_heads.jobs.scoring.probe import has_probes, probe_heads
 from hf_heads.modeling.blocks import block_shape
 
 KeptHeads = str | Sequence[str] | Mapping[str, Sequence[int]]
+_WORK = tuple(job for job in JOBS if job not in SINKS)
 
 
-def kept_heads(wanted: KeptHeads | None, blocks: Mapping[str, Block]) -> dict[str, tuple[int, ...]]:
+def kept_heads(
+    wanted: KeptHeads | None, blocks: Mapping[str, Block], model: PreTrainedModel
+) -> dict[str, tuple[int, ...]]:
     """Heads by block.
 
     Args:
         wanted: `BLOCK:HEAD`, several separated by commas or in a list, where BLOCK is a block's name, the beginning of
-            one up to a dot, or a shell pattern; or a mapping from such blocks to heads. Heads count from 0.
+            one up to a dot, or a shell pattern; or a job, as in `JOBS`, for all heads that have it; or a mapping from
+            such blocks to heads. Heads count from 0.
         blocks: the blocks to be converted, by name.
+        model: in which jobs are looked for.
 
     Raises:
-        HeadsError: a name without a head, of no block, or of no head of the block.
+        HeadsError: a name without a head, of no block, or of no head of the block; a job that no head there has.
     """
     found: dict[str, set[int]] = {}
-    for pattern, head in _pairs(wanted):
+    for pattern, head in _pairs(wanted, blocks, model):
         names = [name for name in blocks if fnmatch.fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")]
         if not names:
             raise HeadsError(f"keep-heads: no block to be converted is called '{pattern}'. Blocks: {', '.join(blocks)}")
@@ -36,7 +45,7 @@ def kept_heads(wanted: KeptHeads | None, blocks: Mapping[str, Block]) -> dict[st
     return {name: tuple(sorted(heads)) for name, heads in found.items()}
 
 
-def _pairs(wanted: KeptHeads | None) -> list[tuple[str, int]]:
+def _pairs(wanted: KeptHeads | None, blocks: Mapping[str, Block], model: PreTrainedModel) -> list[tuple[str, int]]:
     """Blocks as given, and one head each."""
     if wanted is None:
         return []
@@ -44,12 +53,29 @@ def _pairs(wanted: KeptHeads | None) -> list[tuple[str, int]]:
         return [(str(name), int(head)) for name, heads in wanted.items() for head in heads]
     texts = wanted.split(",") if isinstance(wanted, str) else list(wanted)
     pairs = []
-    for text in texts:
-        name, _, head = str(text).strip().rpartition(":")
+    for text in (str(text).strip() for text in texts):
+        if text in _WORK:
+            pairs += _employed(text, blocks, model)
+            continue
+        name, _, head = text.rpartition(":")
         if not name or not head.isdecimal():
-            raise HeadsError(f"keep-heads: '{text}' is no BLOCK:HEAD, such as encoder.layer.1:7")
+            raise HeadsError(
+                f"keep-heads: '{text}' is no BLOCK:HEAD, as encoder.layer.1:7, and no job. Jobs: {', '.join(_WORK)}"
+            )
         pairs.append((name, int(head)))
     return pairs
+
+
+def _employed(job: str, blocks: Mapping[str, Block], model: PreTrainedModel) -> list[tuple[str, int]]:
+    """Block and head of those that have a job."""
+    rows = probe_heads(model).employed() if has_probes(model) else []
+    found = [(block, head) for name, block, head, _ in rows if name == job and block in blocks]
+    if not found:
+        raise HeadsError(
+            f"keep-heads: no head of the blocks to be converted has the job '{job}'; `hf-heads inspect --heads` shows "
+            "those that have one"
+        )
+    return found
 
 
 def last(order: Sequence[tuple[str, int]], kept: Mapping[str, Sequence[int]]) -> list[tuple[str, int]]:

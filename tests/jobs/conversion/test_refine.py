@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +15,13 @@ import hf_heads
 from hf_heads.attention.hosts.blocks import Block, find_blocks
 from hf_heads.core.attention_error import HIDDEN, AttentionSample, descend
 from hf_heads.core.batches import Batch
+from hf_heads.jobs.conversion import keeping
 from hf_heads.jobs.conversion.convert import convert
 from hf_heads.jobs.conversion.installing import load_weights
 from hf_heads.jobs.conversion.refine import HELD_OUT, refine, take_samples
 from hf_heads.jobs.conversion.repeats import made_repeats
 from hf_heads.jobs.conversion.stepping import Stepper
+from hf_heads.jobs.scoring.probe import HeadJobs
 from hf_heads.methods.registry import get_method
 from hf_heads.modeling.blocks import read_block
 from tests.support.twins import HEADS, TWINS, bert_config
@@ -203,6 +206,29 @@ def test_kept_heads_are_never_pruned() -> None:
             model, hf_heads.PrunedSpec(keep=0.25, score="weights"), calibration="none", keep_heads={names[1]: [head]}
         )
         assert head in report.blocks[1].spec.kept
+
+
+def test_a_job_stands_for_the_heads_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = TWINS["bert"].model().train()
+    first, second = (block.name for block in find_blocks(model))
+    seen: list[bool] = []
+
+    def probed(one: Any) -> HeadJobs:
+        seen.append(one.training)
+        jobs = {
+            "matching": {first: (0.1, 0.6, 0.0, 0.3), second: (0.1, 0.1, 0.1, 0.1)},
+            "next": {second: (0.9, 0, 0, 0)},
+        }
+        return HeadJobs(jobs, "")
+
+    monkeypatch.setattr(keeping, "probe_heads", probed)
+    spec = hf_heads.PrunedSpec(keep=0.5, score="weights")
+    _, report = convert(model, spec, calibration="none", keep_heads="matching, encoder.layer.1:2")
+    assert report.kept_heads == {first: (1, 3), second: (2,)}
+    assert {1, 3} <= set(report.blocks[0].spec.kept) and 2 in report.blocks[1].spec.kept
+    assert seen == [False] and model.training
+    with pytest.raises(hf_heads.HeadsError, match="no head of the blocks to be converted has the job 'next'"):
+        convert(model, spec, blocks="*.0.*", calibration="none", keep_heads="next")
 
 
 @pytest.mark.parametrize(
