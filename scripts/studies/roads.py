@@ -54,9 +54,11 @@ METHODS: dict[str, Callable[[int, int], HeadsSpec]] = {  # of width and heads
     "collab quarter": lambda width, heads: CollabSpec(rank=width // 4),
     "collab eighth": lambda width, heads: CollabSpec(rank=width // 8),
     "pruned half": lambda width, heads: PrunedSpec(keep=0.5),
+    "pruned half, matching kept": lambda width, heads: PrunedSpec(keep=0.5),
     "mhe quarter": lambda width, heads: MheSpec(groups=heads // 4),
     "merge": lambda width, heads: MgkSpec(merge=2),
 }
+KEPT = {"pruned half, matching kept": "matching"}  # heads with a job that a conversion before fine-tuning leaves
 ROADS = ("after", "after, one epoch more", "on the way", "before", "before its head")
 
 
@@ -117,7 +119,8 @@ class Task:
     def convert(self, model: PreTrainedModel, method: str, seed: int) -> PreTrainedModel:
         """Converted by the defaults."""
         batches = self.calibration(model, seed)
-        return hf_heads.convert(model, self.spec(model, method), calibration=batches, seed=seed)[0]
+        spec, kept = self.spec(model, method), KEPT.get(method)
+        return hf_heads.convert(model, spec, calibration=batches, seed=seed, keep_heads=kept)[0]
 
     def train_on(
         self, model: PreTrainedModel, seed: int, epochs: float, rate: float, *callbacks: Any
@@ -244,7 +247,7 @@ def _rows(task: Task, seed: int, options: argparse.Namespace) -> list[dict[str, 
     rows = row("original", "fine-tuned", finetuned)
     for method in options.methods:
         ways = _ways(task, method, seed, finetuned, options.epochs)
-        for road in options.roads:
+        for road in options.roads if method not in KEPT else {"before"} & {*options.roads}:
             rows += row(method, road, ways[road])
     return rows
 
