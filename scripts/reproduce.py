@@ -34,6 +34,7 @@ COMMANDS = {
     "head_correlation": "head_correlation DATA WORK --threads 1 --small",
     "joined": "joined DATA MODELS --threads 1",
     "roads": "roads DATA MODELS WORK --threads 1",
+    "finetune_rates": "finetune_rates DATA WORK --threads 1 --precision bfloat16 --ways plain groups",
     "domains": "domains DATA WORK --threads 1 --seeds 0",
     "memory": "memory WORK --threads 1",
     "recommend": "recommend DATA MODELS --threads 1 --max-drop 0.1",

@@ -39,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_folders(parser, "data", "work")
     parser.add_argument("--models", nargs="+", default=["original", "96"], metavar="R", help="original, or a rank")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="of training converted models")
-    parser.add_argument("--rates", nargs="+", type=float, default=[1e-4, 5e-5, 2e-4])
+    parser.add_argument("--rates", nargs="+", type=float, default=[5e-5, 1e-4, 2e-4])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the new classifier and of the order")
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="(default float32)")

@@ -1,17 +1,20 @@
 """Drift of a converted Marian on sentences joined two and three at a time, calibrated on joined ones or not.
 
-Pairs of Multi30k's validation split, in their order; teacher-forced, by token. Without labels.
+Pairs of Multi30k's validation split, in their order; teacher-forced, by token. Without labels. Rows of the results that
+are not measured this time stay.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from typing import Any
 
 import hf_heads
 from hf_heads import CalibrationChoice, CollabSpec, HeadsSpec, MheSpec, PrunedSpec
 from hf_heads.core.batches import Batch
+from hf_heads.core.vocabulary import RANDOM
 from hf_heads.io.data.batching import make_batches, with_targets
 from hf_heads.io.data.calibration import calibration_data
 from hf_heads.io.data.encoding import ENCODE
@@ -26,8 +29,13 @@ METHODS: dict[str, Callable[[int, int], HeadsSpec]] = {  # of width and heads
 }
 
 
+KINDS = ("joined", "one by one", "made")
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_folders(parser, "data", "models")
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, help="what is calibrated on")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--pairs", type=int, default=300, help="how many inputs of each kind (default 300)")
 
 
@@ -44,17 +52,28 @@ def run(options: argparse.Namespace) -> None:
 
     measured = {count: joined(count) for count in (1, 2, 3)}
     width, heads = model.config.d_model, model.config.encoder_attention_heads
-    rows = []
-    kinds = {"joined": (data.train, True), "one by one": (data.train, False), "made": ("random", True)}
-    for label, (kind, pack) in kinds.items():
-        columns = None if kind == "random" else ("en", "de")
-        choice = CalibrationChoice(kind, columns, seed=options.seed, pack=pack)
+    kept = options.results / "joined.json"
+    rows = {_place(row): row for row in (json.loads(kept.read_text())["rows"] if kept.is_file() else ())}
+    for label in options.kinds:
+        made = label == "made"
+        choice = CalibrationChoice(
+            RANDOM if made else data.train,
+            None if made else ("en", "de"),
+            seed=options.seed,
+            pack=label != "one by one",
+        )
         batches = calibration_data(source, model, choice).batches
-        for method, make in METHODS.items():
-            converted, _ = hf_heads.convert(model, make(width, heads), calibration=batches, seed=options.seed)
+        for method in options.methods:
+            spec = METHODS[method](width, heads)
+            converted, _ = hf_heads.convert(model, spec, calibration=batches, seed=options.seed)
             row: dict[str, Any] = {"calibration": label, "method": method}
             for count, inputs in measured.items():
                 drift = measure_drift(converted, model, inputs)
                 row |= {f"kl_{count}": drift.kl, f"agreement_{count}": drift.agreement}
-            rows.append(shown(row))
-            save("joined", {"pairs": options.pairs, "rows": rows}, options)
+            rows[_place(row)] = shown(row)
+            save("joined", {"pairs": options.pairs, "rows": [rows[place] for place in sorted(rows)]}, options)
+
+
+def _place(row: dict[str, Any]) -> tuple[int, int]:
+    """Where a row stands among all."""
+    return KINDS.index(row["calibration"]), list(METHODS).index(row["method"])
