@@ -53,12 +53,14 @@ TASKS = (*TEXTS, "cifar10")
 METHODS: dict[str, Callable[[int, int], HeadsSpec]] = {  # of width and heads
     "collab quarter": lambda width, heads: CollabSpec(rank=width // 4),
     "collab eighth": lambda width, heads: CollabSpec(rank=width // 8),
+    "collab eighth, matching kept": lambda width, heads: CollabSpec(rank=width // 8),
     "pruned half": lambda width, heads: PrunedSpec(keep=0.5),
     "pruned half, matching kept": lambda width, heads: PrunedSpec(keep=0.5),
     "mhe quarter": lambda width, heads: MheSpec(groups=heads // 4),
     "merge": lambda width, heads: MgkSpec(merge=2),
 }
-KEPT = {"pruned half, matching kept": "matching"}  # heads with a job that a conversion before fine-tuning leaves
+# Heads with a job that a conversion before fine-tuning leaves.
+KEPT = {"collab eighth, matching kept": "matching", "pruned half, matching kept": "matching"}
 ROADS = ("after", "after, one epoch more", "on the way", "before", "before its head")
 
 
