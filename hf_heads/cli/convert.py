@@ -30,6 +30,7 @@ from hf_heads.io.checkpoints.files import check_output
 from hf_heads.io.data.choice import EXAMPLES_USUAL, TOKENS_ENOUGH
 from hf_heads.jobs.conversion.recipes import load_recipe
 from hf_heads.jobs.conversion.request import DTYPES, ConversionRequest, default_output
+from hf_heads.jobs.distillation.settings import SECONDS
 from hf_heads.methods.registry import about, all_methods
 
 _EXAMPLES = """\
@@ -88,6 +89,13 @@ def add_convert(commands: Any, methods: bool) -> None:
         action="store_true",
         help="write a checkpoint of the source's own architecture, as export --native does; settings that it cannot "
         "say are refused before the work",
+    )
+    command.add_argument(
+        "--polish",
+        metavar="SECONDS",
+        type=number(SECONDS),
+        help="then train the converted attention for so long to do what the original does, on the calibration data, as "
+        "distill does; nothing is trained where it is left out",
     )
     add_device(command)
     command.add_argument("--dtype", choices=DTYPES, help="of the weights written (default: the source's)")
@@ -186,6 +194,8 @@ def _number(item: dataclasses.Field[Any], *, whole: bool) -> Callable[[str], Any
 
 
 def _convert(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    if options.native and options.polish is not None:
+        parser.error("convert: --polish writes a converted checkpoint: leave out --native, and export --native it then")
     request = _request(options, parser)
     output = Path(options.output) if options.output else default_output(request, native=options.native)
     check_output(output, options.overwrite)
@@ -196,6 +206,8 @@ def _convert(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     quiet()
     if options.native:
         return _native(options, request, output)
+    if options.polish is not None:
+        return _polished(options, request, output)
     from hf_heads.jobs.conversion.checkpoint import convert_checkpoint  # takes seconds to import
 
     with progress_bar(not options.json) as progress:
@@ -207,6 +219,26 @@ def _convert(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     pushed = push(options, output)
     if options.json:
         print_json({"output": str(output), **pushed, **report.to_dict()})
+    return 0
+
+
+def _polished(options: argparse.Namespace, request: ConversionRequest, output: Path) -> int:
+    # rich, torch and transformers take seconds to import: only who runs the command waits for them.
+    from hf_heads.cli.console import make_console, print_healed, print_report, progress_bar
+    from hf_heads.jobs.finetuning.polishing import convert_polished
+
+    with progress_bar(not options.json) as progress:
+        done = convert_polished(request, output, options.polish, overwrite=options.overwrite, progress=progress)
+    report = done.report.to_dict()
+    if not options.json:
+        print_report(report, None if done.healed else output)
+        if done.healed:
+            print_healed(done.healed.record, output)
+        else:
+            make_console().print("polishing found nothing better than the conversion, which was written as it was")
+    pushed = push(options, output)
+    if options.json:
+        print_json({"output": str(output), **pushed, **(done.healed.record if done.healed else report)})
     return 0
 
 

@@ -27,7 +27,7 @@ from hf_heads.io.checkpoints.record import check_complete, read_record, recorded
 from hf_heads.io.checkpoints.sources import Source, resolve_source
 from hf_heads.io.checkpoints.tensors import tensor_names
 from hf_heads.io.checkpoints.weights import Weights
-from hf_heads.io.checkpoints.writing import write_checkpoint
+from hf_heads.io.checkpoints.writing import SHARD_BYTES, write_checkpoint
 from hf_heads.io.data.calibration import probes, probes_by_length
 from hf_heads.io.data.choice import CalibrationChoice
 from hf_heads.jobs.distillation.data import SAMPLES, HealingData, load_healing
@@ -94,6 +94,7 @@ def distill_checkpoint(
     arguments: dict[str, Any] | None = None,
     progress: Progress | None = None,
     common: Common | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> Healed:
     """Heal a converted checkpoint folder into another one.
 
@@ -113,6 +114,7 @@ def distill_checkpoint(
         arguments: more `TrainingArguments`.
         progress: called with (what, done, total).
         common: what runs that differ in `source` and `output` alone have in common; of this one where it is None.
+        shard_bytes: of a file of weights, at most, but for a tensor that is larger by itself.
 
     Raises:
         HeadsError: the checkpoint is not converted, the teacher is no model of the same kind, nothing to resume from,
@@ -155,7 +157,16 @@ def distill_checkpoint(
             whole = settings.train == "all"
             round_as_written(pair.student, names, weights, whole=whole)
             record["drift"] = _drifts(pair, trainer.unlabelled)
-            write_checkpoint(place, source, pair.student, names, record, original=pair.original, whole=whole)
+            write_checkpoint(
+                place,
+                source,
+                pair.student,
+                names,
+                record,
+                original=pair.original,
+                whole=whole,
+                shard_bytes=shard_bytes,
+            )
         PartialState().wait_for_everyone()
     return Healed(record, main)
 

@@ -27,6 +27,7 @@ NUMBERS = {
     "temperature": Number(0, 10_000, above=True),
     "seed": SEED,
 }
+SECONDS = Number(0, 60_000_000, above=True)  # of healing right after a conversion
 _OPTIONAL = ("learning_rate", "steps", "minutes", "patience", "warmup")
 WEIGHT = Number(0, 1_000_000)  # of a loss
 TRAIN, OPTIMIZERS, PRECISIONS = get_args(Train), get_args(Optimizer), get_args(Precision)
