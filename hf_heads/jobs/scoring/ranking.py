@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_heads.attention.hosts.blocks import find_blocks
-from hf_heads.core.batches import Batch, Progress, thin
+from hf_heads.core.batches import Batch, Progress, main_output, thin
 from hf_heads.core.errors import HeadsError
 from hf_heads.core.vocabulary import CONSTANT_RULES, RULES, UNITS
 from hf_heads.jobs.scoring.scores import Head, HeadScores, fingerprint
@@ -53,8 +53,8 @@ def rank_heads(
         model: a model of an architecture with an adapter, native or converted; it is left as it is.
         rule: `gradient` is the mean over examples of |dL/dxi| (arXiv 1905.10650). `gauss-newton` needs no labels: it
             predicts the drift of the output from E[J^T J], J the output's derivative by all masks, with the
-            interactions of heads, and removes greedily; of 1,024 examples or more it takes every fourth. `ablation`
-            measures the drift with each head switched off. `weights` is |W_V O| of each head. `random` is the control.
+            interactions of heads, and removes greedily; of 1,024 examples or more it takes every fourth, unless the
+            output is logits of tokens. `ablation` measures the drift with each head switched off. `weights` is |W_V O| of each head. `random` is the control.
         batches: keyword arguments of the model's forward; with `labels` for `gradient`.
         blocks: names of the blocks whose heads may go, or a pattern as in `hf_heads.convert`; None takes all.
         steps: rounds. After each, scores are measured anew with what has gone masked.
@@ -136,7 +136,7 @@ def _order(
         places = {head: index for index, head in enumerate(layout)}
         order = spared([layout[index] for index in scores.argsort(stable=True).tolist()], how.least)
         return scores, [places[head] for head in order]
-    if rule == "gauss-newton" and examples_of(batches) >= _MANY:
+    if rule == "gauss-newton" and examples_of(batches) >= _MANY and not _says_tokens(model, batches[0]):
         batches = [thin(batch, _SHARE) for batch in batches]
     drift = Reference(model, batches, how.seed) if rule in ("gauss-newton", "ablation") else None
     for step in range(1, steps + 1):
@@ -162,6 +162,13 @@ def _order(
                 predicted = predicted + curvature[head]
     assert first is not None
     return first, gone
+
+
+@torch.no_grad()
+def _says_tokens(model: PreTrainedModel, batch: Batch) -> bool:
+    """Whether a model's output is logits of tokens: a direction says less of so many of them."""
+    output, logits = main_output(model, thin(batch, examples_of([batch])))
+    return logits and output.ndim > 2
 
 
 def _may_go(layout: Sequence[Head], mask: Tensor, least: int) -> Tensor:
