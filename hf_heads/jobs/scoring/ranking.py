@@ -54,7 +54,8 @@ def rank_heads(
         rule: `gradient` is the mean over examples of |dL/dxi| (arXiv 1905.10650). `gauss-newton` needs no labels: it
             predicts the drift of the output from E[J^T J], J the output's derivative by all masks, with the
             interactions of heads, and removes greedily; of 1,024 examples or more it takes every fourth, unless the
-            output is logits of tokens. `ablation` measures the drift with each head switched off. `weights` is |W_V O| of each head. `random` is the control.
+            output is logits of tokens. `ablation` measures the drift with each head switched off. `weights` is
+            |W_V O| of each head. `random` is the control.
         batches: keyword arguments of the model's forward; with `labels` for `gradient`.
         blocks: names of the blocks whose heads may go, or a pattern as in `hf_heads.convert`; None takes all.
         steps: rounds. After each, scores are measured anew with what has gone masked.
