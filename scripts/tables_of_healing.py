@@ -47,12 +47,12 @@ def heal_seeds(results: Row) -> list[str]:
     for row in results["rows"]:
         found.setdefault((row["task"], row["model"]), []).append(row)
     body = []
-    for (_, model), rows in found.items():
+    for (task, model), rows in found.items():
         cosines, changes = ([row[name] for row in rows] for name in ("cosine", "difference"))
         cosine, change = (sum(values) / len(values) for values in (cosines, changes))
         cells = [f"{cosine:.4f}", f"{min(cosines):.4f}", f"{change:+.2f}", f"{min(changes):+.2f}"]
-        body.append([f"{model} ({len(rows)})", *cells])
-    return table(["model (seeds)", "cosine", "the least", "difference of Spearman", "the least"], body)
+        body.append([f"{task}, {model} ({len(rows)})", *cells])
+    return table(["model (seeds)", "cosine", "the least", "difference of the score", "the least"], body)
 
 
 def polish(results: Row) -> list[str]:
