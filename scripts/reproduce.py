@@ -67,7 +67,7 @@ COMMANDS = {
     "mgk_ways": "mgk_ways",
     "polish": "polish DATA WORK --threads 1",
     "heal_stsb": "heal stsb DATA MODELS WORK --threads 1 --steps 1300 --precision bfloat16",
-    "heal_seeds": "heal stsb DATA MODELS WORK --threads 1 --steps 1300 --precision bfloat16 --seed 1",
+    "healed_seeds": "heal stsb DATA MODELS WORK --threads 1 --steps 1300 --precision bfloat16 --seed 1",
     "heal_sst2": "heal sst2 DATA MODELS WORK --threads 1 --steps 300 --precision bfloat16",
     "heal_marian": "heal marian DATA MODELS WORK --threads 1 --steps 300 --precision bfloat16",
     "heal_vit": "heal vit DATA MODELS WORK --threads 1 --steps 400 --precision bfloat16",

@@ -12,7 +12,7 @@ from markdown_tables import Row, grid, table
 from table_of_hosts import hosts
 from tables_of_exports import export_int8, export_native, export_onnx
 from tables_of_families import grouped_made, rotary_collab, speech
-from tables_of_healing import heal_seeds, healed, polish
+from tables_of_healing import healed, healed_seeds, polish
 from tables_of_inputs import (
     attention_error,
     attention_rank,
@@ -306,7 +306,7 @@ TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "merge": ("merge", merge),
     "mgk_scratch": ("mgk_scratch", mgk_scratch),
     "mgk_ways": ("mgk_ways", mgk_ways),
-    "heal_seeds": ("heal_seeds", heal_seeds),
+    "healed_seeds": ("healed_seeds", healed_seeds),
     **{f"heal_{task}": (f"heal_{task}", healed) for task in ("stsb", "sst2", "marian", "vit")},
 }
 

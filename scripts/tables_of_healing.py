@@ -41,7 +41,7 @@ def healed(results: Row) -> list[str]:
     return [*table(head, body), "", where]
 
 
-def heal_seeds(results: Row) -> list[str]:
+def healed_seeds(results: Row) -> list[str]:
     """Cosine and score of what was converted and healed by several seeds."""
     found: dict[tuple[str, str], list[Row]] = {}
     for row in results["rows"]:

@@ -90,13 +90,6 @@ def add_convert(commands: Any, methods: bool) -> None:
         help="write a checkpoint of the source's own architecture, as export --native does; settings that it cannot "
         "say are refused before the work",
     )
-    command.add_argument(
-        "--polish",
-        metavar="SECONDS",
-        type=number(SECONDS),
-        help="then train the converted attention for so long to do what the original does, on the calibration data, as "
-        "distill does; nothing is trained where it is left out",
-    )
     add_device(command)
     command.add_argument("--dtype", choices=DTYPES, help="of the weights written (default: the source's)")
     command.add_argument(
@@ -139,6 +132,13 @@ def _add_ways(command: argparse.ArgumentParser) -> None:
         choices=tuple(COMPUTE),
         help="what the forward passes over the calibration data are computed in (default float32): bfloat16 is faster "
         "where the processor has it; statistics stay in float64",
+    )
+    command.add_argument(
+        "--polish",
+        metavar="SECONDS",
+        type=number(SECONDS),
+        help="then train the converted attention for so long to do what the original does, on the calibration data, as "
+        "distill does; nothing is trained where it is left out",
     )
 
 

