@@ -57,10 +57,15 @@ METHODS: dict[str, Callable[[int, int], HeadsSpec]] = {  # of width and heads
     "pruned half": lambda width, heads: PrunedSpec(keep=0.5),
     "pruned half, matching kept": lambda width, heads: PrunedSpec(keep=0.5),
     "mhe quarter": lambda width, heads: MheSpec(groups=heads // 4),
+    "mhe quarter, matching blocks left": lambda width, heads: MheSpec(groups=heads // 4),
     "merge": lambda width, heads: MgkSpec(merge=2),
+    "merge, matching blocks left": lambda width, heads: MgkSpec(merge=2),
 }
-# Heads with a job that a conversion before fine-tuning leaves.
-KEPT = {"collab eighth, matching kept": "matching", "pruned half, matching kept": "matching"}
+# What a conversion before fine-tuning leaves: the heads that match, or MiniLM's two blocks that have one.
+LEFT = {
+    "matching kept": {"keep_heads": "matching"},
+    "matching blocks left": {"blocks": "!encoder.layer.1.*,!encoder.layer.2.*"},
+}
 ROADS = ("after", "after, one epoch more", "on the way", "before", "before its head")
 
 
@@ -121,8 +126,8 @@ class Task:
     def convert(self, model: PreTrainedModel, method: str, seed: int) -> PreTrainedModel:
         """Converted by the defaults."""
         batches = self.calibration(model, seed)
-        spec, kept = self.spec(model, method), KEPT.get(method)
-        return hf_heads.convert(model, spec, calibration=batches, seed=seed, keep_heads=kept)[0]
+        left: dict[str, Any] = LEFT.get(method.partition(", ")[2], {})
+        return hf_heads.convert(model, self.spec(model, method), calibration=batches, seed=seed, **left)[0]
 
     def train_on(
         self, model: PreTrainedModel, seed: int, epochs: float, rate: float, *callbacks: Any
@@ -249,7 +254,7 @@ def _rows(task: Task, seed: int, options: argparse.Namespace) -> list[dict[str, 
     rows = row("original", "fine-tuned", finetuned)
     for method in options.methods:
         ways = _ways(task, method, seed, finetuned, options.epochs)
-        for road in options.roads if method not in KEPT else {"before"} & {*options.roads}:
+        for road in {"before"} & {*options.roads} if ", " in method else options.roads:
             rows += row(method, road, ways[road])
     return rows
 

@@ -146,12 +146,13 @@ def test_the_text_holds_the_reports_numbers_and_the_recipe(folder: Path, record:
         assert f"{record[key]:,}" in text and f"{record[key + '_before']:,}" in text
     for words in ("`tiny/bert` at", "transformers 5.", 'base = "tiny/bert"', "import hf_heads", "No fine-tuning."):
         assert words in text
-    assert "## Healed" not in text and "## Scores" not in text
+    assert "## Healed" not in text and "#healed" not in text and "## Scores" not in text
 
 
 def test_a_healed_checkpoint_is_a_finetune_with_the_numbers_of_its_training(source: Source, record: dict[str, Any]):
     drift = {"random": {"cosine": 0.8}, "held-out": {"cosine": 0.9987654321, "kl": 0.0123456789}}
-    text = model_card(source, {**record, "drift": drift, "distillation": DISTILLATION}, None)
+    healed = {**record, "drift": drift, "command": "hf-heads convert M --to mhe", "distillation": DISTILLATION}
+    text = model_card(source, healed, None)
     data = loaded(text).data
     assert data.to_dict()["base_model_relation"] == "finetune"
     name = "held-out examples of tiny.jsonl, column text | title"
@@ -168,6 +169,8 @@ def test_a_healed_checkpoint_is_a_finetune_with_the_numbers_of_its_training(sour
     ):
         assert words in section, words
     assert "61.4000" not in section and "1200.0" not in section
+    made = text.partition("## Made by")[2]
+    assert "hf-heads convert M --to mhe\n```" in made and "healing made of it is said [above](#healed)" in made
 
 
 def test_scores_are_results_on_tasks(source: Source, record: dict[str, Any]):
