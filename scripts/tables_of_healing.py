@@ -48,11 +48,13 @@ def healed_seeds(results: Row) -> list[str]:
         found.setdefault((row["task"], row["model"]), []).append(row)
     body = []
     for (task, model), rows in found.items():
-        cosines, changes = ([row[name] for row in rows] for name in ("cosine", "difference"))
-        cosine, change = (sum(values) / len(values) for values in (cosines, changes))
-        cells = [f"{cosine:.4f}", f"{min(cosines):.4f}", f"{change:+.2f}", f"{min(changes):+.2f}"]
+        cells = []
+        for name, worst, said in (("cosine", min, ".4f"), ("kl", max, ".4f"), ("difference", min, "+.2f")):
+            values = [row[name] for row in rows if name in row]
+            cells += [format(sum(values) / len(values), said), format(worst(values), said)] if values else ["", ""]
         body.append([f"{task}, {model} ({len(rows)})", *cells])
-    return table(["model (seeds)", "cosine", "the least", "difference of the score", "the least"], body)
+    names = ("cosine", "the least", "KL of logits", "the most", "difference of the score", "the least")
+    return table(["model (seeds)", *names], body)
 
 
 def polish(results: Row) -> list[str]:

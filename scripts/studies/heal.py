@@ -131,7 +131,7 @@ def seconds_of(healed: Path) -> Path:
 
 
 def keep_seed(comparison: dict[str, Any], options: argparse.Namespace) -> None:
-    """Add a seed's cosines and scores to those of other seeds."""
+    """Add a seed's cosines, KLs of logits and scores to those of other seeds."""
     path = options.results / "healed_seeds.json"
     rows = json.loads(path.read_text())["rows"] if path.is_file() else []
     rows = [row for row in rows if (row["task"], row["seed"]) != (options.task, options.seed)]
@@ -143,7 +143,7 @@ def keep_seed(comparison: dict[str, Any], options: argparse.Namespace) -> None:
                 "task": options.task,
                 "model": model["name"],
                 "seed": options.seed,
-                "cosine": model["drift"]["cosine"],
+                **{name: model["drift"][name] for name in ("cosine", "kl") if name in model["drift"]},
                 "difference": model["score"]["difference"],
                 "date": comparison["date"],
             }

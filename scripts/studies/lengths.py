@@ -63,7 +63,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--enough",
         nargs="*",
-        default=["low-rank 96", "merge", "mhe 3"],
+        default=list(METHODS),
         choices=METHODS,
         metavar="METHOD",
         help="methods that are also calibrated on as many texts as `convert` reads where nothing is said",
