@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from hf_heads.core.vocabulary import NONE, RANDOM
 from hf_heads.io.checkpoints.sources import Source
 from hf_heads.io.data.batching import make_batches, with_targets
 from hf_heads.io.data.choice import TOKENS_ENOUGH, CalibrationChoice
-from hf_heads.io.data.encoding import ENCODE
+from hf_heads.io.data.encoding import ENCODE, digest
 from hf_heads.io.data.labelled import load_labelled
 from hf_heads.io.data.lengths import count_cut, examples_by_length, mixed_examples, text_limit
 from hf_heads.io.data.made import MADE, made_examples, made_of_length, probe_examples
@@ -39,7 +39,8 @@ class Data:
 
     Attributes:
         batches: for the statistics.
-        held_out: for measuring drift; no example of `batches` is among them. Empty where there are too few.
+        held_out: for measuring drift; nothing that `batches` are made of is among them. Empty where there is too
+            little.
         description: what the data is, for reports.
         by_length: of texts, more to measure on: batches of texts of so many tokens each, made of what is held out.
     """
@@ -50,14 +51,27 @@ class Data:
     by_length: dict[int, list[Batch]] = field(default_factory=dict)
 
 
+_Held = tuple[list[dict[str, Any]], dict[int, list[dict[str, Any]]]]  # examples, and those by length
+
+
 @dataclass
 class _Part:
-    """What one source gives: encoded examples, those held out, those by length, what it all is, and its columns."""
+    """What one source gives.
+
+    Attributes:
+        examples: encoded, to calibrate on.
+        description: what it all is.
+        apart: what is to measure on, by what tells it from others.
+        hold: encodes what of that is held out.
+        seen: what tells the things apart that the examples are made of.
+        columns: that were read.
+    """
 
     examples: list[dict[str, Any]]
-    held_out: list[dict[str, Any]]
-    by_length: dict[int, list[dict[str, Any]]]
     description: str
+    apart: dict[Hashable, Any]
+    hold: Callable[[list[Any]], _Held]
+    seen: set[Hashable] = field(default_factory=set)
     columns: list[str] = field(default_factory=list)
 
 
@@ -103,14 +117,26 @@ def load_data(
     def batches(examples: list[dict[str, Any]]) -> list[Batch]:
         return finished_batches(examples, config, generate) if examples else []
 
-    lengths = sorted({length for part in parts for length in part.by_length})
-    by_length = {length: [one for part in parts for one in part.by_length.get(length, [])] for length in lengths}
+    held = _held_out(parts)
+    lengths = sorted({length for _, by_length in held for length in by_length})
+    by_length = {length: [one for _, found in held for one in found.get(length, [])] for length in lengths}
     return Data(
         batches([one for part in parts for one in part.examples]),
-        batches([one for part in parts for one in part.held_out]),
+        batches([one for examples, _ in held for one in examples]),
         f"{'; '.join(part.description for part in parts)}, seed {choice.seed}",
         {length: batches(examples) for length, examples in by_length.items()},
     )
+
+
+def _held_out(parts: Sequence[_Part]) -> list[_Held]:
+    """What of each part is held out: nothing that is calibrated on in any of them, and nothing twice."""
+    seen = set().union(*(part.seen for part in parts))
+    found = []
+    for part in parts:
+        new = {key: one for key, one in part.apart.items() if key not in seen}
+        seen |= set(new)
+        found.append(part.hold([*new.values()]))
+    return found
 
 
 def _written(choice: CalibrationChoice, model: PreTrainedModel, folder: Path | str | None, pairing: Pairing) -> _Part:
@@ -122,7 +148,7 @@ def _written(choice: CalibrationChoice, model: PreTrainedModel, folder: Path | s
     cost = f"{found.tokens:,} tokens in {found.steps:,} steps"
     words = f"{choice.count} texts of the model's own, drawn after a random token each ({cost})"
     by_length = made_by_length(model.config, folder, None)
-    return _Part(found.examples, [], by_length, ", ".join([words, *_tokens(found.examples)]))
+    return _Part(found.examples, ", ".join([words, *_tokens(found.examples)]), {}, lambda _: ([], by_length))
 
 
 def _made(
@@ -144,7 +170,8 @@ def _made(
     words = [f"{choice.count} {MADE[adapter_of(config).modality]}{reason}"]
     if adapter_of(config).modality == "text" and any("token_type_ids" in example for example in examples):
         words.append("all in two segments" if pairs else "every second in two segments")
-    return _Part(examples, held_out, made_by_length(config, folder, pairs), ", ".join([*words, *_tokens(examples)]))
+    by_length = made_by_length(config, folder, pairs)
+    return _Part(examples, ", ".join([*words, *_tokens(examples)]), {}, lambda _: (held_out, by_length))
 
 
 def _read(
@@ -167,12 +194,14 @@ def _read(
     name = f"{Path(source).name} ({', '.join(used)})"
     if of_one_size:
         held = min(HELD_OUT, len(raw) // 4)
-        raw = ENCODE[modality](raw[: choice.count + HELD_OUT], folder, None)
-        held_out, examples = raw[len(raw) - held :], raw[: len(raw) - held][: choice.count]
-        return _Part(examples, held_out, {}, f"{len(examples)} examples of {name}", used)
+        found = ENCODE[modality](raw[: choice.count + HELD_OUT], folder, None)
+        examples = found[: len(found) - held][: choice.count]
+        seen: set[Hashable] = {digest(one) for one in examples}
+        kept: dict[Hashable, Any] = {digest(one): one for one in found[len(found) - held :]}
+        return _Part(examples, f"{len(examples)} examples of {name}", kept, lambda new: (new, {}), seen, used)
     limit = text_limit(folder, choice.max_length, positions_of(config))
-    apart = min(HELD_OUT * _READ, len(raw) // 4)
-    kept, raw = raw[len(raw) - apart :], raw[: len(raw) - apart]
+    held = min(HELD_OUT * _READ, len(raw) // 4)
+    apart, raw = raw[len(raw) - held :], raw[: len(raw) - held]
     if choice.pack:
         examples = mixed_examples(raw, choice.count, modality, folder, limit, choice.seed)
     else:
@@ -185,11 +214,14 @@ def _read(
     if modality == "text" and (how := pairing.words(isinstance(raw[0], tuple), len(used))):
         words.append(how)
     words += _tokens(examples)
-    if cut := count_cut([*raw[: len(examples)], *kept[:HELD_OUT]], folder, limit):
+    if cut := count_cut([*raw[: len(examples)], *apart[:HELD_OUT]], folder, limit):
         words.append(f"{cut} texts cut at {limit}")
-    by_length = examples_by_length(kept, modality, folder, limit, choice.seed) if kept else {}
-    held_out = ENCODE[modality](list(kept[:HELD_OUT]), folder, limit)
-    return _Part(examples, held_out, by_length, ", ".join(words), used)
+
+    def hold(texts: list[Any]) -> _Held:
+        by_length = examples_by_length(texts, modality, folder, limit, choice.seed) if texts else {}
+        return ENCODE[modality](texts[:HELD_OUT], folder, limit) if texts else [], by_length
+
+    return _Part(examples, ", ".join(words), dict(zip(apart, apart, strict=True)), hold, set(raw), used)
 
 
 def _tokens(examples: Sequence[dict[str, Any]]) -> list[str]:

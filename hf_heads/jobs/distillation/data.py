@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_heads.attention.hosts.sites import WRITES
@@ -18,7 +16,7 @@ from hf_heads.core.errors import HeadsError
 from hf_heads.core.vocabulary import NONE, RANDOM
 from hf_heads.io.data.batching import collate, make_batches, pad_id, with_targets
 from hf_heads.io.data.calibration import CalibrationChoice, continue_texts
-from hf_heads.io.data.encoding import ENCODE
+from hf_heads.io.data.encoding import ENCODE, digest
 from hf_heads.io.data.labelled import finish_labelled, labelled_examples
 from hf_heads.io.data.lengths import mixed_examples, text_limit
 from hf_heads.io.data.made import made_examples
@@ -200,7 +198,7 @@ def _read(
     )
     name, used = Path(choice.single).name, ", ".join(columns)
     if modality not in ("text", "text-to-text"):
-        new = _new(((_digest(one), one) for one in ENCODE[modality](raw, folder, None)), seen, choice.single)
+        new = _new(((digest(one), one) for one in ENCODE[modality](raw, folder, None)), seen, choice.single)
         return _Part(*_apart(new, held_out, choice.count), name, used), columns
     raw = _new(((one, one) for one in raw), seen, choice.single)
     limit = text_limit(folder, choice.max_length, positions_of(teacher.config))
@@ -226,15 +224,6 @@ def _new(found: Iterable[tuple[Any, Any]], seen: set[Any], source: str) -> list[
         raise HeadsError(f"'{source}' has nothing that the data named before it has not: leave it out")
     seen.update(new)
     return list(new.values())
-
-
-def _digest(example: dict[str, Any]) -> bytes:
-    """What tells an encoded example from others in few bytes: images and sounds are large."""
-    found = hashlib.sha256()
-    for name, value in sorted(example.items()):
-        found.update(f"{name} {getattr(value, 'shape', '')}".encode())
-        found.update(value.contiguous().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode())
-    return found.digest()
 
 
 _SOURCES = ("input_ids", "input_features")

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BertForMaskedLM, BertForSequenceClassification, BertTokenizer, PreTrainedModel
+from PIL import Image
+from transformers import (
+    AutoTokenizer,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertTokenizer,
+    PreTrainedModel,
+    ViTModel,
+)
 
 import hf_heads
 from hf_heads import CollabSpec, HeadsError
@@ -18,9 +26,11 @@ from hf_heads.io.data.calibration import calibration_data, load_data, probes, pr
 from hf_heads.io.data.choice import CalibrationChoice
 from hf_heads.io.data.lengths import packed_examples, spread
 from hf_heads.io.data.made import made_examples
+from hf_heads.jobs.conversion.checkpoint import convert_checkpoint
+from hf_heads.jobs.conversion.request import ConversionRequest
 from tests.support.labelled import CLS, SEP, WORD0, words
-from tests.support.tokenizers import save_tokenizer
-from tests.support.twins import bert_config, randomize
+from tests.support.tokenizers import save_image_processor, save_tokenizer
+from tests.support.twins import bert_config, randomize, vit_config
 
 
 def model_of(folder: Path, cls: type[PreTrainedModel] = BertForMaskedLM, positions: int = 512) -> PreTrainedModel:
@@ -98,6 +108,51 @@ def test_packed_texts_follow_one_another_and_long_ones_are_cut_anywhere(tmp_path
     cuts = packed_examples([long], [8] * 6, "text", tmp_path, 0)
     starts = {example["input_ids"][1] for example in cuts}
     assert len(starts) > 2 and all(len(example["input_ids"]) == 8 for example in cuts)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_nothing_is_held_out_that_is_calibrated_on_or_that_another_source_holds_out(tmp_path: Path, pairs: bool):
+    model = model_of(tmp_path, BertForSequenceClassification)
+    rows = [{"first": words(number % 79, number % 7), "second": words(number % 7)} for number in range(200)]
+    sources = write_rows(tmp_path / "a.jsonl", [*rows[:120], *rows[:60]]), write_rows(tmp_path / "b.jsonl", rows[60:])
+    data = load_data(CalibrationChoice(sources, samples=400, pairs=pairs, pack=False), model, tmp_path)
+    learnt, held = (
+        [tuple(ids[mask.bool()].tolist()) for batch in batches for ids, mask in zip(*_ids(batch), strict=True)]
+        for batches in (data.batches, data.held_out)
+    )
+    assert held and len({*held}) == len(held) and not {*held} & {*learnt}
+    for batch in data.by_length[16]:  # several texts one after the other
+        assert len(batch["input_ids"][0]) == 16
+
+
+def _ids(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    return batch["input_ids"], batch["attention_mask"]
+
+
+def test_images_are_held_out_by_what_they_show(tmp_path: Path):
+    save_image_processor(tmp_path)
+    colours = [(number * 9 % 256, number * 31 % 256, number * 5 % 256) for number in range(60)]
+    for name, shown in (("a", [*colours[:40], *colours[:20]]), ("b", colours[20:])):
+        (tmp_path / name).mkdir()
+        for number, colour in enumerate(shown):
+            Image.new("RGB", (16, 16), colour).save(tmp_path / name / f"{number}.png")
+    choice = CalibrationChoice((str(tmp_path / "a"), str(tmp_path / "b")), samples=200)
+    data = load_data(choice, ViTModel(vit_config()), tmp_path)
+    learnt, held = (
+        {tuple(image.flatten().tolist()) for batch in batches for image in batch["pixel_values"]}
+        for batches in (data.batches, data.held_out)
+    )
+    assert held and not held & learnt and len(held) == sum(len(batch["pixel_values"]) for batch in data.held_out)
+
+
+def test_data_whose_rows_are_all_alike_holds_nothing_out(tmp_path: Path):
+    folder = tmp_path / "model"
+    model = model_of(folder)
+    choice = CalibrationChoice(write_rows(tmp_path / "t.jsonl", [{"text": words(1, 2, 3)}] * 40))
+    data = load_data(choice, model, folder)
+    assert data.batches and data.held_out == [] and data.by_length == {}
+    request = ConversionRequest(Source("x", folder), CollabSpec(rank=8), calibration=choice)
+    assert not [name for name in convert_checkpoint(request, tmp_path / "out").drift if "held-out" in name]
 
 
 def test_texts_that_are_cut_are_counted(tmp_path: Path):
