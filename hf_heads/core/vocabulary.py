@@ -42,8 +42,9 @@ LOSSES = {
     "attention": "KL of the attention maps, head by head (runs both models in eager)",
     "task": "the student's own loss on labels",
 }
+MATCHING = "matching"  # the job that fine-tuning on pairs lives by
 JOBS = {
-    "matching": "the same token in the other of two texts",
+    MATCHING: "the same token in the other of two texts",
     "same": "the same token elsewhere (in the same text; in a decoder, earlier)",
     "previous": "the token before",
     "next": "the token behind",

@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_heads.attention.spec import HeadsSpec
 from hf_heads.core.errors import HeadsWarning
+from hf_heads.core.vocabulary import MATCHING
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,16 @@ class Report:
             if text is not None:
                 warnings.warn(f"in {count} of {len(self.blocks)} blocks {text}", HeadsWarning, stacklevel=3)
 
+    def advice(self) -> str | None:
+        """What to do before fine-tuning on pairs, where heads that it lives by lost half of their attention."""
+        lost = [row["block"] for row in self.jobs if row["job"] == MATCHING and 2 * row["after"] < row["before"]]
+        specs = {block.name: block.spec for block in self.blocks if block.name in lost}
+        if not specs:
+            return None
+        able = all(type(spec).keep_exact is not HeadsSpec.keep_exact for spec in specs.values())
+        how = f"--keep-heads {MATCHING}" if able else f"--blocks '{','.join(f'!{name}' for name in specs)}'"
+        return f"before fine-tuning on pairs, leave the heads that match as they are: {how}"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON and the model card."""
         return {
@@ -87,5 +98,6 @@ class Report:
             "inputs": self.inputs,
             "compute": self.compute,
             "jobs": self.jobs,
+            "advice": self.advice(),
             "kept_heads": {name: list(heads) for name, heads in self.kept_heads.items()},
         }
