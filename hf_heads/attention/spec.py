@@ -171,10 +171,11 @@ class HeadsSpec:
         Raises:
             HeadsError: the method cannot, or not at this size; the message says what to do.
         """
-        raise HeadsError(
-            f"{self.method} cannot leave single heads exact (collab and pruned can): leave {where} out with "
-            f"blocks '!{where}', or drop keep-heads"
-        )
+        raise HeadsError(f"{self.method} cannot leave single heads of {where} exact")
+
+    def keeps_heads(self) -> bool:
+        """Whether the method can leave single heads exact, where the sizes allow it."""
+        return type(self).keep_exact is not HeadsSpec.keep_exact
 
     def refits(self) -> bool:
         """Whether the output projection is refitted after conversion, unless the caller forbids it."""

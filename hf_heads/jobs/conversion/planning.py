@@ -161,6 +161,11 @@ def plan_blocks(
                 before = block_specs(original).get(name)
                 profiles[name] = BlockProfile(dense.shape, dense, statistics, before, trial)
         planned.update(spec.plan(profiles, partial(_kept_last, ranking, kept)))
+    if unable := [name for name in kept if not planned[name].keeps_heads()]:
+        raise HeadsError(
+            f"{planned[unable[0]].method} cannot leave single heads exact (collab and pruned can): leave their blocks "
+            f"out with blocks '{','.join(f'!{name}' for name in unable)}', or drop keep-heads"
+        )
     for name, heads in kept.items():
         planned[name] = planned[name].keep_exact(heads, block_shape(blocks[name]), name)
     return planned

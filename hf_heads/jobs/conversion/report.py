@@ -73,7 +73,7 @@ class Report:
         specs = {block.name: block.spec for block in self.blocks if block.name in lost}
         if not specs:
             return None
-        able = all(type(spec).keep_exact is not HeadsSpec.keep_exact for spec in specs.values())
+        able = all(spec.keeps_heads() for spec in specs.values())
         how = f"--keep-heads {MATCHING}" if able else f"--blocks '{','.join(f'!{name}' for name in specs)}'"
         return f"before fine-tuning on pairs, leave the heads that match as they are: {how}"
 

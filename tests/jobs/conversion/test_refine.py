@@ -237,6 +237,7 @@ def test_a_job_stands_for_the_heads_that_have_it(monkeypatch: pytest.MonkeyPatch
         (hf_heads.CollabSpec(rank=8), "encoder.layer.0:1", "rank 8 is too small"),
         (hf_heads.CollabSpec(rank=16, form="tucker"), "encoder.layer.0:1", "take form cp"),
         (hf_heads.MheSpec(), "encoder.layer.0:1", "mhe cannot leave single heads exact"),
+        (hf_heads.MgkSpec(merge=2), "*:1", r"blocks '!encoder\.layer\.0\.attention\.self,!encoder\.layer\.1\."),
         (hf_heads.PrunedSpec(keep=0.0, score="weights"), "encoder.layer.0:1", "keep more heads"),
         (hf_heads.CollabSpec(rank=16), "encoder.layer.0", "is no BLOCK:HEAD"),
         (hf_heads.CollabSpec(rank=16), "encoder.layer.9:1", "no block to be converted is called"),
