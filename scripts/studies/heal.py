@@ -88,6 +88,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of healing (default float32)")
     parser.add_argument("--minutes", type=float, help="of healing, each, instead of so many steps")
     parser.add_argument("--again", action="store_true", help="convert and heal again what is in --work")
+    parser.add_argument("--settings", nargs="+", metavar="NAME", help="of other seeds: these alone, such as mhe-1")
 
 
 def checkpoints(source: Source, options: argparse.Namespace) -> list[Source]:
@@ -96,7 +97,8 @@ def checkpoints(source: Source, options: argparse.Namespace) -> list[Source]:
     work = options.work / (options.task if options.seed == 0 else f"{options.task}-{options.seed}")
     data = CalibrationChoice(files(options.task, options).train, study.columns, seed=options.seed, pack=False)
     folders: list[Source] = []
-    for name, spec in study.specs.items():
+    for name in options.settings or study.specs:
+        spec = study.specs[name]
         shot, healed = work / name, work / f"{name}-healed"
         if options.again or not shot.is_dir():
             request = ConversionRequest(source, spec, calibration=data, device=options.device)
@@ -134,10 +136,10 @@ def keep_seed(comparison: dict[str, Any], options: argparse.Namespace) -> None:
     """Add a seed's cosines, KLs of logits and scores to those of other seeds."""
     path = options.results / "healed_seeds.json"
     rows = json.loads(path.read_text())["rows"] if path.is_file() else []
-    rows = [row for row in rows if (row["task"], row["seed"]) != (options.task, options.seed)]
-    for model in comparison["models"]:
-        if model["role"] != "converted":
-            continue
+    models = [model for model in comparison["models"] if model["role"] == "converted"]
+    new = {(options.task, model["name"], options.seed) for model in models}
+    rows = [row for row in rows if (row["task"], row["model"], row["seed"]) not in new]
+    for model in models:
         rows.append(
             {
                 "task": options.task,
@@ -152,7 +154,10 @@ def keep_seed(comparison: dict[str, Any], options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    study, source = STUDIES[options.task], original(options.task, options)
+    study = STUDIES[options.task]
+    if options.settings and (options.seed == 0 or not {*options.settings} <= {*study.specs}):
+        raise SystemExit(f"--settings takes some of {', '.join(study.specs)}, and another --seed than 0")
+    source = original(options.task, options)
     choices = Choices(
         data=CalibrationChoice(files(options.task, options).dev, study.columns, study.label),
         samples=study.samples,
