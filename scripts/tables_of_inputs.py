@@ -25,12 +25,17 @@ def lengths(results: Row) -> list[str]:
     head = [*(f"{length} tokens" for length in inputs[:5]), "STS-B", "MRPC pairs", "RTE pairs"]
     body = (
         [
-            f"{row['method']}, {named[row['calibration']]}{said.get(id(row), '')}",
+            f"{row['method']}, {named[row['calibration']]}{said.get(id(row), '')}{_times(row)}",
             *(f"{row[name]:.3f}" for name in inputs),
         ]
         for row in rows
     )
     return table(["cosine of pooled embeddings", *head], body)
+
+
+def _times(row: Row) -> str:
+    """How many times the passages of other rows were measured on."""
+    return f", {row['passages']} times the passages" if "passages" in row else ""
 
 
 def attention_error(results: Row) -> list[str]:

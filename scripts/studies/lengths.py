@@ -60,6 +60,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, help="what is calibrated on")
     parser.add_argument("--samples", type=int, default=1024, help="texts to calibrate on (default 1024)")
+    parser.add_argument("--passages", type=int, default=1, help="times as many of each length to measure on")
     parser.add_argument(
         "--enough",
         nargs="*",
@@ -99,7 +100,8 @@ class Inputs:
         """Consecutive tokens of the text, special ones around each passage."""
         ids = self.tokenizer(" ".join(lines), add_special_tokens=False, verbose=False)["input_ids"]
         body, (first, last) = length - 2, (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id)
-        starts = range(0, len(ids) - body, max(body, (len(ids) - body) // LENGTHS[length]))
+        count = LENGTHS[length] * self.options.passages
+        starts = range(0, len(ids) - body, max(body, (len(ids) - body) // count))
         return self._batches([{"input_ids": [first, *ids[start : start + body], last]} for start in starts])
 
     def _batches(self, examples: list[dict[str, Any]]) -> list[Batch]:
@@ -126,18 +128,21 @@ def run(options: argparse.Namespace) -> None:
     rows = {_place(row): row for row in (json.loads(kept.read_text())["rows"] if kept.is_file() else ())}
     for kind in options.kinds:
         for name, make in _rows(kind, inputs):
-            done = options.work / f"{name}-{options.samples}.json".replace(" ", "-")
+            times, more = {}, ""
+            if options.passages > 1:
+                times, more = {"passages": options.passages}, f"-x{options.passages}"
+            done = options.work / f"{name}-{options.samples}{more}.json".replace(" ", "-")
             if not done.is_file():
-                done.write_text(json.dumps({**make(), "date": str(datetime.date.today())}))
+                done.write_text(json.dumps({**make(), **times, "date": str(datetime.date.today())}))
             row = shown(json.loads(done.read_text()))
             rows[_place(row)] = row
             save("lengths", {"rows": [rows[place] for place in sorted(rows)]}, options)
 
 
-def _place(row: dict[str, Any]) -> tuple[int, bool, int]:
+def _place(row: dict[str, Any]) -> tuple[int, bool, int, int]:
     """Where a row stands among all."""
     refined = row["objective"] == "scores" and row["method"] in REFINED
-    return KINDS.index(row["calibration"]), refined, list(METHODS).index(row["method"])
+    return KINDS.index(row["calibration"]), refined, list(METHODS).index(row["method"]), row.get("passages", 1)
 
 
 def _choice(kind: str, inputs: Inputs) -> CalibrationChoice:
