@@ -33,6 +33,7 @@ COMMANDS = {
     "mlm_pretrain": "mlm_pretrain DATA WORK --threads 1 --small --variants mha mhe-mul sha",
     "head_correlation": "head_correlation DATA WORK --threads 1 --small",
     "joined": "joined DATA MODELS --threads 1",
+    "resolutions": "resolutions DATA MODELS --threads 1",
     "roads": "roads DATA MODELS WORK --threads 1",
     "finetune_rates": "finetune_rates DATA WORK --threads 1 --precision bfloat16 --ways plain groups",
     "domains": "domains DATA WORK --threads 1 --seeds 0",

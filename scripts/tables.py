@@ -23,6 +23,7 @@ from tables_of_inputs import (
     memory,
     precision,
     recommend,
+    resolutions,
     roads,
     scaling,
 )
@@ -264,6 +265,7 @@ TABLES: dict[str, tuple[str, Callable[[Row], list[str]]]] = {
     "domains": ("domains", domains),
     "polish": ("polish", polish),
     "joined": ("joined", joined),
+    "resolutions": ("resolutions", resolutions),
     "memory": ("memory", memory),
     "recommend": ("recommend", recommend),
     "scaling": ("scaling", scaling),

@@ -8,9 +8,9 @@ from markdown_tables import Row, table
 def lengths(results: Row) -> list[str]:
     """Cosine to the original by length and on pairs, for each calibration and method."""
     named = {
-        "texts": "texts of many lengths",
-        "healed": "texts of many lengths, healed",
-        "enough": "more of them (default)",
+        "texts": "1,024 of them",
+        "healed": "1,024 of them, healed",
+        "enough": "texts of many lengths",
         "made": "made data (default)",
         "pairs": "MRPC pairs",
     }
@@ -64,6 +64,16 @@ def joined(results: Row) -> list[str]:
         for row in results["rows"]
     )
     return table(["KL in nats / same word", "one sentence", "two joined", "three joined"], body)
+
+
+def resolutions(results: Row) -> list[str]:
+    """Drift of a ViT by the size of its images."""
+    sizes = results["sizes"]
+    body = (
+        [row["method"], *(f"{row[f'kl_{size}']:.4f} / {100 * row[f'agreement_{size}']:.1f} %" for size in sizes)]
+        for row in results["rows"]
+    )
+    return table(["KL in nats / same class", *(f"{size} x {size} pixels" for size in sizes)], body)
 
 
 def roads(results: Row) -> list[str]:

@@ -43,7 +43,7 @@ METHODS: dict[str, HeadsSpec] = {
 }
 REFINED = ("collab 96", "low-rank 96", "mhe 3")  # to the original's attention maps, where that is the objective
 TASKS = ("mrpc", "rte")
-KINDS = ("texts", "healed", "enough", "made", "pairs")
+KINDS = ("enough", "texts", "healed", "made", "pairs")
 PAIRS = 256
 
 
