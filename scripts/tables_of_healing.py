@@ -42,12 +42,14 @@ def healed(results: Row) -> list[str]:
 
 
 def healed_seeds(results: Row) -> list[str]:
-    """Cosine and score of what was converted and healed by several seeds."""
+    """Cosine, KL and score of what was converted and healed by several seeds."""
     found: dict[tuple[str, str], list[Row]] = {}
     for row in results["rows"]:
         found.setdefault((row["task"], row["model"]), []).append(row)
     body = []
     for (task, model), rows in found.items():
+        if len(rows) == 1:
+            continue
         cells = []
         for name, worst, said in (("cosine", min, ".4f"), ("kl", max, ".4f"), ("difference", min, "+.2f")):
             values = [row[name] for row in rows if name in row]
