@@ -94,7 +94,9 @@ def roads(results: Row) -> list[str]:
                 paired = [row["score"] - originals[task][seed]["score"] for seed, row in rows.items()]
                 changes[task, method, way] = paired
                 cells.append(_mean(paired, "+.2f") if paired else "")
-            if any(cells):
+            if method == "original":
+                lines[-1] += cells
+            elif any(cells):
                 lines.append([method, "", *cells])
     texts = [task for task in tasks if task != "cifar10"]
     for method in methods:

@@ -1,10 +1,11 @@
 """Fine-tuning and converting in either order: MiniLM on MRPC, RTE, SST-2 and STS-B, a ViT on images; seed by seed.
 
 Fine-tuned, then converted by the command line's defaults on training examples without labels; the same with one more
-epoch; converted at two thirds of the run by the callback; and converted first, on the same examples, then fine-tuned by
-a plain Trainer: with the new head on, or the pretrained checkpoint as it is. The ViT, which tells ten classes apart,
-learns them joined two by two in their order. A row that is in --work already is not measured again, and rows of the
-results that are not measured this time stay with their dates, so that a study can be made in pieces.
+epoch, which the original gets too; converted at two thirds of the run by the callback; and converted first, on the same
+examples, then fine-tuned by a plain Trainer: with the new head on, or the pretrained checkpoint as it is. The ViT,
+which tells ten classes apart, learns them joined two by two in their order. A row that is in --work already is not
+measured again, and rows of the results that are not measured this time stay with their dates, so that a study can be
+made in pieces.
 """
 
 from __future__ import annotations
@@ -251,7 +252,10 @@ def _rows(task: Task, seed: int, options: argparse.Namespace) -> list[dict[str, 
             kept.write_text(json.dumps({**found, "date": datetime.date.today().isoformat()}))
         return [shown(json.loads(kept.read_text()))]
 
+    more = ROADS[1]
     rows = row("original", "fine-tuned", finetuned)
+    if more in options.roads:
+        rows += row("original", more, lambda: task.train_on(finetuned(), seed + 100, 1, task.rate / 2))
     for method in options.methods:
         ways = _ways(task, method, seed, finetuned, options.epochs)
         for road in {"before"} & {*options.roads} if ", " in method else options.roads:
