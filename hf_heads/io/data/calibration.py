@@ -83,6 +83,7 @@ def load_data(
     generate: Callable[[Batch], Tensor] | None = None,
     enough: bool = False,
     writes: bool = True,
+    apart: bool = True,
 ) -> Data:
     """Calibration data for a model.
 
@@ -93,6 +94,7 @@ def load_data(
         generate: for text-to-text models, target ids for a batch of sources, where the data has no targets.
         enough: read more texts where they are short and nobody says how many, see `CalibrationChoice`.
         writes: a language model writes the data that is made for it; else, and where it cannot, its tokens are random.
+        apart: hold out nothing that is in the batches as well; of no use where nobody calibrates on them.
 
     Raises:
         HeadsError: the data cannot be found or read, has no such column, or is empty; texts of the length that is
@@ -117,7 +119,7 @@ def load_data(
     def batches(examples: list[dict[str, Any]]) -> list[Batch]:
         return finished_batches(examples, config, generate) if examples else []
 
-    held = _held_out(parts)
+    held = _held_out(parts) if apart else [part.hold([*part.apart.values()]) for part in parts]
     lengths = sorted({length for _, by_length in held for length in by_length})
     by_length = {length: [one for _, found in held for one in found.get(length, [])] for length in lengths}
     return Data(
@@ -244,7 +246,13 @@ _PROBE_SEED = 20_200_629  # no calibration seed that anybody would choose
 
 
 def calibration_data(
-    source: Source, model: PreTrainedModel, choice: CalibrationChoice, *, enough: bool = False, writes: bool = True
+    source: Source,
+    model: PreTrainedModel,
+    choice: CalibrationChoice,
+    *,
+    enough: bool = False,
+    writes: bool = True,
+    apart: bool = True,
 ) -> Data:
     """Batches for a model, its inputs alone; see `load_data`.
 
@@ -253,7 +261,8 @@ def calibration_data(
     """
     if choice.source == NONE:
         raise HeadsError("inputs are needed: name data that `datasets` loads, or `random` for made ones")
-    return load_data(choice, model, source.folder, generate=_writer(model), enough=enough, writes=writes)
+    generate = _writer(model)
+    return load_data(choice, model, source.folder, generate=generate, enough=enough, writes=writes, apart=apart)
 
 
 _SPOKEN = 32  # tokens that are written for a sound

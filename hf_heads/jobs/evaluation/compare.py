@@ -88,7 +88,8 @@ def compare_checkpoints(
         choices.metric, models[0], original, replace(choices.data, samples=choices.samples), beams=choices.beams
     )
     on = replace(choices.data, samples=choices.drift_samples, pack=False)
-    data = calibration_data(original, models[0], on, writes=False)  # the same for all that is compared with it
+    # The same for all that is compared with it.
+    data = calibration_data(original, models[0], on, writes=False, apart=False)
     for source, model in zip(sources, models, strict=True):
         check_outputs(model, data.batches, f"'{source.name}'")
     rows = describe(sources, models)

@@ -91,7 +91,7 @@ def verify(
         inputs, by_length = probes(original_source, original), probes_by_length(original_source, original)
     else:
         given = replace(data, samples=data.count, pack=False)
-        found = calibration_data(original_source, original, given, writes=False)
+        found = calibration_data(original_source, original, given, writes=False, apart=False)
         inputs, by_length = found.batches, found.by_length
     drift = measure_drift(model, original, inputs)
     longer = {length: measure_drift(model, original, batches) for length, batches in by_length.items()}
