@@ -163,8 +163,8 @@ def plan_blocks(
         planned.update(spec.plan(profiles, partial(_kept_last, ranking, kept)))
     if unable := [name for name in kept if not planned[name].keeps_heads()]:
         raise HeadsError(
-            f"{planned[unable[0]].method} cannot leave single heads exact (collab and pruned can): leave their blocks "
-            f"out with blocks '{','.join(f'!{name}' for name in unable)}', or drop keep-heads"
+            f"{planned[unable[0]].method} cannot leave single heads exact: leave their blocks out with blocks "
+            f"'{','.join(f'!{name}' for name in unable)}', or drop keep-heads"
         )
     for name, heads in kept.items():
         planned[name] = planned[name].keep_exact(heads, block_shape(blocks[name]), name)
