@@ -77,7 +77,7 @@ def resolutions(results: Row) -> list[str]:
 
 
 def roads(results: Row) -> list[str]:
-    """Task scores by method and road, and what changed from the same seed's original: means over seeds."""
+    """Task scores by method and road, and what changed from the original of the same seed and machine: means."""
     found: dict[tuple[str, str, str], dict[int, Row]] = {}
     for row in results["rows"]:
         found.setdefault((row["task"], row["method"], row["road"]), {})[row["seed"]] = row
@@ -91,7 +91,7 @@ def roads(results: Row) -> list[str]:
             cells = []
             for way in ways:
                 rows = found.get((task, method, way), {})
-                paired = [row["score"] - originals[task][seed]["score"] for seed, row in rows.items()]
+                paired = [row["score"] - row["fine_tuned"] for row in rows.values()]
                 changes[task, method, way] = paired
                 cells.append(_mean(paired, "+.2f") if paired else "")
             if method == "original":
