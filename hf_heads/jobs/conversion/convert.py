@@ -20,6 +20,7 @@ from hf_heads.attention.module import HeadsAttention
 from hf_heads.attention.spec import HeadsSpec, by_pattern
 from hf_heads.core.batches import Batch, Progress
 from hf_heads.core.errors import HeadsError
+from hf_heads.core.products import warn_where_slow
 from hf_heads.core.statistics import BlockStatistics
 from hf_heads.core.vocabulary import COMPUTE, INPUTS, NONE, OBJECTIVES, RANDOM
 from hf_heads.io.checkpoints.shelf import Shelf
@@ -119,6 +120,8 @@ def convert(
     started = time.perf_counter()
     check_model(model)
     _check_known(objective=(objective, OBJECTIVES), inputs=(inputs, INPUTS), compute=(compute, COMPUTE))
+    if model.device.type == "cpu" and (team is None or team.main):
+        warn_where_slow(compute, f"compute={compute}")
     how = Running(keeper := _keeper(activations_on, model, shelf), compute)
     report = Report(model_parameters_before=_count(model), inputs=inputs, compute=compute)
     folder = check_cache(cache)

@@ -17,6 +17,7 @@ from hf_heads.attention.hosts.blocks import find_blocks
 from hf_heads.attention.hosts.table import adapter_of
 from hf_heads.core.batches import Batch, Progress
 from hf_heads.core.errors import HeadsError
+from hf_heads.core.products import warn_where_slow
 from hf_heads.core.vocabulary import RANDOM, of_length
 from hf_heads.io.checkpoints.files import check_apart, check_output
 from hf_heads.io.checkpoints.hidden import remove
@@ -76,6 +77,8 @@ def _training(
     on_cpu = device == "cpu" or not torch.accelerator.is_available()
     if on_cpu and settings.precision == "float16":
         raise HeadsError("float16 needs a GPU: take --precision bfloat16, or float32")
+    if on_cpu:
+        warn_where_slow(settings.precision, f"--precision {settings.precision}")
     # Said, since bfloat16 is taken for a GPU's otherwise.
     return training_arguments(settings, folder, use_cpu=on_cpu, **arguments)
 

@@ -17,7 +17,8 @@ from transformers import AutoModel, AutoModelForMaskedLM, BertForSequenceClassif
 
 import hf_heads
 from hf_heads import CollabSpec, HeadsSpec, MgkSpec, MheSpec, PrunedSpec
-from hf_heads.core.errors import HeadsError
+from hf_heads.core import products
+from hf_heads.core.errors import HeadsError, HeadsWarning
 from hf_heads.core.vocabulary import NONE, RANDOM
 from hf_heads.io.checkpoints.sources import resolve_source
 from hf_heads.io.data.calibration import CalibrationChoice
@@ -226,13 +227,17 @@ def test_two_processes_equal_one_on_the_same_global_batch(
     assert moved > 5e-4  # so that the tolerance says something
 
 
-def test_half_precision_without_a_gpu(run: Run, converted: Callable[..., Path], sentences: Path, tmp_path: Path):
+def test_half_precision_without_a_gpu(
+    run: Run, converted: Callable[..., Path], sentences: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     source = converted("bert", MheSpec())
     words = ["distill", source, "--data", sentences, "--steps", 20, "--batch-size", 8, "--output", tmp_path / "out"]
     found = run(*words, "--device", "cpu", "--precision", "float16")
     assert found.code == 1 and "float16 needs a GPU: take --precision bfloat16, or float32" in found.err
     assert not (tmp_path / "out").exists()
-    found = run(*words, "--precision", "bfloat16")
+    monkeypatch.setattr(products, "product_seconds", lambda dtype: {torch.bfloat16: 3, torch.float32: 1}[dtype])
+    with pytest.warns(HeadsWarning, match="3 times as long as in float32: leave out --precision bfloat16"):
+        found = run(*words, "--precision", "bfloat16")
     assert found.code == 0, found.err
 
 
