@@ -147,6 +147,7 @@ def keep_seed(comparison: dict[str, Any], options: argparse.Namespace) -> None:
                 "seed": options.seed,
                 **{name: model["drift"][name] for name in ("cosine", "kl") if name in model["drift"]},
                 "difference": model["score"]["difference"],
+                "precision": options.precision,  # of healing
                 "date": comparison["date"],
             }
         )
