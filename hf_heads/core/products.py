@@ -13,19 +13,18 @@ from hf_heads.core.vocabulary import BFLOAT16
 _SLOW = 2  # times as long as float32; what is nearer may be noise
 
 
-def warn_where_slow(precision: str, option: str) -> None:
+def warn_where_slow(precision: str) -> None:
     """Say where products in bfloat16 take the processor much longer than in float32, before hours are spent on it.
 
     Args:
         precision: what is asked for; only bfloat16 is looked at, which every processor computes somehow.
-        option: that asks for it, to be named.
     """
     if precision != BFLOAT16:
         return
     times = product_seconds(torch.bfloat16) / product_seconds(torch.float32)
     if times >= _SLOW:
         warnings.warn(
-            f"products in bfloat16 take this processor {times:.0f} times as long as in float32: leave out {option}",
+            f"products in bfloat16 take this processor {times:.0f} times as long as in float32: take that",
             HeadsWarning,
             stacklevel=3,
         )

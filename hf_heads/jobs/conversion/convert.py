@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -119,9 +119,7 @@ def convert(
     """
     started = time.perf_counter()
     check_model(model)
-    _check_known(objective=(objective, OBJECTIVES), inputs=(inputs, INPUTS), compute=(compute, COMPUTE))
-    if model.device.type == "cpu" and (team is None or team.main):
-        warn_where_slow(compute, f"compute={compute}")
+    _check_choices(model, team, objective, inputs, compute)
     how = Running(keeper := _keeper(activations_on, model, shelf), compute)
     report = Report(model_parameters_before=_count(model), inputs=inputs, compute=compute)
     folder = check_cache(cache)
@@ -162,15 +160,21 @@ def convert(
     return converted, report
 
 
-def _check_known(**given: tuple[object, Collection[str]]) -> None:
-    """Refuse values that are none of the known ones.
+def _check_choices(model: PreTrainedModel, team: Team | None, objective: str, inputs: str, compute: str) -> None:
+    """Refuse values that are none of the known ones; say where one is slow.
 
     Raises:
         HeadsError: names them.
     """
-    for name, (value, known) in given.items():
+    for name, value, known in (
+        ("objective", objective, OBJECTIVES),
+        ("inputs", inputs, INPUTS),
+        ("compute", compute, COMPUTE),
+    ):
         if value not in known:
             raise HeadsError(f"{name} is {value!r}, expected one of {', '.join(known)}")
+    if model.device.type == "cpu" and (team is None or team.main):
+        warn_where_slow(compute)
 
 
 @dataclass(frozen=True)

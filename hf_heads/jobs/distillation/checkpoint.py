@@ -78,7 +78,7 @@ def _training(
     if on_cpu and settings.precision == "float16":
         raise HeadsError("float16 needs a GPU: take --precision bfloat16, or float32")
     if on_cpu:
-        warn_where_slow(settings.precision, f"--precision {settings.precision}")
+        warn_where_slow(settings.precision)
     # Said, since bfloat16 is taken for a GPU's otherwise.
     return training_arguments(settings, folder, use_cpu=on_cpu, **arguments)
 
