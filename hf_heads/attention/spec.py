@@ -177,6 +177,10 @@ class HeadsSpec:
         """Whether the method can leave single heads exact, where the sizes allow it."""
         return type(self).keep_exact is not HeadsSpec.keep_exact
 
+    def keeps_matching(self, shape: AttentionShape) -> bool:
+        """Whether heads of a block that match stay exact where the data are pairs of texts, unless told otherwise."""
+        return False
+
     def refits(self) -> bool:
         """Whether the output projection is refitted after conversion, unless the caller forbids it."""
         return True

@@ -151,6 +151,9 @@ def print_report(record: dict[str, Any], output: Path | None) -> None:
     if jobs := record.get("jobs"):
         left = ", ".join(f"{row['job']} {row['before']:.2f} -> {row['after']:.2f}" for row in jobs)
         console.print(f"{'heads with a job':26} {left}")
+    if kept := record.get("kept_heads"):
+        heads = "; ".join(f"{name} {', '.join(map(str, heads))}" for name, heads in kept.items())
+        console.print(f"{'heads left exact':26} {heads}", markup=False, highlight=False)
     if advice := record.get("advice"):
         console.print(f"{'advice':26} {advice}", markup=False, highlight=False)
     console.print(f"{'calibration':26} {record['calibration']}", markup=False, highlight=False)

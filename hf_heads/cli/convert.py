@@ -69,8 +69,9 @@ def add_convert(commands: Any, methods: bool) -> None:
     command.add_argument(
         "--keep-heads",
         metavar="LIST",
-        help="heads to leave exact, as encoder.layer.1:7,encoder.layer.2:9, or those with a job, as matching "
-        "(`inspect --heads` shows them) [collab, pruned]",
+        help="heads to leave exact, as encoder.layer.1:7,encoder.layer.2:9, those with a job, as matching (`inspect "
+        "--heads` shows them), or none; by default those that match where the data are pairs, and for collab the rank "
+        "is below a quarter [collab, pruned]",
     )
     _add_ways(command)
     command.add_argument(

@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
                     continue
                 begun = time.process_time()
                 model, report = hf_heads.convert(
-                    study.model, SPECS[method], calibration=batches, objective=objective, keep_heads=keep
+                    study.model, SPECS[method], calibration=batches, objective=objective, keep_heads=keep or "none"
                 )
                 seconds = time.process_time() - begun
                 found, specs = probe_heads(model, unseen).found["matching"], block_specs(model)

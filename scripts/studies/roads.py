@@ -54,17 +54,17 @@ TASKS = (*TEXTS, "cifar10")
 METHODS: dict[str, Callable[[int, int], HeadsSpec]] = {  # of width and heads
     "collab quarter": lambda width, heads: CollabSpec(rank=width // 4),
     "collab eighth": lambda width, heads: CollabSpec(rank=width // 8),
-    "collab eighth, matching kept": lambda width, heads: CollabSpec(rank=width // 8),
+    "collab eighth, none kept": lambda width, heads: CollabSpec(rank=width // 8),
     "pruned half": lambda width, heads: PrunedSpec(keep=0.5),
-    "pruned half, matching kept": lambda width, heads: PrunedSpec(keep=0.5),
+    "pruned half, none kept": lambda width, heads: PrunedSpec(keep=0.5),
     "mhe quarter": lambda width, heads: MheSpec(groups=heads // 4),
     "mhe quarter, matching blocks left": lambda width, heads: MheSpec(groups=heads // 4),
     "merge": lambda width, heads: MgkSpec(merge=2),
     "merge, matching blocks left": lambda width, heads: MgkSpec(merge=2),
 }
-# What a conversion before fine-tuning leaves: the heads that match, or MiniLM's two blocks that have one.
+# What a conversion before fine-tuning leaves: not even the heads that match, or MiniLM's two blocks that have one.
 LEFT = {
-    "matching kept": {"keep_heads": "matching"},
+    "none kept": {"keep_heads": "none"},
     "matching blocks left": {"blocks": "!encoder.layer.1.*,!encoder.layer.2.*"},
 }
 ROADS = ("after", "after, one epoch more", "on the way", "before", "before its head")
@@ -260,8 +260,9 @@ def _rows(task: Task, seed: int, options: argparse.Namespace) -> list[dict[str, 
         rows += row("original", more, lambda: task.train_on(finetuned(), seed + 100, 1, task.rate / 2))
     for method in options.methods:
         ways = _ways(task, method, seed, finetuned, options.epochs)
-        for road in {"before"} & {*options.roads} if ", " in method else options.roads:
-            rows += row(method, road, ways[road])
+        for road in options.roads:
+            if ", " not in method or road.startswith("before"):
+                rows += row(method, road, ways[road])
     return rows
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_heads.attention.hosts.blocks import Block
+from hf_heads.attention.hosts.blocks import Block, find_blocks
 from hf_heads.attention.module import HeadsAttention
 from hf_heads.attention.spec import HeadsSpec, by_pattern
 from hf_heads.core.batches import Batch, Progress
@@ -35,7 +35,7 @@ from hf_heads.jobs.conversion.cache import (
 )
 from hf_heads.jobs.conversion.inputs import Calibration, calibration_batches, check_model, checked_batches
 from hf_heads.jobs.conversion.installing import block_called, install, load_weights
-from hf_heads.jobs.conversion.keeping import KeptHeads, kept_heads
+from hf_heads.jobs.conversion.keeping import KeptHeads, kept_heads, left_exact, matching_heads
 from hf_heads.jobs.conversion.planning import choose_blocks, order_heads, plan_blocks
 from hf_heads.jobs.conversion.refine import ENTRIES, pairs_sampled, refine, take_samples
 from hf_heads.jobs.conversion.refit import refit_output
@@ -88,8 +88,10 @@ def convert(
         blocks: comma-separated shell patterns of the blocks to convert; a leading `!` leaves out. None takes all.
         refit: refit output projections to the original's outputs, where cross-validation says that it helps.
         keep_heads: heads to leave exact, as `encoder.layer.1:7,encoder.layer.2:9` or a mapping from blocks to heads; a
-            job, as `matching`, stands for all heads that have it, see `hf_heads.jobs.scoring.probe`.
-            Collab gives each its own part of the rank, pruned never removes them, other methods refuse.
+            job, as `matching`, stands for all heads that have it, see `hf_heads.jobs.scoring.probe`; `none` for none.
+            Collab gives each its own part of the rank, pruned never removes them, other methods refuse. By default
+            pruned, and collab below a quarter of the width, keep those that match where most of the calibration data
+            are pairs of texts, as far as the settings leave room, and the report names them.
         objective: what errors of scores are weighed by, see `hf_heads.core.vocabulary.OBJECTIVES`: `attention`, which
             keeps more on all that was measured (docs/heads.md), or `scores`, which takes less time. Without data it is
             `scores`.
@@ -126,25 +128,25 @@ def convert(
     chosen = choose_blocks(model, spec, blocks)
     _check_finite(chosen, shelf)
     original = share_weights(model).eval()
-    report.kept_heads = kept = kept_heads(keep_heads, {name: block for name, (block, _) in chosen.items()}, original)
+    kept = kept_heads(keep_heads, chosen, original)
     batches, labelled, report.calibration = _data(model, calibration, labelled, chosen, seed)
+    kept = matching_heads(chosen, original, batches) if keep_heads is None else kept
     converted = model if inplace else copy.deepcopy(model)
     training = converted.training
     adopt(converted)
-    for one in (original, converted):
-        one.eval()
+    converted.eval()
     key = None if folder is None else model_fingerprint(original, shelf)
     asked = [{name: asked_of(one) for name, one in by_pattern(spec).items()}, blocks, kept, refit, objective, inputs]
     finished = FinishedBlocks(folder, key, asked, compute, seed, batches, labelled)
     team = team or Team()
     ranking = partial(order_heads, original, batches, labelled, seed, team, progress)
     with keeper:
-        specs = finished.plan(team, lambda: plan_blocks(original, chosen, batches, ranking, progress, kept, how, team))
-        repeats = None
-        refinable = any(get_method(one.method).scores and one.refines() for one in specs.values())
-        if objective == "attention" and refinable and batches is not None:
-            report.objective = objective
-            repeats = _repeats(model, batches, chosen, seed)
+        must = keep_heads is not None
+        plan = partial(plan_blocks, original, chosen, batches, ranking, progress, kept, must, how, team)
+        specs = finished.plan(team, plan)
+        report.kept_heads = left_exact(kept, specs, chosen)
+        repeats = _repeats(model, batches, specs, objective, seed)
+        report.objective = "scores" if repeats is None else objective
         # Now, since nothing may run the original while batches wait at its blocks.
         weights = _token_weights(original, batches or (), specs, seed) if refit else {}
         of_batches, of_blocks = (team, Team()) if inputs == "converted" and batches is not None else (Team(), team)
@@ -214,10 +216,17 @@ def _keeper(where: str, model: PreTrainedModel, shelf: Shelf | None) -> Activati
 
 
 def _repeats(
-    model: PreTrainedModel, batches: Sequence[Batch], chosen: Mapping[str, tuple[Block, HeadsSpec]], seed: int
-) -> list[Batch]:
-    """Inputs with tokens that repeat, as many as there is room for; none for models of no tokens."""
-    room = ENTRIES // (2 * max(block_shape(block).heads for block, _ in chosen.values()) or 1)
+    model: PreTrainedModel,
+    batches: Sequence[Batch] | None,
+    specs: Mapping[str, HeadsSpec],
+    objective: str,
+    seed: int,
+) -> list[Batch] | None:
+    """Inputs with tokens that repeat, as many as there is room for, none without tokens; None where nothing refines."""
+    refinable = any(get_method(one.method).scores and one.refines() for one in specs.values())
+    if objective != "attention" or not refinable or batches is None:
+        return None
+    room = ENTRIES // (2 * max(block_shape(block).heads for block in find_blocks(model) if block.name in specs) or 1)
     return made_repeats(batches, model.config, special_ids(model), seed, pairs_sampled, room)
 
 

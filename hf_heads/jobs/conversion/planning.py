@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -130,7 +131,8 @@ def plan_blocks(
     calibration: Sequence[Batch] | None,
     ranking: RankHeads,
     progress: Progress | None,
-    kept: Mapping[str, tuple[int, ...]] | None = None,
+    kept: Mapping[str, tuple[int, ...]],
+    must: bool,
     how: Running = PLAIN,
     team: Team | None = None,
 ) -> dict[str, HeadsSpec]:
@@ -138,9 +140,10 @@ def plan_blocks(
 
     Heads of `kept` are removed last, and left exact where the method can. `how` is how batches run, which the
     processes of a team share.
-    """
-    kept = kept or {}
 
+    Raises:
+        HeadsError: heads of `kept` `must` be left exact, and settings cannot.
+    """
     groups: dict[HeadsSpec, list[str]] = {}
     for name, (_, spec) in chosen.items():
         groups.setdefault(spec, []).append(name)
@@ -161,13 +164,15 @@ def plan_blocks(
                 before = block_specs(original).get(name)
                 profiles[name] = BlockProfile(dense.shape, dense, statistics, before, trial)
         planned.update(spec.plan(profiles, partial(_kept_last, ranking, kept)))
-    if unable := [name for name in kept if not planned[name].keeps_heads()]:
+    unable = [name for name in kept if not planned[name].keeps_heads()]
+    if unable and must:
         raise HeadsError(
             f"{planned[unable[0]].method} cannot leave single heads exact: leave their blocks out with blocks "
             f"'{','.join(f'!{name}' for name in unable)}', or drop keep-heads"
         )
     for name, heads in kept.items():
-        planned[name] = planned[name].keep_exact(heads, block_shape(blocks[name]), name)
+        with nullcontext() if must else suppress(HeadsError):
+            planned[name] = planned[name].keep_exact(heads, block_shape(blocks[name]), name)
     return planned
 
 

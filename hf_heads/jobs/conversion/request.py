@@ -27,7 +27,8 @@ class ConversionRequest:
         calibration: what to calibrate on.
         blocks: which blocks to convert, see `hf_heads.convert`; None takes all.
         refit: refit output projections.
-        keep_heads: heads to leave exact, `BLOCK:HEAD` separated by commas, see `hf_heads.convert`; None keeps none.
+        keep_heads: heads to leave exact, `BLOCK:HEAD` separated by commas, `none`, or None for what `hf_heads.convert`
+            keeps by itself.
         objective: what errors of scores are weighed by, one of `OBJECTIVES`.
         inputs: what blocks are converted on, one of `INPUTS`.
         cache: a folder for what can be used again, see `hf_heads.convert`; None keeps nothing.

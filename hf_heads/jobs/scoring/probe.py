@@ -6,7 +6,7 @@ token elsewhere, at the token before, or at what followed the last time (Olsson 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -247,6 +247,23 @@ def _given_segments(batch: Batch) -> Tensor | None:
     """The segments of given inputs, where there are two."""
     types = batch.get("token_type_ids")
     return types if types is not None and bool(types.any()) else None
+
+
+def share_of_pairs(model: PreTrainedModel, batches: Iterable[Batch]) -> float:
+    """The share of sequences that are two texts: by their segments, or where there are none by the separators."""
+    _, between, _ = _around(model)
+    pairs = total = 0
+    for batch in batches:
+        if "input_ids" not in batch:
+            continue
+        ids = batch["input_ids"]
+        if "token_type_ids" in batch:
+            second = batch["token_type_ids"] > 0
+        else:
+            separator = torch.isin(ids, torch.tensor(between, device=ids.device)).int()
+            second = separator.diff(dim=1).eq(1).cumsum(1) > 1
+        pairs, total = pairs + int(second.any(1).sum()), total + len(ids)
+    return pairs / total if total else 0.0
 
 
 def has_probes(model: PreTrainedModel) -> bool:

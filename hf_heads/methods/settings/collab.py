@@ -74,6 +74,10 @@ class CollabSpec(RankSpec):
             )
         return dataclasses.replace(self, exact=heads)
 
+    def keeps_matching(self, shape: AttentionShape) -> bool:
+        # From a quarter of the width on they keep nine tenths of their attention anyway.
+        return self.form == "cp" and self.rank is not None and 4 * self.rank < shape.heads * shape.head_dim
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedCollab(CollabSpec):

@@ -167,6 +167,10 @@ class PrunedSpec(HeadsSpec):
             )
         return self  # heads that stay are exact
 
+    def keeps_matching(self, shape: AttentionShape) -> bool:
+        chosen = self.procedure is None and self.scores is None and self.rule not in CONSTANT_RULES
+        return self.keep is not None and chosen
+
     def refits(self) -> bool:
         by_itself = self.keep is not None and self.procedure is None  # the paper removes heads and leaves the rest
         return by_itself if self.repair is None else self.repair
