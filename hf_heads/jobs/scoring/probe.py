@@ -258,7 +258,7 @@ def share_of_pairs(model: PreTrainedModel, batches: Iterable[Batch]) -> float:
             continue
         ids = batch["input_ids"]
         if "token_type_ids" in batch:
-            second = batch["token_type_ids"] > 0
+            second = batch["token_type_ids"] == 1  # XLNet counts the token at the end as a third
         else:
             separator = torch.isin(ids, torch.tensor(between, device=ids.device)).int()
             second = separator.diff(dim=1).eq(1).cumsum(1) > 1
