@@ -24,7 +24,7 @@ def warn_where_slow(precision: str) -> None:
     times = product_seconds(torch.bfloat16) / product_seconds(torch.float32)
     if times >= _SLOW:
         warnings.warn(
-            f"products in bfloat16 take this processor {times:.0f} times as long as in float32: take that",
+            f"products in bfloat16 take this processor {times:.0f} times as long as in float32: take float32",
             HeadsWarning,
             stacklevel=3,
         )

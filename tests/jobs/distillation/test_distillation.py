@@ -236,7 +236,7 @@ def test_half_precision_without_a_gpu(
     assert found.code == 1 and "float16 needs a GPU: take --precision bfloat16, or float32" in found.err
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(products, "product_seconds", lambda dtype: {torch.bfloat16: 3, torch.float32: 1}[dtype])
-    with pytest.warns(HeadsWarning, match="3 times as long as in float32: leave out --precision bfloat16"):
+    with pytest.warns(HeadsWarning, match="3 times as long as in float32: take float32"):
         found = run(*words, "--precision", "bfloat16")
     assert found.code == 0, found.err
 
