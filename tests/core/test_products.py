@@ -21,9 +21,9 @@ def takes(monkeypatch: pytest.MonkeyPatch, seconds: dict[torch.dtype, float]):
 
 def test_a_processor_without_products_in_bfloat16(monkeypatch: pytest.MonkeyPatch):
     takes(monkeypatch, {torch.bfloat16: 0.07, torch.float32: 0.001})
-    with pytest.warns(HeadsWarning, match=r"bfloat16 take this processor 70 times .* float32"):
+    with pytest.warns(HeadsWarning, match=r"bfloat16 take this processor 70 times .* float32: take float32"):
         warn_where_slow("bfloat16")
-    with pytest.warns(HeadsWarning, match="70 times"):
+    with pytest.warns(HeadsWarning, match="70 times as long as in float32: take float32"):
         convert(TWINS["bert"].model(), CollabSpec(rank=WIDTH // 2), calibration="none", compute="bfloat16")
 
 

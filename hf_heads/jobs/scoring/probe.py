@@ -251,8 +251,8 @@ def _given_segments(batch: Batch) -> Tensor | None:
 
 def share_of_pairs(model: PreTrainedModel, batches: Iterable[Batch]) -> float:
     """The share of sequences that are two texts: by their segments, or where there are none by the separators."""
-    _, between, _ = _around(model)
     pairs = total = 0
+    separators: list[int] | None = None
     for batch in batches:
         if "input_ids" not in batch:
             continue
@@ -260,7 +260,8 @@ def share_of_pairs(model: PreTrainedModel, batches: Iterable[Batch]) -> float:
         if "token_type_ids" in batch:
             second = batch["token_type_ids"] == 1  # XLNet counts the token at the end as a third
         else:
-            separator = torch.isin(ids, torch.tensor(between, device=ids.device)).int()
+            separators = _around(model)[1] if separators is None else separators
+            separator = torch.isin(ids, torch.tensor(separators, dtype=ids.dtype, device=ids.device)).int()
             second = separator.diff(dim=1).eq(1).cumsum(1) > 1
         pairs, total = pairs + int(second.any(1).sum()), total + len(ids)
     return pairs / total if total else 0.0

@@ -110,3 +110,4 @@ def test_pairs_are_told_by_separators_where_there_are_no_segments(tmp_path: Path
     assert share_of_pairs(model, [{"input_ids": torch.tensor([one, one, one, two])}]) == 0.25
     assert share_of_pairs(model, [{"input_ids": torch.tensor([one, two])}, {"input_ids": torch.tensor([two])}]) == 2 / 3
     assert share_of_pairs(model, [{"pixel_values": torch.zeros(2, 3, 8, 8)}]) == 0
+    assert share_of_pairs(twin(), [{"input_ids": torch.tensor([one, two])}]) == 0  # no tokenizer says what separates
