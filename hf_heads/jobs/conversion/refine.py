@@ -20,7 +20,7 @@ from hf_heads.jobs.conversion.stepping import Stop, real_queries, received_mask
 from hf_heads.jobs.team import Team
 
 QUERIES = 32  # of each sequence, at most
-ENTRIES = 6_000_000  # of all sampled maps of a block together, at most
+ENTRIES = 24_000_000  # of all sampled maps of a block together, at most
 HELD_OUT = 5  # one sequence in so many is watched, not fitted
 STEPS = 12
 RIDGE = 1e-2
